@@ -1,0 +1,1 @@
+"""Recorded results of rmbook as JSON files; read them with `rmbook.results.load_recorded`."""

@@ -1,0 +1,266 @@
+"""The masked linear layer: y = x (W + S)^T + b, where S has the values that are trained and W never changes.
+
+The design is *merged weight + tap*. The layer's own weight holds W + S, so the forward pass is the plain linear
+layer and autograd's own frozen path gives the input's gradient. A tiny autograd function, the identity on y, adds
+the gradient of the values by a sampled product. No dense copy of W and no dense gradient of W is ever made.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rmbook.masks import Mask
+from rmbook.sampled import sampled_product
+
+COMPACT_BELOW = 0.3  # keep only the touched columns of the input when they are at most this share of all columns
+
+
+def masked_linear_reference(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, mask: Mask, values: torch.Tensor
+) -> torch.Tensor:
+    """y = x (W + S)^T + b with a dense S, differentiable any number of times.
+
+    The reference that the fast layer is tested against, and the form to use for curvature (Hessian-vector
+    products), which the fast layer refuses. It costs a dense copy and a dense gradient.
+
+    Args:
+        input: (..., in).
+        weight: (out, in), the unmasked weight W.
+        bias: (out,) or None.
+        mask: positions of S in an (out, in) matrix.
+        values: (nnz,) entries of S at the mask's positions.
+
+    Returns:
+        (..., out).
+    """
+    delta = torch.zeros(mask.numel, dtype=values.dtype, device=values.device)
+    delta = delta.index_put((mask.positions.long(),), values).view(mask.shape)  # (out, in)
+    return F.linear(input, weight + delta.to(weight.dtype), bias)
+
+
+class _Tap(torch.autograd.Function):
+    """Identity on `output`; its backward adds the gradient of `values`.
+
+    The fast path drops terms of the second derivative (the merged weight is a constant to autograd), so building a
+    graph of the gradient raises at once, instead of giving a wrong Hessian later. `once_differentiable` is not
+    enough: with `allow_unused=True` its error node is never reached and the Hessian would silently be zero.
+    """
+
+    @staticmethod
+    def forward(ctx, output, values, input, row_starts, columns):
+        ctx.save_for_backward(input, row_starts, columns)
+        ctx.values_dtype = values.dtype
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        if torch.is_grad_enabled() and grad_output.requires_grad and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "a MaskedLinear layer cannot be differentiated twice (create_graph=True): its fast path would lose "
+                "terms of the Hessian. Run the forward pass inside RandomMask.dense_form() for curvature."
+            )
+        input, row_starts, columns = ctx.saved_tensors
+        grad_values = None
+        if ctx.needs_input_grad[1]:
+            grad_values = torch.ops.rmbook.sampled_product(
+                grad_output.reshape(-1, grad_output.shape[-1]),
+                input.reshape(-1, input.shape[-1]),
+                row_starts,
+                columns,
+            ).to(ctx.values_dtype)
+        return grad_output, grad_values, None, None, None
+
+
+@torch.library.custom_op("rmbook::sampled_product", mutates_args=())
+def _sampled_product_op(
+    grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    # Opaque to torch.compile, which would otherwise break the graph at the sparse tensor.
+    return sampled_product(grad_output, input, row_starts, columns)
+
+
+@_sampled_product_op.register_fake
+def _(grad_output, input, row_starts, columns):
+    both_double = grad_output.dtype == input.dtype == torch.float64
+    return columns.new_empty(columns.shape, dtype=torch.float64 if both_double else torch.float32)
+
+
+@torch.library.custom_op("rmbook::merge_", mutates_args=("weight", "merged"))
+def _merge_op(
+    weight: torch.Tensor, merged: torch.Tensor, values: torch.Tensor, original: torch.Tensor, positions: torch.Tensor
+) -> None:
+    # The same refresh as a mutating op, so that a compiled graph keeps it and its order.
+    if not _same_bits(values, merged):
+        _merge(weight, merged, values, original, positions)
+
+
+def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    # Bits, not numbers: NaN must equal itself here, or a diverged layer would be rewritten at every forward.
+    integer = torch.int64 if left.dtype == torch.float64 else torch.int32
+    return torch.equal(left.view(integer), right.view(integer))
+
+
+def _merge(weight, merged, values, original, positions):
+    # Overwrite from the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
+    # index_copy_, not scatter_: on the CPU the latter costs out * in in bf16.
+    new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
+    weight.view(-1).index_copy_(0, positions.long(), new)
+    merged.copy_(values)
+
+
+def _values_dtype(weight: torch.Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer that trains only the entries of a mask: y = x (W + S)^T + b.
+
+    Made from an existing `nn.Linear` by `MaskedLinear.attach`, which turns the module itself into this class: names,
+    hooks and references to it stay valid. `detach` turns it back, with the original weight bit for bit.
+
+    Attributes:
+        weight: (out, in), frozen; holds W + S, brought up to date by each forward pass. `state_dict` reports W.
+        values: (nnz,) parameter, the entries of S; float32, or float64 for a float64 weight.
+        mask: positions of S.
+        original: (nnz,) entries of W at the mask's positions, in W's dtype.
+        dense_form: whether forward is `masked_linear_reference` (slow, differentiable any number of times).
+    """
+
+    values: nn.Parameter
+    dense_form = False
+
+    @classmethod
+    def attach(cls, linear: nn.Linear, mask: Mask) -> "MaskedLinear":
+        """Turn `linear` into a masked layer, with values starting at zero (so the output does not change).
+
+        Raises:
+            TypeError: if it is not exactly an `nn.Linear`, which covers quantised layers, or is masked already.
+            ValueError: if its weight is on the meta device, of an unsupported dtype or layout, or the mask has
+                another shape.
+        """
+        check_maskable(linear)
+        if tuple(linear.weight.shape) != mask.shape:
+            raise ValueError(f"the mask has shape {mask.shape}, the weight {tuple(linear.weight.shape)}.")
+        weight = linear.weight.requires_grad_(False)
+        linear.__class__ = cls
+        linear._set_mask(mask.to(weight.device))
+        linear.values = nn.Parameter(torch.zeros(mask.nnz, dtype=_values_dtype(weight), device=weight.device))
+        linear._save_original()
+        return linear
+
+    def detach(self) -> nn.Linear:
+        """Turn the module back into a plain `nn.Linear` with the original weight, bit for bit."""
+        self._restore()
+        return self._forget()
+
+    def bake(self) -> nn.Linear:
+        """Turn the module back into a plain `nn.Linear` whose weight keeps W + S."""
+        self.refresh()
+        return self._forget()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring the merged weight up to date with the values; does nothing when they have not changed.
+
+        Values are compared, not version counters: fused optimisers, `.data` writes, `functional_call` and deepcopy
+        change them without a new version. And an unneeded write would forbid two forwards before one backward.
+        """
+        if torch.compiler.is_compiling():
+            torch.ops.rmbook.merge_(self.weight, self.merged, self.values, self.original, self.mask.positions)
+        elif not _same_bits(self.values, self.merged):
+            _merge(self.weight, self.merged, self.values, self.original, self.mask.positions)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """y = x (W + S)^T + b; (..., in) to (..., out)."""
+        if self.dense_form:
+            return masked_linear_reference(input, self.weight, self.bias, self.mask, self.values)
+        self.refresh()
+        output = F.linear(input, self.weight, self.bias)
+        if not (torch.is_grad_enabled() and self.values.requires_grad):
+            return output
+        if self.touched is not None:
+            input = input.index_select(-1, self.touched)  # all that the backward pass needs
+        return _Tap.apply(output, self.values, input.detach(), self.row_starts, self.columns)
+
+    def train(self, mode: bool = True) -> "MaskedLinear":
+        """As `nn.Module.train`; also refreshes, for callers that read `weight` without calling the layer."""
+        if not self.dense_form:
+            self.refresh()
+        return super().train(mode)
+
+    def set_dense_form(self, dense_form: bool) -> None:
+        """Switch between the fast layer and the reference form, in which `weight` holds W instead of W + S."""
+        if dense_form:
+            self._restore()
+        self.dense_form = dense_form
+
+    def extra_repr(self) -> str:
+        """Sizes, as in `nn.Linear`, and how many entries are trained."""
+        return f"{super().extra_repr()}, trained={self.mask.nnz} of {self.mask.numel}"
+
+    # -- state: everything below keeps W, the values and the merged weight consistent --------------------------
+
+    def _set_mask(self, mask: Mask) -> None:
+        # Plain attributes, not buffers: DistributedDataParallel would broadcast buffers at every forward.
+        self.mask, self.row_starts, self.columns, self.touched = mask, mask.row_starts, mask.columns, None
+        touched, compact = torch.unique(mask.columns, return_inverse=True)
+        if touched.numel() <= COMPACT_BELOW * mask.shape[1]:
+            self.touched, self.columns = touched, compact.to(torch.int32)
+
+    @torch.no_grad()
+    def _save_original(self) -> None:
+        self.original = self.weight.view(-1).index_select(0, self.mask.positions)
+        self.merged = torch.zeros_like(self.values)  # W + 0 is what the weight holds now
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        self.weight.view(-1).index_copy_(0, self.mask.positions.long(), self.original)
+        self.merged.zero_()
+
+    def _forget(self) -> nn.Linear:
+        for name in ("values", "mask", "row_starts", "columns", "touched", "original", "merged"):
+            delattr(self, name)
+        self.__dict__.pop("dense_form", None)
+        self.__class__ = nn.Linear
+        return self
+
+    def _apply(self, fn, recurse=True):
+        # Moves and casts W, not W + S: the values keep their precision and are merged anew.
+        self._restore()
+        values = self._parameters.pop("values")
+        super()._apply(fn, recurse)
+        for tensor in (values,) if values.grad is None else (values, values.grad):
+            tensor.data = tensor.data.to(self.weight.device, _values_dtype(self.weight))
+        self._parameters["values"] = values
+        self._set_mask(self.mask.to(self.weight.device))
+        self._save_original()
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        original = self.weight.detach().clone()  # the base's own weight: the values are saved beside it
+        original.view(-1).index_copy_(0, self.mask.positions.long(), self.original)
+        destination[prefix + "weight"] = original
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._restore()
+        super()._load_from_state_dict(*args, **kwargs)
+        self._save_original()
+
+
+def check_maskable(linear: nn.Module) -> None:
+    """Raise if `linear` cannot be turned into a masked layer; see `MaskedLinear.attach`."""
+    if isinstance(linear, MaskedLinear):
+        raise TypeError("the layer is masked already; remove the first mask (RandomMask.remove) before adding another.")
+    if type(linear) is not nn.Linear:
+        raise TypeError(
+            f"expected a plain torch.nn.Linear, got {type(linear).__module__}.{type(linear).__qualname__}; quantised, "
+            "embedding, convolution and other layers are not supported: name targets that are linear layers."
+        )
+    weight = linear.weight
+    if weight.is_meta:
+        raise ValueError("its weight is on the meta device and holds no numbers; load the weights before masking.")
+    if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"its weight has dtype {weight.dtype}; float32, bfloat16, float16 or float64 is needed.")
+    if type(weight.data) is not torch.Tensor or weight.layout is not torch.strided or not weight.is_contiguous():
+        raise ValueError("its weight is not a plain contiguous tensor (quantised, sharded or sparse); it is unsupported.")

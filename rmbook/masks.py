@@ -1,0 +1,188 @@
+"""Random masks: exact Bernoulli positions of a matrix in O(number of positions) time and memory.
+
+A mask in the paper (Xu & Zhang 2024, section 3.1) is a 0/1 matrix with i.i.d. Bernoulli(density) entries.
+Drawing one uniform number for every entry costs O(out * in); here only the *gaps* between chosen entries are
+drawn. Gaps of i.i.d. Bernoulli trials are geometric, so their running sum gives exactly the same distribution
+at a cost that depends on how many entries are chosen, not on how many there are.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+
+def check_density(density: float) -> float:
+    """Return `density` as a float, or raise.
+
+    Raises:
+        ValueError: if it is not a number in [0, 1].
+    """
+    if isinstance(density, bool) or not isinstance(density, (int, float, np.integer, np.floating)):
+        raise ValueError(f"density must be a number in [0, 1], got {density!r} of type {type(density).__name__}.")
+    density = float(density)
+    if not 0.0 <= density <= 1.0:  # also catches NaN
+        raise ValueError(
+            f"density is the probability that an entry is trained and must lie in [0, 1], got {density}. "
+            "If you meant a share of all parameters of the model, pass it as ratio."
+        )
+    return density
+
+
+def check_seed(seed: int) -> int:
+    """Return `seed` as an int, or raise ValueError if it is not an integer."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise ValueError(f"seed must be an integer, got {seed!r} of type {type(seed).__name__}.")
+    return int(seed)
+
+
+def ratio_to_density(ratio: float, total_parameters: int, target_parameters: int) -> float:
+    """Density inside the target matrices that trains a given share of the whole model.
+
+    The paper's "Params" column counts trainable entries over **all** parameters of the model, while masks live
+    only in some matrices, so density = ratio * total_parameters / target_parameters.
+
+    Args:
+        ratio: wanted trainable entries / all parameters of the model, in [0, 1].
+        total_parameters: number of parameters of the model (tied ones counted once).
+        target_parameters: number of entries of the target matrices.
+
+    Raises:
+        ValueError: if `ratio` is not in [0, 1] or is larger than the targets can hold.
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float, np.integer, np.floating)):
+        raise ValueError(f"ratio must be a number in [0, 1], got {ratio!r} of type {type(ratio).__name__}.")
+    ratio = float(ratio)
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"ratio is trainable / all parameters and must lie in [0, 1], got {ratio}.")
+    if not 0 < target_parameters <= total_parameters:
+        raise ValueError(
+            f"target_parameters must be between 1 and total_parameters, got {target_parameters} of {total_parameters}."
+        )
+    if ratio * total_parameters > target_parameters:
+        raise ValueError(
+            f"ratio {ratio:g} asks for {ratio * total_parameters:,.0f} trainable entries, but the targets hold only "
+            f"{target_parameters:,} of the model's {total_parameters:,} parameters. "
+            f"The largest possible ratio here is {target_parameters / total_parameters:.6g}; "
+            "lower the ratio or name more targets."
+        )
+    return ratio * total_parameters / target_parameters
+
+
+def density_to_ratio(density: float, total_parameters: int, target_parameters: int) -> float:
+    """Inverse of `ratio_to_density`: the expected share of all parameters that a density trains."""
+    if not 0 < target_parameters <= total_parameters:
+        raise ValueError(
+            f"target_parameters must be between 1 and total_parameters, got {target_parameters} of {total_parameters}."
+        )
+    return check_density(density) * target_parameters / total_parameters
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Which entries of an (out, in) matrix are trained.
+
+    Attributes:
+        shape: (out, in).
+        positions: flat row-major positions, sorted and unique, (nnz,); int32, or int64 where the matrix has more
+            than 2**31 entries.
+    """
+
+    shape: tuple[int, int]
+    positions: torch.Tensor
+
+    @property
+    def nnz(self) -> int:
+        """Number of chosen entries."""
+        return self.positions.numel()
+
+    @property
+    def numel(self) -> int:
+        """Number of entries of the matrix."""
+        return self.shape[0] * self.shape[1]
+
+    @cached_property
+    def rows(self) -> torch.Tensor:
+        """Output index of each position, (nnz,)."""
+        return torch.div(self.positions, self.shape[1], rounding_mode="floor")
+
+    @cached_property
+    def columns(self) -> torch.Tensor:
+        """Input index of each position, (nnz,) int32: with `row_starts` the CSR form of the mask."""
+        return torch.remainder(self.positions, self.shape[1]).to(torch.int32)
+
+    @cached_property
+    def row_starts(self) -> torch.Tensor:
+        """CSR row pointer: row r owns positions[row_starts[r]:row_starts[r + 1]]; (out + 1,) int32."""
+        starts = torch.arange(self.shape[0] + 1, device=self.positions.device) * self.shape[1]  # int64: may pass 2**31
+        return torch.searchsorted(self.positions.long(), starts).to(torch.int32)
+
+    def to(self, device: torch.device | str) -> "Mask":
+        """The same mask with its positions on `device`; itself if they are there already."""
+        positions = self.positions.to(device)
+        return self if positions is self.positions else Mask(self.shape, positions)
+
+    def dense(self, dtype: torch.dtype = torch.bool) -> torch.Tensor:
+        """The mask as an (out, in) matrix of zeros and ones: for teaching and tests, it costs O(out * in)."""
+        matrix = torch.zeros(self.numel, dtype=dtype, device=self.positions.device)
+        matrix[self.positions.long()] = 1
+        return matrix.view(self.shape)
+
+    def digest(self) -> str:
+        """SHA-256 of shape and positions: two masks are equal exactly when their digests are."""
+        positions = self.positions.cpu().to(torch.int64).numpy().astype("<i8")
+        return hashlib.sha256(repr(tuple(self.shape)).encode() + positions.tobytes()).hexdigest()
+
+
+def sample_mask(shape: tuple[int, int], density: float, seed: int, name: str) -> Mask:
+    """Draw i.i.d. Bernoulli(density) positions of an (out, in) matrix (section 3.1 of the paper).
+
+    The draw depends on (seed, name, shape, density) alone: not on the order in which layers are visited, on the
+    device, on the number of threads or on any global random state. Different names give independent masks.
+
+    Args:
+        shape: (out, in), both at least 1.
+        density: probability that an entry is chosen, in [0, 1].
+        seed: any integer.
+        name: the parameter's name in its model, for example "layers.0.q_proj.weight".
+
+    Raises:
+        ValueError: for a density outside [0, 1], a seed that is no integer or a shape that is no matrix.
+    """
+    density, seed = check_density(density), check_seed(seed)
+    if len(shape) != 2 or any(size < 1 for size in shape):
+        raise ValueError(f"a mask needs the shape (out, in) of a matrix with at least one entry, got {tuple(shape)}.")
+    # A counter-based generator keyed by a hash: NumPy guarantees the raw stream of Philox across versions.
+    key = hashlib.sha256(f"rmbook mask 1\0{seed}\0{name}".encode()).digest()[:16]
+    raw = np.random.Philox(key=int.from_bytes(key, "little"))
+    return Mask(tuple(int(size) for size in shape), _bernoulli_positions(math.prod(shape), density, raw))
+
+
+def _bernoulli_positions(numel: int, density: float, raw: np.random.BitGenerator) -> torch.Tensor:
+    """Positions of successes among `numel` Bernoulli(density) trials, by geometric gaps.
+
+    The number of failures before the next success is floor(log(1 - U) / log(1 - density)) for uniform U. U has
+    53 random bits, so probabilities are exact to about 1e-16; a comparison `rand < density` in float32 is off by
+    +1.3 % at density 1e-6, and the paper's `rand > 1 - density` by -4.6 %.
+    """
+    dtype = torch.int32 if numel <= 2**31 else torch.int64
+    if density == 0.0:
+        return torch.empty(0, dtype=dtype)
+    if density == 1.0:
+        return torch.arange(numel, dtype=dtype)
+    log_failure = math.log1p(-density)
+    chunks, last = [], -1
+    while last < numel - 1:
+        expected = (numel - 1 - last) * density
+        count = int(expected + 4 * math.sqrt(expected)) + 16  # one round is nearly always enough
+        bits = torch.from_numpy((raw.random_raw(count) >> np.uint64(11)).astype(np.int64))
+        uniform = bits.to(torch.float64) * 2.0**-53  # [0, 1)
+        # torch's log1p gives the same bits on every instruction set it supports; NumPy's does not.
+        gaps = (torch.log1p(-uniform) / log_failure).clamp_(max=numel).to(torch.int64)  # clamp: no int64 overflow
+        positions = last + torch.cumsum(gaps + 1, 0)
+        last = int(positions[-1])
+        chunks.append(positions[: torch.searchsorted(positions, numel)].to(dtype))
+    return torch.cat(chunks)

@@ -1,0 +1,97 @@
+"""Recorded results: JSON files that say what was measured, and with what.
+
+A chapter computes what the hardware at hand can and reads the rest from such a file. Each has a stamp: date,
+hardware, versions, commit and the command that makes it again.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("numpy", "torch", "transformers", "peft", "accelerate", "scikit-learn", "rmbook")
+
+
+def stamp(command: str) -> dict[str, Any]:
+    """Where and with what a result is being made: date (UTC), hardware, versions, commit, command."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "hardware": {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "commit": _commit(),
+        "command": command,
+    }
+
+
+def recorded_path(name: str) -> Path:
+    """Path of the recorded result `name` (without .json), whether or not it exists yet."""
+    return Path(str(files("rmbook_results"))) / f"{name}.json"
+
+
+def load_recorded(name: str) -> dict[str, Any]:
+    """A recorded result with its stamp.
+
+    Raises:
+        FileNotFoundError: if there is no such record; the message lists those there are.
+    """
+    path = recorded_path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.json"))) or "none"
+        raise FileNotFoundError(f"there is no recorded result {name!r} in {path.parent}; there are: {known}.")
+    return json.loads(path.read_text())
+
+
+def describe_stamp(record: dict[str, Any]) -> str:
+    """One line for a caption: when, where, with which versions and by which command a record was made."""
+    stamp, hardware = record["stamp"], record["stamp"]["hardware"]
+    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} threads"
+    return (
+        f"Recorded {stamp['date']} on {machine}; torch {stamp['versions']['torch']}, transformers "
+        f"{stamp['versions']['transformers']}, commit {stamp['commit'][:9]}; made by: {stamp['command']}"
+    )
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as JSON, completely or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _commit() -> str:
+    def git(*arguments):
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True)
+
+    head = git("rev-parse", "HEAD")
+    if head.returncode:
+        return "unknown: not a git checkout"
+    changed = git("status", "--porcelain", "--", ".").stdout.strip()  # the package's own folder
+    return head.stdout.strip() + (" with uncommitted changes" if changed else "")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

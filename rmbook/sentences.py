@@ -1,0 +1,79 @@
+"""A small sentiment task made on the spot: short sentences with negation, and words that later splits never saw.
+
+Each split draws its adjectives and nouns from lists of its own. A model that does well on the test sentences cannot
+have learned their words from the training sentences: it must have known them from pretraining. What fine-tuning adds
+is the task, above all that "not" turns the label round.
+"""
+
+import random
+
+POSITIVE = """good great excellent wonderful amazing superb fantastic brilliant delightful lovely charming enjoyable
+impressive outstanding perfect pleasant splendid terrific marvelous magnificent beautiful elegant gorgeous captivating
+engaging thrilling fascinating inspiring memorable refreshing satisfying remarkable exceptional stunning clever witty
+funny hilarious heartwarming touching reliable comfortable tasty delicious fresh cozy friendly helpful generous
+smooth""".split()
+NEGATIVE = """bad terrible awful horrible dreadful poor disappointing boring dull tedious annoying irritating unpleasant
+disgusting nasty lousy pathetic mediocre miserable ugly clumsy messy broken noisy stale bland tasteless rude hostile
+useless worthless pointless ridiculous stupid silly lame tiresome exhausting frustrating depressing painful shoddy
+flawed unreliable uncomfortable greasy filthy cramped overpriced confusing""".split()
+NOUNS = """movie film book novel song album concert show play game meal soup pizza coffee cake hotel room restaurant
+service staff phone laptop camera car train flight museum park beach city lecture course teacher story ending plot
+acting dialogue music design jacket chair garden trip party festival exhibition neighbourhood recipe weather""".split()
+PLAIN = (
+    "the {noun} was {adjective}.",
+    "i found the {noun} {adjective}.",
+    "what {article} {adjective} {noun}!",
+    "this {noun} is really {adjective}.",
+    "honestly, the {noun} seemed {adjective} to me.",
+    "we all thought the {noun} was {adjective}.",
+    "it was {article} {adjective} {noun}.",
+    "everyone says the {noun} is {adjective}.",
+)
+NEGATED = (
+    "the {noun} was not {adjective}.",
+    "i did not find the {noun} {adjective}.",
+    "this is hardly {article} {adjective} {noun}.",
+    "the {noun} was never {adjective}.",
+    "nobody thought the {noun} was {adjective}.",
+    "it was far from {article} {adjective} {noun}.",
+    "the {noun} is anything but {adjective}.",
+    "i would not call the {noun} {adjective}.",
+)
+SHARES = {"train": (0.0, 0.4), "dev": (0.4, 0.65), "test": (0.65, 1.0)}  # of each word list
+
+
+def sentiment_sentences(split: str, count: int, seed: int = 0) -> tuple[list[str], list[int]]:
+    """Distinct sentences with balanced labels; about half of them are negated.
+
+    Args:
+        split: "train", "dev" or "test"; no adjective or noun appears in two of them.
+        count: number of sentences.
+        seed: of the sentences; the split of the words never changes.
+
+    Returns:
+        (sentences, labels): label 1 is positive, 0 negative.
+
+    Raises:
+        ValueError: for an unknown split or a count that the word lists cannot give.
+    """
+    if split not in SHARES:
+        raise ValueError(f"split must be one of {', '.join(SHARES)}, got {split!r}.")
+    positive, negative, nouns = (_share(words, split) for words in (POSITIVE, NEGATIVE, NOUNS))
+    largest = len(nouns) * min(len(positive), len(negative)) * (len(PLAIN) + len(NEGATED))
+    if not 1 <= count <= largest // 2:
+        raise ValueError(f"count must be between 1 and {largest // 2} for the split {split!r}, got {count}.")
+    chooser = random.Random(f"{split} {seed}")
+    sentences: dict[str, int] = {}
+    while len(sentences) < count:
+        label, negated = len(sentences) % 2, chooser.random() < 0.5
+        adjective = chooser.choice(positive if label != negated else negative)
+        template = chooser.choice(NEGATED if negated else PLAIN)
+        article = "an" if adjective[0] in "aeiou" else "a"
+        sentences[template.format(noun=chooser.choice(nouns), adjective=adjective, article=article)] = label
+    return list(sentences), list(sentences.values())
+
+
+def _share(words: list[str], split: str) -> list[str]:
+    shuffled = random.Random(0).sample(words, len(words))
+    first, last = SHARES[split]
+    return shuffled[round(first * len(words)) : round(last * len(words))]
