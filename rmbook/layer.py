@@ -41,15 +41,18 @@ def masked_linear_reference(
 class _Tap(torch.autograd.Function):
     """Identity on `output`; its backward adds the gradient of `values`.
 
+    It runs just before the linear layer's own backward, so it is also the place to make sure that the merged weight
+    still holds the values of this forward pass, in case another forward with other values came between.
+
     The fast path drops terms of the second derivative (the merged weight is a constant to autograd), so building a
     graph of the gradient raises at once, instead of giving a wrong Hessian later. `once_differentiable` is not
     enough: with `allow_unused=True` its error node is never reached and the Hessian would silently be zero.
     """
 
     @staticmethod
-    def forward(ctx, output, values, input, row_starts, columns):
-        ctx.save_for_backward(input, row_starts, columns)
-        ctx.values_dtype = values.dtype
+    def forward(ctx, output, values, input, row_starts, columns, merge):
+        ctx.save_for_backward(values, input, row_starts, columns)  # values: autograd refuses if they change in place
+        ctx.merge = merge
         return output.view_as(output)
 
     @staticmethod
@@ -59,7 +62,9 @@ class _Tap(torch.autograd.Function):
                 "a MaskedLinear layer cannot be differentiated twice (create_graph=True): its fast path would lose "
                 "terms of the Hessian. Run the forward pass inside RandomMask.dense_form() for curvature."
             )
-        input, row_starts, columns = ctx.saved_tensors
+        values, input, row_starts, columns = ctx.saved_tensors
+        if ctx.merge is not None:
+            ctx.merge(values)
         grad_values = None
         if ctx.needs_input_grad[1]:
             grad_values = torch.ops.rmbook.sampled_product(
@@ -67,8 +72,8 @@ class _Tap(torch.autograd.Function):
                 input.reshape(-1, input.shape[-1]),
                 row_starts,
                 columns,
-            ).to(ctx.values_dtype)
-        return grad_output, grad_values, None, None, None
+            ).to(values.dtype)
+        return grad_output, grad_values, None, None, None, None
 
 
 @torch.library.custom_op("rmbook::sampled_product", mutates_args=())
@@ -89,9 +94,8 @@ def _(grad_output, input, row_starts, columns):
 def _merge_op(
     weight: torch.Tensor, merged: torch.Tensor, values: torch.Tensor, original: torch.Tensor, positions: torch.Tensor
 ) -> None:
-    # The same refresh as a mutating op, so that a compiled graph keeps it and its order.
-    if not _same_bits(values, merged):
-        _merge(weight, merged, values, original, positions)
+    # The same merge as a mutating op, so that a compiled graph keeps it and its order.
+    _merge(weight, merged, values, original, positions)
 
 
 def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -101,10 +105,14 @@ def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _merge(weight, merged, values, original, positions):
+    """Make `weight` hold W + values, unless it does: O(nnz), and nothing is written when nothing changed."""
+    if _same_bits(values, merged):
+        return
     # Overwrite from the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
     # index_copy_, not scatter_: on the CPU the latter costs out * in in bf16.
+    # .data: the write must not count as a change that invalidates earlier forward passes; _Tap.backward looks after them.
     new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
-    weight.view(-1).index_copy_(0, positions.long(), new)
+    weight.data.view(-1).index_copy_(0, positions.long(), new)
     merged.copy_(values)
 
 
@@ -158,17 +166,18 @@ class MaskedLinear(nn.Linear):
         self.refresh()
         return self._forget()
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Bring the merged weight up to date with the values; does nothing when they have not changed.
 
         Values are compared, not version counters: fused optimisers, `.data` writes, `functional_call` and deepcopy
-        change them without a new version. And an unneeded write would forbid two forwards before one backward.
+        change them without a new version.
         """
-        if torch.compiler.is_compiling():
-            torch.ops.rmbook.merge_(self.weight, self.merged, self.values, self.original, self.mask.positions)
-        elif not _same_bits(self.values, self.merged):
-            _merge(self.weight, self.merged, self.values, self.original, self.mask.positions)
+        self._merge(self.values)
+
+    @torch.no_grad()
+    def _merge(self, values: torch.Tensor) -> None:
+        merge = torch.ops.rmbook.merge_ if torch.compiler.is_compiling() else _merge
+        merge(self.weight, self.merged, values, self.original, self.mask.positions)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y = x (W + S)^T + b; (..., in) to (..., out)."""
@@ -176,11 +185,12 @@ class MaskedLinear(nn.Linear):
             return masked_linear_reference(input, self.weight, self.bias, self.mask, self.values)
         self.refresh()
         output = F.linear(input, self.weight, self.bias)
-        if not (torch.is_grad_enabled() and self.values.requires_grad):
+        if not (torch.is_grad_enabled() and (self.values.requires_grad or output.requires_grad)):
             return output
         if self.touched is not None:
             input = input.index_select(-1, self.touched)  # all that the backward pass needs
-        return _Tap.apply(output, self.values, input.detach(), self.row_starts, self.columns)
+        merge = None if torch.compiler.is_compiling() else self._merge  # a compiled graph keeps its own W + S
+        return _Tap.apply(output, self.values, input.detach(), self.row_starts, self.columns, merge)
 
     def train(self, mode: bool = True) -> "MaskedLinear":
         """As `nn.Module.train`; also refreshes, for callers that read `weight` without calling the layer."""
@@ -204,7 +214,7 @@ class MaskedLinear(nn.Linear):
         # Plain attributes, not buffers: DistributedDataParallel would broadcast buffers at every forward.
         self.mask, self.row_starts, self.columns, self.touched = mask, mask.row_starts, mask.columns, None
         touched, compact = torch.unique(mask.columns, return_inverse=True)
-        if touched.numel() <= COMPACT_BELOW * mask.shape[1]:
+        if 0 < touched.numel() <= COMPACT_BELOW * mask.shape[1]:
             self.touched, self.columns = touched, compact.to(torch.int32)
 
     @torch.no_grad()

@@ -158,6 +158,7 @@ def _run(model, prepared, optimizer, loader, dev_loader, config, accelerator, pr
             dev_loss, dev_accuracy = evaluate(prepared, dev_loader, accelerator)
             history.append({"epoch": epoch, "step": step, "train_loss": sum(losses) / len(losses),
                             "dev_loss": dev_loss, "dev_accuracy": dev_accuracy})
+            bar.set_postfix_str(_postfix(losses[-1], history))
             if not math.isfinite(dev_loss):
                 status = "diverged"
                 break

@@ -1,0 +1,45 @@
+"""Shared helpers of the tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The project's folder of reference material; its tests skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not on this machine: it holds the paper's tables and real records")
+    return SHARED
+
+
+class TwoLayers(nn.Module):
+    """A small network with two targets and one layer that is not a target."""
+
+    def __init__(self, dtype=torch.float32, bias=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(24, 40, bias=bias, dtype=dtype)
+        self.second = nn.Linear(40, 16, bias=bias, dtype=dtype)
+        self.last = nn.Linear(16, 3, bias=bias, dtype=dtype)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+@pytest.fixture
+def two_layers() -> TwoLayers:
+    return TwoLayers()
+
+
+def state_bytes(model: nn.Module) -> dict[str, bytes]:
+    """Every parameter's exact bytes, read past `state_dict`, which masked layers override."""
+    return {n: p.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for n, p in model.named_parameters()}
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
