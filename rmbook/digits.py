@@ -67,11 +67,20 @@ def new_vit(config: PretrainingConfig = PretrainingConfig()) -> ViTForImageClass
     """The untrained network: 8 x 8 image in patches of 2 x 2, 202,186 parameters by default, no dropout."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return ViTForImageClassification(ViTConfig(
-            hidden_size=config.hidden_size, num_hidden_layers=config.layers, num_attention_heads=4,
-            intermediate_size=4 * config.hidden_size, image_size=8, patch_size=2, num_channels=1, num_labels=10,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        ))
+        return ViTForImageClassification(
+            ViTConfig(
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.layers,
+                num_attention_heads=4,
+                intermediate_size=4 * config.hidden_size,
+                image_size=8,
+                patch_size=2,
+                num_channels=1,
+                num_labels=10,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            )
+        )
 
 
 def load_vit(config: PretrainingConfig = PretrainingConfig(), progress: bool = True) -> ViTForImageClassification:
@@ -101,7 +110,9 @@ def cache_folder() -> Path:
 def _pretrain(model, config: PretrainingConfig, progress: bool) -> None:
     data = Digits("pretrain", mirrored=False)
     chooser = torch.Generator().manual_seed(config.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps)
     model.train()
     for _ in tqdm(range(config.steps), "pretraining once", unit="step", leave=False, disable=not progress):

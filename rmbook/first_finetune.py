@@ -23,7 +23,7 @@ from rmbook.sentences import sentiment_sentences
 from rmbook.training import TrainingConfig, as_record, evaluate, train
 
 TARGETS = ("query", "value")
-COUNTS = {"train": 128, "dev": 200, "test": 500}
+COUNTS = {"train": 256, "dev": 200, "test": 500}
 SEEDS = (0, 1, 2)
 # Half-decade steps around each method's best; wide enough that the best is not at an edge (a test checks it).
 LEARNING_RATES = {
@@ -71,7 +71,7 @@ def prepare(model: PromptClassifier, method: str, seed: int) -> PromptClassifier
 
 
 def run(method: str, learning_rate: float, seed: int, progress: bool = True) -> dict:
-    """One fine-tuning run: 80 steps, the best of 5 epochs by dev loss.
+    """One fine-tuning run: 160 steps, the best of 5 epochs by dev loss.
 
     Returns:
         A record: method, learning_rate, seed, dev_accuracy and test_accuracy in percent, status and the like.
@@ -82,8 +82,13 @@ def run(method: str, learning_rate: float, seed: int, progress: bool = True) -> 
     record = as_record(result)
     del record["config"]
     record["dev_accuracy"] *= 100
-    return {"method": method, "learning_rate": learning_rate, "seed": seed, **record,
-            "test_accuracy": score(model, "test")}
+    return {
+        "method": method,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        **record,
+        "test_accuracy": score(model, "test"),
+    }
 
 
 def summary(runs: list[dict]) -> pd.DataFrame:
@@ -95,8 +100,13 @@ def summary(runs: list[dict]) -> pd.DataFrame:
     cells = (
         pd.DataFrame(runs)
         .groupby(["method", "learning_rate"], sort=False)
-        .agg(dev=("dev_accuracy", "mean"), test=("test_accuracy", "mean"), test_sd=("test_accuracy", "std"),
-             trainable=("trainable", "mean"), runs=("seed", "count"))
+        .agg(
+            dev=("dev_accuracy", "mean"),
+            test=("test_accuracy", "mean"),
+            test_sd=("test_accuracy", "std"),
+            trainable=("trainable", "mean"),
+            runs=("seed", "count"),
+        )
         .reset_index()
     )
     best = cells.loc[cells.groupby("method", sort=False)["dev"].idxmax()]

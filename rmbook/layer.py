@@ -273,4 +273,6 @@ def check_maskable(linear: nn.Module) -> None:
     if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"its weight has dtype {weight.dtype}; float32, bfloat16, float16 or float64 is needed.")
     if type(weight.data) is not torch.Tensor or weight.layout is not torch.strided or not weight.is_contiguous():
-        raise ValueError("its weight is not a plain contiguous tensor (quantised, sharded or sparse); it is unsupported.")
+        raise ValueError(
+            "its weight is not a plain contiguous tensor (quantised, sharded or sparse); it is unsupported."
+        )

@@ -86,8 +86,9 @@ def apply_random_mask(
     held = sum(layer.weight.numel() for layer in layers.values())
     density = check_density(density) if ratio is None else ratio_to_density(ratio, total, held)
     # All draws come before the first change: nothing that can fail leaves a half-masked model.
-    masks = {name: sample_mask(tuple(layer.weight.shape), density, seed, f"{name}.weight")
-             for name, layer in layers.items()}
+    masks = {
+        name: sample_mask(tuple(layer.weight.shape), density, seed, f"{name}.weight") for name, layer in layers.items()
+    }
     were_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     masked = {name: MaskedLinear.attach(layer, masks[name]) for name, layer in layers.items()}
@@ -156,8 +157,13 @@ class RandomMask:
     def table(self) -> pd.DataFrame:
         """What is trained, one row a layer: shape, entries, trained entries, their share."""
         rows = [
-            {"layer": name, "shape": layer.mask.shape, "entries": layer.mask.numel, "trained": layer.mask.nnz,
-             "share": layer.mask.nnz / layer.mask.numel}
+            {
+                "layer": name,
+                "shape": layer.mask.shape,
+                "entries": layer.mask.numel,
+                "trained": layer.mask.nnz,
+                "share": layer.mask.nnz / layer.mask.numel,
+            }
             for name, layer in self.layers.items()
         ]
         return pd.DataFrame(rows).set_index("layer")

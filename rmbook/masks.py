@@ -178,11 +178,14 @@ def _bernoulli_positions(numel: int, density: float, raw: np.random.BitGenerator
     while last < numel - 1:
         expected = (numel - 1 - last) * density
         count = int(expected + 4 * math.sqrt(expected)) + 16  # one round is nearly always enough
-        bits = torch.from_numpy((raw.random_raw(count) >> np.uint64(11)).astype(np.int64))
-        uniform = bits.to(torch.float64) * 2.0**-53  # [0, 1)
+        bits = raw.random_raw(count)
+        bits >>= np.uint64(11)  # 53 random bits
+        uniform = torch.from_numpy(bits.view(np.int64)).to(torch.float64)  # then in place: fewer allocations
         # torch's log1p gives the same bits on every instruction set it supports; NumPy's does not.
-        gaps = (torch.log1p(-uniform) / log_failure).clamp_(max=numel).to(torch.int64)  # clamp: no int64 overflow
-        positions = last + torch.cumsum(gaps + 1, 0)
+        gaps = uniform.mul_(-(2.0**-53)).log1p_().div_(log_failure).clamp_(max=numel)  # clamp: no int64 overflow
+        positions = gaps.to(torch.int64).add_(1)
+        positions[0] += last
+        positions.cumsum_(0)
         last = int(positions[-1])
         chunks.append(positions[: torch.searchsorted(positions, numel)].to(dtype))
-    return torch.cat(chunks)
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)

@@ -130,8 +130,12 @@ def load_minilm() -> PromptClassifier:
     """
     folder = minilm_folder()
     encoder = BertModel.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     encoder.pooler = None  # sentence embeddings are the mean over tokens; the pooling layer is never used
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

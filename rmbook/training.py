@@ -133,7 +133,10 @@ def _run(model, prepared, optimizer, loader, dev_loader, config, accelerator, pr
     kept = [*trained, *model.buffers()]  # buffers: batch normalisation and the like move during training
     best, history, best_epoch, step, status = _copy(kept), [], 0, 0, "completed"
     bar = tqdm(
-        total=config.epochs * len(loader), unit="step", leave=False, disable=not (progress and accelerator.is_main_process)
+        total=config.epochs * len(loader),
+        unit="step",
+        leave=False,
+        disable=not (progress and accelerator.is_main_process),
     )
     with bar:
         for epoch in range(1, config.epochs + 1):
@@ -156,8 +159,15 @@ def _run(model, prepared, optimizer, loader, dev_loader, config, accelerator, pr
             if status == "diverged":
                 break
             dev_loss, dev_accuracy = evaluate(prepared, dev_loader, accelerator)
-            history.append({"epoch": epoch, "step": step, "train_loss": sum(losses) / len(losses),
-                            "dev_loss": dev_loss, "dev_accuracy": dev_accuracy})
+            history.append(
+                {
+                    "epoch": epoch,
+                    "step": step,
+                    "train_loss": sum(losses) / len(losses),
+                    "dev_loss": dev_loss,
+                    "dev_accuracy": dev_accuracy,
+                }
+            )
             bar.set_postfix_str(_postfix(losses[-1], history))
             if not math.isfinite(dev_loss):
                 status = "diverged"
@@ -168,8 +178,14 @@ def _run(model, prepared, optimizer, loader, dev_loader, config, accelerator, pr
         for tensor, value in zip(kept, best, strict=True):
             tensor.copy_(value)
     chosen = history[best_epoch - 1] if best_epoch else {"dev_loss": math.nan, "dev_accuracy": math.nan}
-    return {"status": status, "best_epoch": best_epoch, "dev_loss": chosen["dev_loss"],
-            "dev_accuracy": chosen["dev_accuracy"], "history": tuple(history), "steps": step}
+    return {
+        "status": status,
+        "best_epoch": best_epoch,
+        "dev_loss": chosen["dev_loss"],
+        "dev_accuracy": chosen["dev_accuracy"],
+        "history": tuple(history),
+        "steps": step,
+    }
 
 
 def _copy(tensors: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -39,7 +39,9 @@ def two_layers() -> TwoLayers:
 
 def state_bytes(model: nn.Module) -> dict[str, bytes]:
     """Every parameter's exact bytes, read past `state_dict`, which masked layers override."""
-    return {n: p.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for n, p in model.named_parameters()}
+    return {
+        n: p.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for n, p in model.named_parameters()
+    }
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rmbook import (
-    AdapterBaseError, AdapterCorruptError, AdapterError, TargetError, apply_random_mask, load_adapter, save_adapter,
+    AdapterBaseError,
+    AdapterCorruptError,
+    AdapterError,
+    TargetError,
+    apply_random_mask,
+    load_adapter,
+    save_adapter,
 )
 from rmbook.adapter import base_fingerprint
 
@@ -142,11 +148,19 @@ def _edit(path, change):
 
 @pytest.mark.parametrize(
     "change",
-    [lambda m, t: m.update(seed="5"), lambda m, t: m.update(density="0.2"), lambda m, t: m.pop("targets"),
-     lambda m, t: m.update(extra="1"), lambda m, t: m.clear(), lambda m, t: m.update(format="rmbook-adapter-2"),
-     lambda m, t: t.update({"first.values": t["first.values"] * 2}), lambda m, t: t.pop("first.values"),
-     lambda m, t: t.update({"first.values": t["second.values"], "second.values": t["first.values"]}),
-     lambda m, t: m.update(base_fingerprint="0" * 64), lambda m, t: m.update(layers=json.dumps({}))],
+    [
+        lambda m, t: m.update(seed="5"),
+        lambda m, t: m.update(density="0.2"),
+        lambda m, t: m.pop("targets"),
+        lambda m, t: m.update(extra="1"),
+        lambda m, t: m.clear(),
+        lambda m, t: m.update(format="rmbook-adapter-2"),
+        lambda m, t: t.update({"first.values": t["first.values"] * 2}),
+        lambda m, t: t.pop("first.values"),
+        lambda m, t: t.update({"first.values": t["second.values"], "second.values": t["first.values"]}),
+        lambda m, t: m.update(base_fingerprint="0" * 64),
+        lambda m, t: m.update(layers=json.dumps({})),
+    ],
 )
 def test_edited_files_are_refused(saved, change):
     path, _, _ = saved
@@ -160,7 +174,9 @@ def test_positions_that_differ_on_this_machine_are_refused(saved, monkeypatch):
     from rmbook import masking as module
 
     genuine = module.sample_mask
-    monkeypatch.setattr(module, "sample_mask", lambda shape, density, seed, name: genuine(shape, density, seed + 1, name))
+    monkeypatch.setattr(
+        module, "sample_mask", lambda shape, density, seed, name: genuine(shape, density, seed + 1, name)
+    )
     fresh = TwoLayers()
     with pytest.raises(AdapterError, match="other mask positions"):
         load_adapter(fresh, path)

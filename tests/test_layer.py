@@ -92,7 +92,9 @@ def test_row_blocks_larger_than_one_block():
     left, right = torch.randn(9, 1300, dtype=torch.float64), torch.randn(9, 12, dtype=torch.float64)
     torch.testing.assert_close(
         sampled_product(left, right, mask.row_starts, mask.columns),
-        sampled_product_reference(left, right, mask.rows, mask.columns), atol=1e-12, rtol=0,
+        sampled_product_reference(left, right, mask.rows, mask.columns),
+        atol=1e-12,
+        rtol=0,
     )
 
 
@@ -141,7 +143,9 @@ class _LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        inputs = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor) and a.layout == torch.strided}
+        inputs = {
+            a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor) and a.layout == torch.strided
+        }
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             fresh = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
             if fresh and tensor.untyped_storage().data_ptr() not in inputs:
@@ -421,8 +425,15 @@ def test_diverged_values_do_not_break_a_second_forward():
     (layer(x).sum() + layer(x).sum()).backward()  # NaN equals itself, so nothing is rewritten in between
 
 
-@pytest.mark.parametrize("start, end", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32),
-                                        (torch.float32, torch.float64), (torch.float64, torch.float16)])
+@pytest.mark.parametrize(
+    "start, end",
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float64),
+        (torch.float64, torch.float16),
+    ],
+)
 def test_casting_casts_the_base_and_keeps_the_values(start, end):
     layer, _ = layer_and_reference(0.2, dtype=start)
     plain, _ = layer_and_reference(0.0, dtype=start)

@@ -10,8 +10,18 @@ from conftest import TwoLayers, state_bytes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
-    BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM,
-    Trainer, TrainingArguments, ViTConfig, ViTForImageClassification,
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from rmbook import MaskedLinear, RandomMask, TargetError, apply_random_mask, masked_linear_reference, sample_mask
@@ -19,21 +29,70 @@ from rmbook import MaskedLinear, RandomMask, TargetError, apply_random_mask, mas
 
 def tiny_opt(**changes):
     torch.manual_seed(0)
-    settings = dict(vocab_size=50, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2,
-                    word_embed_proj_dim=32, max_position_embeddings=40, dropout=0.0)
+    settings = dict(
+        vocab_size=50,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        word_embed_proj_dim=32,
+        max_position_embeddings=40,
+        dropout=0.0,
+    )
     return OPTForCausalLM(OPTConfig(**{**settings, **changes}))
 
 
 MODELS = {
     "opt": (tiny_opt, ["q_proj", "v_proj"], 4),
-    "llama": (lambda: LlamaForCausalLM(LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=48,
-              num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)), ["q_proj", "v_proj"], 4),
-    "bert": (lambda: BertModel(BertConfig(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-             num_attention_heads=2)), ["query", "value"], 4),
-    "vit": (lambda: ViTForImageClassification(ViTConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=2, image_size=8, patch_size=4)), ["mlp.fc1", "mlp.fc2"], 4),
-    "clip": (lambda: CLIPVisionModel(CLIPVisionConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-             num_attention_heads=2, image_size=8, patch_size=4)), ["fc1", "fc2"], 4),
+    "llama": (
+        lambda: LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=50,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+            )
+        ),
+        ["q_proj", "v_proj"],
+        4,
+    ),
+    "bert": (
+        lambda: BertModel(
+            BertConfig(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+        ),
+        ["query", "value"],
+        4,
+    ),
+    "vit": (
+        lambda: ViTForImageClassification(
+            ViTConfig(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=8,
+                patch_size=4,
+            )
+        ),
+        ["mlp.fc1", "mlp.fc2"],
+        4,
+    ),
+    "clip": (
+        lambda: CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=8,
+                patch_size=4,
+            )
+        ),
+        ["fc1", "fc2"],
+        4,
+    ),
     "plain": (TwoLayers, ["first"], 1),
 }
 
@@ -67,7 +126,9 @@ def test_ratio_counts_all_parameters():
 
 
 def test_masks_do_not_depend_on_the_order_of_targets():
-    one, two = (apply_random_mask(TwoLayers(), targets, density=0.2) for targets in (["first", "second"], ["second", "first"]))
+    one, two = (
+        apply_random_mask(TwoLayers(), targets, density=0.2) for targets in (["first", "second"], ["second", "first"])
+    )
     assert {n: x.mask.digest() for n, x in one.layers.items()} == {n: x.mask.digest() for n, x in two.layers.items()}
 
 
@@ -91,7 +152,9 @@ def test_whole_model_equals_a_dense_mask_over_twenty_steps():
     for name, weight in weights.items():
         delta = (weight.detach() - base[name]).view(-1)[masking.layers[name].mask.positions.long()]
         assert (delta - masking.layers[name].values).abs().max() < 1e-10
-    assert masking.distance() == pytest.approx(sum(float((weights[n].detach() - base[n]).square().sum()) for n in base) ** 0.5)
+    assert masking.distance() == pytest.approx(
+        sum(float((weights[n].detach() - base[n]).square().sum()) for n in base) ** 0.5
+    )
 
 
 def test_transformers_trainer_with_its_fused_optimizer(tmp_path):
@@ -100,9 +163,18 @@ def test_transformers_trainer_with_its_fused_optimizer(tmp_path):
     masking = apply_random_mask(model, ["q_proj", "v_proj"], density=0.2)
     ids = torch.randint(0, 50, (16, 10), generator=torch.Generator().manual_seed(1))
     rows = [{"input_ids": row, "labels": row} for row in ids]
-    arguments = TrainingArguments(tmp_path, max_steps=15, learning_rate=0.05, per_device_train_batch_size=8,
-                                  optim="adamw_torch_fused", report_to=[], use_cpu=True, disable_tqdm=True,
-                                  save_steps=15, logging_steps=5)
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=15,
+        learning_rate=0.05,
+        per_device_train_batch_size=8,
+        optim="adamw_torch_fused",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_steps=15,
+        logging_steps=5,
+    )
     before = model(input_ids=ids, labels=ids).loss.item()
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     trainer.train()
@@ -276,9 +348,17 @@ def test_unknown_target_lists_close_names():
 
 @pytest.mark.parametrize(
     "arguments, words",
-    [({"density": 1.5}, "density"), ({"density": float("nan")}, "density"), ({"ratio": -0.1}, "ratio"), ({}, "either"),
-     ({"ratio": 0.1, "density": 0.1}, "either"), ({"density": 0.1, "seed": 0.5}, "seed"),
-     ({"ratio": 0.9}, "largest possible ratio here is 0.3"), ({"ratio": float("nan")}, "ratio"), ({"ratio": "1"}, "ratio")],
+    [
+        ({"density": 1.5}, "density"),
+        ({"density": float("nan")}, "density"),
+        ({"ratio": -0.1}, "ratio"),
+        ({}, "either"),
+        ({"ratio": 0.1, "density": 0.1}, "either"),
+        ({"density": 0.1, "seed": 0.5}, "seed"),
+        ({"ratio": 0.9}, "largest possible ratio here is 0.3"),
+        ({"ratio": float("nan")}, "ratio"),
+        ({"ratio": "1"}, "ratio"),
+    ],
 )
 def test_bad_numbers_are_named_and_the_model_is_untouched(arguments, words):
     model = TwoLayers()  # 960 of 1,707 parameters are in `first`, 640 in `second`

@@ -144,7 +144,11 @@ def test_ratio_and_density_are_inverse(target, rest, density):
 
 @pytest.mark.parametrize(
     "total, layers, width, per_ratio, largest",
-    [(125_239_296, 12, 768, 8.847, 0.113), (1_315_758_080, 24, 2048, 6.535, 0.153), (12_853_473_280, 40, 5120, 6.129, 0.163)],
+    [
+        (125_239_296, 12, 768, 8.847, 0.113),
+        (1_315_758_080, 24, 2048, 6.535, 0.153),
+        (12_853_473_280, 40, 5120, 6.129, 0.163),
+    ],
 )
 def test_conversion_for_the_papers_models(total, layers, width, per_ratio, largest):
     """Density per unit of ratio for q and v of OPT-125m, 1.3b and 13b, computed by hand in the notes."""
@@ -155,8 +159,11 @@ def test_conversion_for_the_papers_models(total, layers, width, per_ratio, large
 
 
 def test_every_random_masking_ratio_of_the_papers_table_is_possible(shared):
-    models = {"OPT-125m": (125_239_296, 12, 768), "OPT-1.3b": (1_315_758_080, 24, 2048),
-              "OPT-13b": (12_853_473_280, 40, 5120)}
+    models = {
+        "OPT-125m": (125_239_296, 12, 768),
+        "OPT-1.3b": (1_315_758_080, 24, 2048),
+        "OPT-13b": (12_853_473_280, 40, 5120),
+    }
     tried = 0
     with open(shared / "paper/tables/table5.csv") as file:
         for row in csv.DictReader(file):

