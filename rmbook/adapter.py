@@ -108,8 +108,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike) -> RandomMask:
     found = base_fingerprint(model)
     if found != metadata["base_fingerprint"]:
         raise AdapterBaseError(
-            f"{path} was trained on a base model with fingerprint {metadata['base_fingerprint'][:12]}..., this model has "
-            f"{found[:12]}...: load the same pretrained weights, in the same dtype, and apply nothing to them before."
+            f"{path} was trained on a base model with fingerprint {metadata['base_fingerprint'][:12]}..., this model "
+            f"has {found[:12]}...: load the same pretrained weights, in the same dtype, and apply nothing to them before."
         )
     masking = apply_random_mask(
         model, json.loads(metadata["targets"]), density=float(metadata["density"]), seed=int(metadata["seed"])
@@ -118,8 +118,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike) -> RandomMask:
     if drawn != json.loads(metadata["layers"]):
         masking.remove()
         raise AdapterError(
-            f"{path}: this installation draws other mask positions from seed {metadata['seed']} than the one that wrote "
-            f"the file (rmbook {metadata['rmbook_version']}); install that version to load it."
+            f"{path}: this installation draws other mask positions from seed {metadata['seed']} than the one that "
+            f"wrote the file (rmbook {metadata['rmbook_version']}); install that version to load it."
         )
     with torch.no_grad():
         for name, values in masking.named_parameters():

@@ -110,7 +110,7 @@ def _merge(weight, merged, values, original, positions):
         return
     # Overwrite from the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
     # index_copy_, not scatter_: on the CPU the latter costs out * in in bf16.
-    # .data: the write must not count as a change that invalidates earlier forward passes; _Tap.backward looks after them.
+    # .data: the write must not invalidate earlier forward passes as a change would; _Tap.backward looks after them.
     new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
     weight.data.view(-1).index_copy_(0, positions.long(), new)
     merged.copy_(values)
