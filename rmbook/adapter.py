@@ -109,7 +109,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike) -> RandomMask:
     if found != metadata["base_fingerprint"]:
         raise AdapterBaseError(
             f"{path} was trained on a base model with fingerprint {metadata['base_fingerprint'][:12]}..., this model "
-            f"has {found[:12]}...: load the same pretrained weights, in the same dtype, and apply nothing to them before."
+            f"has {found[:12]}...: load the same pretrained weights, in the same dtype, unchanged."
         )
     masking = apply_random_mask(
         model, json.loads(metadata["targets"]), density=float(metadata["density"]), seed=int(metadata["seed"])

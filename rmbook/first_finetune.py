@@ -5,11 +5,10 @@ Record it again with `python -m rmbook.first_finetune`; it can be interrupted an
 
 import copy
 import json
-import os
 import sys
 from functools import lru_cache
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
@@ -114,23 +113,33 @@ def summary(runs: list[dict]) -> pd.DataFrame:
 
 
 def record() -> None:
-    """Run the whole grid, one line a run in a .partial file, then write the stamped record."""
-    command = "python -m rmbook.first_finetune"
-    final = recorded_path("first_finetune")
-    partial = final.with_suffix(".partial.jsonl")
-    done = [json.loads(line) for line in partial.read_text().splitlines()] if partial.exists() else []
-    known = {(r["method"], r["learning_rate"], r["seed"]) for r in done}
-    cells = [(m, rate, seed) for m, rates in LEARNING_RATES.items() for rate in rates for seed in SEEDS]
+    """Run the whole grid, one line a run in a .partial file, then write the stamped record.
+
+    The partial file belongs to one commit: runs of different code never meet in one record.
+    """
+    final, made = recorded_path("first_finetune"), stamp("python -m rmbook.first_finetune")
+    partial = final.with_name(f"{final.stem}.{made['commit'][:9]}.partial.jsonl")
+    done = _complete_lines(partial)
+    known = {(run["method"], run["learning_rate"], run["seed"]) for run in done}
+    cells = [(method, rate, seed) for method, rates in LEARNING_RATES.items() for rate in rates for seed in SEEDS]
     with open(partial, "a") as file:
         for cell in tqdm([cell for cell in cells if cell not in known], unit="run"):
             done.append(run(*cell, progress=False))
             file.write(json.dumps(done[-1]) + "\n")
             file.flush()
     zero_shot = {split: score(base_model(), split) for split in ("dev", "test")}
-    write_json(final, {"stamp": stamp(command), "seeds": SEEDS, "zero_shot": zero_shot, "runs": done})
-    os.unlink(partial)
-    with np.printoptions(precision=1):
-        print(summary(done).round(1).to_string(), file=sys.stderr)
+    write_json(final, {"stamp": made, "seeds": SEEDS, "counts": COUNTS, "zero_shot": zero_shot, "runs": done})
+    partial.unlink()
+    print(summary(done).round(1).to_string(), file=sys.stderr)
+
+
+def _complete_lines(partial: Path) -> list[dict]:
+    """Finished runs of an earlier call; a last line that was cut off by a kill is removed and run again."""
+    lines = partial.read_bytes().splitlines(keepends=True) if partial.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+        partial.write_bytes(b"".join(lines))
+    return [json.loads(line) for line in lines]
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        if torch.is_grad_enabled() and grad_output.requires_grad and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError(
                 "a MaskedLinear layer cannot be differentiated twice (create_graph=True): its fast path would lose "
                 "terms of the Hessian. Run the forward pass inside RandomMask.dense_form() for curvature."

@@ -263,8 +263,9 @@ def test_pitfall_8_double_backward_is_refused_and_the_dense_form_is_right():
             values.normal_(std=0.1)
     x = torch.randn(6, 24, dtype=torch.float64)
     values = list(masking.parameters())
-    with pytest.raises(RuntimeError, match="dense_form"):
-        torch.autograd.grad(model(x).square().sum(), values, create_graph=True)
+    for loss in (model(x).square().sum(), model(x).sum()):  # also where the loss itself is linear in the output
+        with pytest.raises(RuntimeError, match="dense_form"):
+            torch.autograd.grad(loss, values, create_graph=True)
     direction = [torch.randn_like(v) for v in values]
 
     def gradient():
