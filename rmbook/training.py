@@ -203,12 +203,14 @@ def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator | No
 
     Args:
         model: as for `train`.
-        loader: batches as for `train`; prepared by `accelerator` if one is given.
+        loader: batches as for `train`; prepared by `accelerator` if one is given, else moved to the model's device.
         accelerator: gathers over processes; None for a single one.
     """
     model.eval()
+    device = next(model.parameters()).device
     loss_sum, right, count = 0.0, 0, 0
     for batch in loader:
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
         output = model(**batch)
         losses = output.loss.detach().double().repeat(len(batch["labels"]))  # per example, so that it can be gathered
         hits = output.logits.argmax(-1) == batch["labels"]

@@ -1,0 +1,41 @@
+"""How the book's figures look: readable on light and dark pages, and without colour."""
+
+import itertools
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+
+INK = "#7f7f7f"  # text and axes: about the same contrast, 4 to 1, on white and on the dark page
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#999933")  # Okabe and Ito's, told apart by colour-blind readers
+MARKERS = ("o", "s", "^", "D", "v")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+HATCHES = ("", "//", "..", "xx", "\\\\")
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for the book: transparent figures, ink of middle grey, no frame on legends."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.0, 3.4),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": "none",
+            "axes.facecolor": "none",
+            "savefig.facecolor": "none",
+            "legend.facecolor": "none",
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.size": 11,
+            "lines.linewidth": 2,
+            "image.cmap": "gray",
+            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), INK),
+            **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+        }
+    )
+
+
+def line_styles() -> Iterator[dict]:
+    """Colour, marker and dash pattern for one curve after the other; any one of the three tells them apart."""
+    for color, marker, dashes in itertools.cycle(zip(COLORS, MARKERS, DASHES, strict=True)):
+        yield {"color": color, "marker": marker, "linestyle": dashes}
