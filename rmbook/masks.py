@@ -10,6 +10,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ def check_density(density: float) -> float:
     Raises:
         ValueError: if it is not a number in [0, 1].
     """
-    if isinstance(density, bool) or not isinstance(density, (int, float, np.integer, np.floating)):
+    if isinstance(density, bool) or not isinstance(density, Real):
         raise ValueError(f"density must be a number in [0, 1], got {density!r} of type {type(density).__name__}.")
     density = float(density)
     if not 0.0 <= density <= 1.0:  # also catches NaN
@@ -34,7 +35,7 @@ def check_density(density: float) -> float:
 
 def check_seed(seed: int) -> int:
     """Return `seed` as an int, or raise ValueError if it is not an integer."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise ValueError(f"seed must be an integer, got {seed!r} of type {type(seed).__name__}.")
     return int(seed)
 
@@ -53,7 +54,7 @@ def ratio_to_density(ratio: float, total_parameters: int, target_parameters: int
     Raises:
         ValueError: if `ratio` is not in [0, 1] or is larger than the targets can hold.
     """
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float, np.integer, np.floating)):
+    if isinstance(ratio, bool) or not isinstance(ratio, Real):
         raise ValueError(f"ratio must be a number in [0, 1], got {ratio!r} of type {type(ratio).__name__}.")
     ratio = float(ratio)
     if not 0.0 <= ratio <= 1.0:

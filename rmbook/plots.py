@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 
-INK = "#7f7f7f"  # text and axes: about the same contrast, 4 to 1, on white and on the dark page
+INK = "#6e6e6e"  # text and axes: contrast 5 to 1 on white, 3.7 to 1 on a dark notebook; the dark page brightens it
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#999933")  # Okabe and Ito's, told apart by colour-blind readers
 MARKERS = ("o", "s", "^", "D", "v")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))

@@ -59,7 +59,8 @@ def sampled_product(
     nnz, tokens = columns.numel(), grad_output.shape[0]
     if nnz == 0 or tokens == 0:
         return torch.zeros(nnz, dtype=dtype, device=columns.device)
-    if nnz > DENSE_ABOVE[grad_output.dtype] * shape[0] * shape[1]:
+    no_sparse_kernel = columns.device.type not in ("cpu", "cuda")
+    if no_sparse_kernel or nnz > DENSE_ABOVE[grad_output.dtype] * shape[0] * shape[1]:
         return _dense_by_row_blocks(grad_output, input, row_starts, columns, dtype)
     if nnz < GATHER_BELOW:
         rows = expand_rows(row_starts, nnz)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from accelerate import Accelerator
@@ -40,13 +41,13 @@ class TrainingConfig:
     def __post_init__(self):
         for name in ("learning_rate", "max_grad_norm", "weight_decay"):
             value, zero_ok = getattr(self, name), name == "weight_decay"
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
             if not number or value < 0 or (value == 0 and not zero_ok):
                 wanted = "zero or a positive" if zero_ok else "a positive"
                 raise ValueError(f"{name} must be {wanted} finite number, got {value!r}.")
         for name in ("epochs", "batch_size", "seed"):
             value, least = getattr(self, name), 0 if name == "seed" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 
 
