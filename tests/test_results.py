@@ -54,7 +54,7 @@ def test_the_record_holds_the_whole_grid_and_no_best_is_at_its_edge():
     for method, cells in runs.groupby("method"):
         assert sorted(cells["learning_rate"].unique()) == sorted(LEARNING_RATES[method])
         assert (cells.groupby("learning_rate")["seed"].nunique() == len(SEEDS)).all()
-    assert (runs["steps"] == 5 * 256 / 8).all() or (runs["status"] == "diverged").any()
+    assert (runs["steps"][runs["status"] == "completed"] == 5 * 256 / 8).all()
     for method, rate in summary(recorded["runs"])["learning_rate"].items():
         assert min(LEARNING_RATES[method]) < rate < max(LEARNING_RATES[method]), f"widen the grid of {method}"
 
