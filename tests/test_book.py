@@ -77,6 +77,7 @@ def test_outputs_come_from_one_clean_run(notebook):
         for output in cell.outputs:
             assert output.output_type != "error", output.get("evalue")
             assert output.get("name") != "stderr", output.get("text")
+            assert "%|" not in str(output.get("data", {}).get("text/plain", "")), "a progress bar was left on the page"
 
 
 def test_colab_header_is_what_record_writes(notebook):
