@@ -30,7 +30,11 @@ def stamp(command: str) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            "torch": torch.__version__,  # says which build, which its package's version does not always
+        },
         "commit": _commit(),
         "command": command,
     }
