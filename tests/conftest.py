@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -42,6 +43,25 @@ def state_bytes(model: nn.Module) -> dict[str, bytes]:
     return {
         n: p.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for n, p in model.named_parameters()
     }
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest tensor that any operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        inputs = {
+            a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor) and a.layout == torch.strided
+        }
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            fresh = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+            if fresh and tensor.untyped_storage().data_ptr() not in inputs:
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
