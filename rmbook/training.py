@@ -124,7 +124,10 @@ def train(
             trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
         prepared, optimizer, loader, dev_loader = accelerator.prepare(model, optimizer, loader, dev_loader)
-        outcome = _run(model, prepared, optimizer, loader, dev_loader, config, accelerator, progress)
+        try:
+            outcome = _run(model, prepared, optimizer, loader, dev_loader, config, accelerator, progress)
+        finally:  # mixed precision wraps the model's forward: take that off again
+            accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     seconds = time.perf_counter() - started
     return TrainingResult(**outcome, trainable=trainable, seconds=seconds, config=config)
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import TwoLayers
 from torch import nn
 from torch.utils.data import DataLoader
@@ -140,6 +142,21 @@ def test_evaluate_weighs_a_short_last_batch_rightly():
     model, _ = start()
     whole, parts = evaluate(model, DataLoader(DEV, 30)), evaluate(model, DataLoader(DEV, 7))
     assert whole[0] == pytest.approx(parts[0], abs=1e-6) and whole[1] == pytest.approx(parts[1])
+
+
+def test_mixed_precision_trains_and_leaves_the_model_as_it_was():
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate allows one precision a process
+    model, masking = start()
+    forward = model.forward
+    result = train(
+        model, TRAIN, DEV, TrainingConfig(0.02), accelerator=Accelerator(mixed_precision="bf16"), progress=False
+    )
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert result.status == "completed" and masking.distance() > 0
+    assert all(v.dtype == torch.float32 for v in masking.parameters())
+    assert (
+        model.forward == forward and model(**torch.utils.data.default_collate(list(DEV))).logits.dtype == torch.float32
+    )
 
 
 def test_progress_bar_shows_loss_and_accuracy(capsys):
