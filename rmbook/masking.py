@@ -65,8 +65,8 @@ def apply_random_mask(
         seed: of the masks; each layer's mask depends on it and on the parameter's name alone.
 
     Raises:
-        TargetError: no layer matches, or a match is not a plain linear layer, is masked already, shares its weight
-            with another parameter (tied weights), is on the meta device or quantised.
+        TargetError: no layer matches, or a match is not a plain linear layer, shares its weight with another
+            parameter (tied weights), is on the meta device or quantised; or the model is masked already.
         ValueError: ratio or density out of range, or both or neither given.
     """
     if (ratio is None) == (density is None):
@@ -81,6 +81,12 @@ def apply_random_mask(
             check_maskable(layer)
         except (TypeError, ValueError) as error:
             raise TargetError(f"cannot mask layer {name!r}: {error}") from None
+    earlier = [name for name, module in model.named_modules() if isinstance(module, MaskedLinear)]
+    if earlier:  # freezing the rest would silently stop the training of their values
+        raise TargetError(
+            f"the model is masked already, at {', '.join(earlier[:3])}; remove that mask first (RandomMask.remove), "
+            "or name all targets in one call."
+        )
     _refuse_tied(model, layers)
     total = sum(parameter.numel() for parameter in model.parameters())
     held = sum(layer.weight.numel() for layer in layers.values())

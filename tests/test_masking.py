@@ -332,7 +332,10 @@ def test_a_layer_masked_twice_is_refused_and_stays_masked():
     first = apply_random_mask(model, ["first"], density=0.3)
     with pytest.raises(TargetError, match="masked already"):
         apply_random_mask(model, ["second", "first"], density=0.3)
+    with pytest.raises(TargetError, match="masked already, at first"):
+        apply_random_mask(model, ["second"], density=0.3)
     assert isinstance(model.first, MaskedLinear) and type(model.second) is nn.Linear
+    assert model.first.values.requires_grad
     first.remove()
     apply_random_mask(model, ["second", "first"], density=0.3)
 
