@@ -7,7 +7,6 @@ positions proves on loading that this machine draws the same ones.
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import safetensors.torch
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import rmbook
+from rmbook.files import replacing
 from rmbook.layer import MaskedLinear
 from rmbook.masking import RandomMask, apply_random_mask
 
@@ -77,15 +77,8 @@ def save_adapter(masking: RandomMask, path: str | os.PathLike) -> None:
         "layers": json.dumps({name: layer.mask.digest() for name, layer in masking.layers.items()}),
     }
     metadata["content"] = _content_digest(tensors, metadata)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata)
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; an adapter is for sharing
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike) -> RandomMask:

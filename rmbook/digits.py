@@ -7,7 +7,6 @@ CLIP setting in miniature (section 4.1): masks in the MLP layers, zero-shot head
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
+
+from rmbook.files import replacing
 
 MLP_TARGETS = ("mlp.fc1", "mlp.fc2")
 SPLITS = {"pretrain": (0, 797), "train": (797, 1297), "dev": (1297, 1497), "test": (1497, 1797)}
@@ -96,9 +97,8 @@ def load_vit(config: PretrainingConfig = PretrainingConfig(), progress: bool = T
     except (FileNotFoundError, SafetensorError, RuntimeError):
         _pretrain(model, config, progress)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # moved in one step: never a half-written file
-            safetensors.torch.save_file(model.state_dict(), Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, path)
+        with replacing(path) as temporary:
+            safetensors.torch.save_file(model.state_dict(), temporary)
     return model.eval()
 
 

@@ -4,6 +4,7 @@ Record it again with `python -m rmbook.first_finetune`; it can be interrupted an
 """
 
 import copy
+import dataclasses
 import json
 import sys
 from functools import lru_cache
@@ -19,7 +20,7 @@ from rmbook.methods import full_finetuning, lora
 from rmbook.minilm import PromptClassifier, load_minilm
 from rmbook.results import recorded_path, stamp, write_json
 from rmbook.sentences import sentiment_sentences
-from rmbook.training import TrainingConfig, as_record, evaluate, train
+from rmbook.training import TrainingConfig, evaluate, train
 
 TARGETS = ("query", "value")
 COUNTS = {"train": 256, "dev": 200, "test": 500}
@@ -78,8 +79,8 @@ def run(method: str, learning_rate: float, seed: int, progress: bool = True) -> 
     model = prepare(copy.deepcopy(base_model()), method, seed)
     config = TrainingConfig(learning_rate=learning_rate, seed=seed)
     result = train(model, data()["train"], data()["dev"], config, collate=model.collate, progress=progress)
-    record = as_record(result)
-    del record["config"]
+    record = dataclasses.asdict(result)
+    del record["history"], record["config"]
     record["dev_accuracy"] *= 100
     return {
         "method": method,

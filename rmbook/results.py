@@ -10,12 +10,13 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from rmbook.files import replacing
 
 PACKAGES = ("numpy", "torch", "transformers", "peft", "accelerate", "scikit-learn", "rmbook")
 
@@ -70,16 +71,9 @@ def describe_stamp(record: dict[str, Any]) -> str:
 
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as JSON, completely or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(data, file, indent=1)
-            file.write("\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary, open(temporary, "w") as file:
+        json.dump(data, file, indent=1)
+        file.write("\n")
 
 
 def _commit() -> str:

@@ -4,7 +4,6 @@ The settings are the paper's (appendix B; `TrainingConfig` has them as defaults)
 parameters of the model require a gradient, so full fine-tuning, LoRA and random masks all go through it.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -222,10 +221,3 @@ def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator | No
             losses, hits = accelerator.gather_for_metrics((losses, hits))
         loss_sum, right, count = loss_sum + losses.sum().item(), right + hits.sum().item(), count + len(hits)
     return loss_sum / count, right / count
-
-
-def as_record(result: TrainingResult) -> dict:
-    """A `TrainingResult` as plain JSON types, without its history."""
-    record = dataclasses.asdict(result)
-    del record["history"]
-    return record
