@@ -1,0 +1,126 @@
+"""The explorer in JupyterLab, on this machine alone: what lies between the grid's points is computed in Python."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import numpy as np
+import pytest
+from browser import needs_browser, open_page, read_explorer
+
+from rmbook.descent import closed_form
+from rmbook.regression import ColumnMasks, loss, sample_regression
+
+CODE = """
+from rmbook.regression import sample_regression
+from rmbook.regression_explorer import explore_regression
+
+features, targets, _ = sample_regression(6, 300, seed=0, noise=0.1)
+explore_regression(features, targets, steps=60, seed=3, density=0.1, learning_rate=0.01)
+"""
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """The address of a notebook with an explorer in a JupyterLab that runs on loopback."""
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(CODE)],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        ),
+        tmp_path / "explorer.ipynb",
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {
+        "--ServerApp.ip": "127.0.0.1",
+        "--ServerApp.port": port,
+        "--ServerApp.root_dir": tmp_path,
+        "--IdentityProvider.token": "",
+        "--ServerApp.password": "",
+        "--LabApp.news_url": "",
+        "--LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+    }
+    folders = {"HOME": tmp_path, "JUPYTER_CONFIG_DIR": tmp_path / "config", "JUPYTER_RUNTIME_DIR": tmp_path / "run"}
+    with open(tmp_path / "lab.log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+            + [f"{name}={value}" for name, value in options.items()],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {name: str(folder) for name, folder in folders.items()},
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=5)
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "lab.log").read_text()
+                time.sleep(0.2)
+        yield f"{address}/lab/tree/explorer.ipynb"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def computed(page):
+    """What is shown once Python has answered for the present sliders."""
+    page.wait_for_function("document.querySelector('.rmx-status')?.dataset.state === 'computed'", timeout=60_000)
+    return read_explorer(page)
+
+
+@needs_browser
+def test_values_between_grid_points_are_computed_in_python(lab):
+    features, targets, _ = sample_regression(6, 300, seed=0, noise=0.1)
+    with open_page(lab, viewport={"width": 1400, "height": 1000}) as page:
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+        page.locator(".jp-CodeCell .cm-content").first.click()
+        page.wait_for_function("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'")
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_selector(".rmx-status", timeout=120_000)
+        start = computed(page)
+        assert page.locator(".jp-OutputArea-output table").count() == 0  # the widget, not the page's form
+
+        page.locator("input[data-name=density]").focus()
+        for _ in range(7):  # JupyterLab's command mode must not take the arrow keys
+            page.keyboard.press("ArrowRight")
+        page.keyboard.press("Tab")
+        for _ in range(3):
+            page.keyboard.press("ArrowLeft")
+        page.wait_for_timeout(300)
+        shown = computed(page)
+        assert shown["focus"] == "learning_rate"
+        for part in ("text", "curve", "mark"):
+            assert shown[part] != start[part]
+
+        density, rate = (
+            float(10 ** float(page.locator(f"input[data-name={n}]").input_value()))
+            for n in ("density", "learning_rate")
+        )
+        density, rate = float(f"{density:.6g}"), float(f"{rate:.6g}")
+        assert abs(np.log10(density) * 8 % 1 - 0.5) < 0.45  # between the points of the grid, which are 1/8 apart
+        end = closed_form(features, targets, ColumnMasks(300, density, 3), rate, 60)
+        expected = float(loss(features, targets, end))
+        assert float(re.search(r"loss (\S+) after", shown["text"])[1]) == float(f"{expected:.3g}")
+        assert "Computed in Python" in shown["text"]
+
+        # A drag is many moves: the last one must win.
+        box = page.locator("input[data-name=density]").bounding_box()
+        page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + box["height"] / 2)
+        page.mouse.down()
+        for part in range(30):
+            page.mouse.move(box["x"] + (0.5 + 0.01 * part) * box["width"], box["y"] + box["height"] / 2)
+        page.mouse.up()
+        page.wait_for_timeout(300)
+        density = float(f"{10 ** float(page.locator('input[data-name=density]').input_value()):.6g}")
+        end = closed_form(features, targets, ColumnMasks(300, density, 3), rate, 60)
+        dragged = computed(page)["text"]
+        assert float(re.search(r"distance (\S+) from", dragged)[1]) == float(f"{np.linalg.norm(end):.3g}")
