@@ -3,12 +3,15 @@
 __version__ = "0.1.0"
 
 from rmbook.adapter import AdapterBaseError, AdapterCorruptError, AdapterError, load_adapter, save_adapter
+from rmbook.bank import AdapterBank
 from rmbook.layer import MaskedLinear, masked_linear_reference
-from rmbook.masking import RandomMask, TargetError, apply_random_mask
+from rmbook.masking import RandomMask, apply_masks, apply_random_mask
 from rmbook.masks import Mask, density_to_ratio, ratio_to_density, sample_mask
+from rmbook.targets import TargetError
 from rmbook.training import TrainingConfig, TrainingResult, evaluate, train
 
 __all__ = [
+    "AdapterBank",
     "AdapterBaseError",
     "AdapterCorruptError",
     "AdapterError",
@@ -18,6 +21,7 @@ __all__ = [
     "TargetError",
     "TrainingConfig",
     "TrainingResult",
+    "apply_masks",
     "apply_random_mask",
     "density_to_ratio",
     "evaluate",

@@ -1,46 +1,53 @@
 """Random masking of a whole model: choose entries, freeze the rest, hand out the values to train."""
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from torch import nn
 
-from rmbook.layer import MaskedLinear, check_maskable
-from rmbook.masks import check_density, check_seed, ratio_to_density, sample_mask
+from rmbook.layer import MaskedLinear
+from rmbook.masks import Mask, check_density, check_seed, ratio_to_density, sample_mask
+from rmbook.structured import leading_columns, random_columns
+from rmbook.targets import TargetError, check_targets, find_targets
+from rmbook.targets import refuse_tied as _refuse_tied  # noqa: F401  TEMPORARY
+
+STRUCTURES = {
+    "entries": sample_mask,
+    "random_columns": random_columns,
+    "leading_columns": lambda shape, density, seed, name: leading_columns(shape, density),
+}
 
 
-class TargetError(ValueError):
-    """The targets name no layer, or a layer that cannot be masked."""
+@dataclass(frozen=True)
+class MaskRecipe:
+    """How the masks of a model are drawn; a stored recipe draws the same ones again.
 
-
-def find_targets(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Module]:
-    """Modules whose name is one of `targets` or ends with "." and one of them, in the model's order.
-
-    Raises:
-        TargetError: if a target matches nothing; the message lists names that are close.
+    Attributes:
+        targets: names of the target layers, as given.
+        density: probability that an entry of a target matrix is trained.
+        seed: each layer's mask depends on it and on the parameter's name alone.
+        structure: "entries" (each on its own, the paper's random masking), "leading_columns" (the paper's structured
+            masking) or "random_columns".
     """
-    targets = [targets] if isinstance(targets, str) else list(targets)
-    if not targets or not all(isinstance(target, str) and target for target in targets):
-        raise TargetError(f"targets must be module names such as ['q_proj', 'v_proj'], got {targets!r}.")
-    modules = {name: module for name, module in model.named_modules() if name}
-    for target in targets:
-        if not any(_matches(name, target) for name in modules):
-            linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
-            suffixes = {".".join(name.split(".")[-parts:]) for name in linear for parts in (1, 2, 3)}
-            close = difflib.get_close_matches(target, sorted(suffixes), n=5, cutoff=0.5)
-            known = close or sorted({name.rsplit(".", 1)[-1] for name in linear})[:10]
-            raise TargetError(
-                f"no layer matches the target {target!r}; {'close names' if close else 'linear layers'}: "
-                f"{', '.join(known) or 'none, the model has no linear layer'}."
-            )
-    return {name: module for name, module in modules.items() if any(_matches(name, target) for target in targets)}
 
+    targets: tuple[str, ...]
+    density: float
+    seed: int
+    structure: str = "entries"
 
-def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith("." + target)
+    def __post_init__(self):
+        check_density(self.density)
+        check_seed(self.seed)
+        if self.structure not in STRUCTURES:
+            raise ValueError(f"structure must be one of {', '.join(STRUCTURES)}, got {self.structure!r}.")
+
+    def draw(self, shapes: dict[str, tuple[int, int]]) -> dict[str, Mask]:
+        """The masks of layers of these shapes, by layer name."""
+        sample = STRUCTURES[self.structure]
+        return {name: sample(shape, self.density, self.seed, f"{name}.weight") for name, shape in shapes.items()}
 
 
 def apply_random_mask(
@@ -50,6 +57,7 @@ def apply_random_mask(
     ratio: float | None = None,
     density: float | None = None,
     seed: int = 0,
+    structure: str = "entries",
 ) -> "RandomMask":
     """Freeze `model` and make a random subset of the entries of some linear layers trainable, in place.
 
@@ -63,58 +71,57 @@ def apply_random_mask(
         ratio: wanted trainable entries / all parameters of the model (the paper's "Params"). Give this or density.
         density: probability that an entry of a target matrix is trained. Give this or ratio.
         seed: of the masks; each layer's mask depends on it and on the parameter's name alone.
+        structure: what is drawn; see `MaskRecipe`.
 
     Raises:
         TargetError: no layer matches, or a match is not a plain linear layer, shares its weight with another
             parameter (tied weights), is on the meta device or quantised; or the model is masked already.
-        ValueError: ratio or density out of range, or both or neither given.
+        ValueError: ratio or density out of range, or both or neither given; an unknown structure.
     """
     if (ratio is None) == (density is None):
         raise ValueError(
             f"give either ratio (share of all parameters) or density (probability inside a target matrix), "
             f"got ratio={ratio}, density={density}."
         )
-    seed = check_seed(seed)
     layers = find_targets(model, targets)
-    for name, layer in layers.items():
-        try:
-            check_maskable(layer)
-        except (TypeError, ValueError) as error:
-            raise TargetError(f"cannot mask layer {name!r}: {error}") from None
-    earlier = [name for name, module in model.named_modules() if isinstance(module, MaskedLinear)]
-    if earlier:  # freezing the rest would silently stop the training of their values
-        raise TargetError(
-            f"the model is masked already, at {', '.join(earlier[:3])}; remove that mask first (RandomMask.remove), "
-            "or name all targets in one call."
-        )
-    _refuse_tied(model, layers)
+    check_targets(model, layers)
     total = sum(parameter.numel() for parameter in model.parameters())
     held = sum(layer.weight.numel() for layer in layers.values())
     density = check_density(density) if ratio is None else ratio_to_density(ratio, total, held)
-    # All draws come before the first change: nothing that can fail leaves a half-masked model.
-    masks = {
-        name: sample_mask(tuple(layer.weight.shape), density, seed, f"{name}.weight") for name, layer in layers.items()
-    }
+    names = (targets,) if isinstance(targets, str) else tuple(targets)
+    recipe = MaskRecipe(names, density, check_seed(seed), structure)
+    return apply_masks(model, recipe.draw({name: tuple(layer.weight.shape) for name, layer in layers.items()}), recipe)
+
+
+def apply_masks(model: nn.Module, masks: dict[str, Mask], recipe: MaskRecipe | None = None) -> "RandomMask":
+    """As `apply_random_mask`, with masks that are there already, by layer name.
+
+    Args:
+        model: any `nn.Module` with `nn.Linear` layers.
+        masks: by the full name of a layer; shape (out, in) as its weight.
+        recipe: how they were drawn, if they were.
+
+    Raises:
+        TargetError: a name is no layer of the model, or a layer cannot be masked.
+        ValueError: a mask has another shape than its layer's weight.
+    """
+    modules = dict(model.named_modules())
+    if not masks or (unknown := [name for name in masks if name not in modules]):
+        raise TargetError(
+            f"masks must name layers of the model; unknown: {', '.join(unknown) if masks else 'no masks'}."
+        )
+    layers = {name: modules[name] for name in masks}
+    check_targets(model, layers)
+    for name, mask in masks.items():
+        if tuple(layers[name].weight.shape) != mask.shape:
+            raise ValueError(
+                f"the mask of {name!r} has shape {mask.shape}, its weight {tuple(layers[name].weight.shape)}."
+            )
+    # All that can fail has been done before the first change: nothing leaves a half-masked model.
     were_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     masked = {name: MaskedLinear.attach(layer, masks[name]) for name, layer in layers.items()}
-    names = (targets,) if isinstance(targets, str) else tuple(targets)
-    return RandomMask(model, masked, names, density, seed, were_trainable)
-
-
-def _refuse_tied(model: nn.Module, layers: dict[str, nn.Module]) -> None:
-    # Memory ranges, not storages: tensors of one memory-mapped checkpoint share a storage without overlapping.
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    spans = [(t.device, t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), n) for n, t in tensors if t.numel()]
-    for name, layer in layers.items():
-        weight = layer.weight
-        start, end = weight.data_ptr(), weight.data_ptr() + weight.numel() * weight.element_size()
-        sharing = [n for device, first, last, n in spans if device == weight.device and first < end and start < last]
-        if len(sharing) > 1:
-            raise TargetError(
-                f"the weight of {name!r} is tied: {', '.join(sharing)} share its memory, and merging the mask into one "
-                "would change the others. Untie them (give the layer a copy of the weight) or choose other targets."
-            )
+    return RandomMask(model, masked, recipe, were_trainable)
 
 
 class RandomMask:
@@ -123,17 +130,19 @@ class RandomMask:
     Attributes:
         model: the model, changed in place.
         layers: masked layers by module name.
-        targets: the target names.
-        density: Bernoulli probability inside the target matrices.
-        seed: of the masks.
+        recipe: how the masks were drawn; None if they were given.
+        targets: the target names, or the layers' names if the masks were given.
+        density: Bernoulli probability inside the target matrices; None if the masks were given.
+        seed: of the masks; None if they were given.
     """
 
-    def __init__(self, model, layers, targets, density, seed, were_trainable):
+    def __init__(self, model, layers, recipe, were_trainable):
         self.model: nn.Module = model
         self.layers: dict[str, MaskedLinear] = layers
-        self.targets: tuple[str, ...] = targets
-        self.density: float = density
-        self.seed: int = seed
+        self.recipe: MaskRecipe | None = recipe
+        self.targets: tuple[str, ...] = recipe.targets if recipe else tuple(layers)
+        self.density: float | None = recipe.density if recipe else None
+        self.seed: int | None = recipe.seed if recipe else None
         self._were_trainable: list[nn.Parameter] = were_trainable
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -40,6 +40,18 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
+def check_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the shape (out, in) of a matrix as two ints, or raise ValueError if it is none."""
+    if len(shape) != 2 or any(size < 1 for size in shape):
+        raise ValueError(f"a mask needs the shape (out, in) of a matrix with at least one entry, got {tuple(shape)}.")
+    return int(shape[0]), int(shape[1])
+
+
+def positions_dtype(numel: int) -> torch.dtype:
+    """The type of flat positions in a matrix: int32 while it can hold them."""
+    return torch.int32 if numel <= 2**31 else torch.int64
+
+
 def ratio_to_density(ratio: float, total_parameters: int, target_parameters: int) -> float:
     """Density inside the target matrices that trains a given share of the whole model.
 
@@ -94,6 +106,21 @@ class Mask:
 
     shape: tuple[int, int]
     positions: torch.Tensor
+
+    @classmethod
+    def checked(cls, shape: tuple[int, int], positions: torch.Tensor) -> "Mask":
+        """A mask at positions that come from outside; raises ValueError if they are not as described above."""
+        shape, numel = check_shape(shape), shape[0] * shape[1]
+        if positions.dim() != 1 or positions.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"positions must be an int32 or int64 vector, got {positions.dtype} of shape {tuple(positions.shape)}."
+            )
+        positions = positions.contiguous()
+        if positions.numel() and not (0 <= int(positions.min()) and int(positions.max()) < numel):
+            raise ValueError(f"positions must lie in [0, {numel}), the entries of a matrix of shape {shape}.")
+        if not bool((positions.diff() > 0).all()):
+            raise ValueError("positions must rise: sorted, and each only once.")
+        return cls(shape, positions.to(positions_dtype(numel)))
 
     @property
     def nnz(self) -> int:
@@ -153,13 +180,11 @@ def sample_mask(shape: tuple[int, int], density: float, seed: int, name: str) ->
     Raises:
         ValueError: for a density outside [0, 1], a seed that is no integer or a shape that is no matrix.
     """
-    density, seed = check_density(density), check_seed(seed)
-    if len(shape) != 2 or any(size < 1 for size in shape):
-        raise ValueError(f"a mask needs the shape (out, in) of a matrix with at least one entry, got {tuple(shape)}.")
+    shape, density, seed = check_shape(shape), check_density(density), check_seed(seed)
     # A counter-based generator keyed by a hash: NumPy guarantees the raw stream of Philox across versions.
     key = hashlib.sha256(f"rmbook mask 1\0{seed}\0{name}".encode()).digest()[:16]
     raw = np.random.Philox(key=int.from_bytes(key, "little"))
-    return Mask(tuple(int(size) for size in shape), _bernoulli_positions(math.prod(shape), density, raw))
+    return Mask(shape, _bernoulli_positions(math.prod(shape), density, raw))
 
 
 def _bernoulli_positions(numel: int, density: float, raw: np.random.BitGenerator) -> torch.Tensor:
@@ -169,7 +194,7 @@ def _bernoulli_positions(numel: int, density: float, raw: np.random.BitGenerator
     53 random bits, so probabilities are exact to about 1e-16; a comparison `rand < density` in float32 is off by
     +1.3 % at density 1e-6, and the paper's `rand > 1 - density` by -4.6 %.
     """
-    dtype = torch.int32 if numel <= 2**31 else torch.int64
+    dtype = positions_dtype(numel)
     if density == 0.0:
         return torch.empty(0, dtype=dtype)
     if density == 1.0:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from rmbook.masking import find_targets
+from rmbook.targets import find_targets
 
 
 def full_finetuning(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:

@@ -21,7 +21,8 @@ from rmbook import (
     load_adapter,
     save_adapter,
 )
-from rmbook.adapter import base_fingerprint
+from rmbook.adapter import FIELDS, _content_digest, base_fingerprint, read_adapter
+from rmbook.masking import STRUCTURES, apply_masks
 
 
 def trained(dtype=torch.float32):
@@ -52,6 +53,56 @@ def test_round_trip_is_exact(tmp_path, dtype):
     assert (loaded.seed, loaded.density, loaded.targets) == (4, 0.1, ("first", "second"))
     loaded.remove()
     assert state_bytes(fresh) == state_bytes(TwoLayers(dtype))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("store_positions", [False, True])
+def test_every_structure_round_trips_with_and_without_positions(tmp_path, structure, store_positions):
+    model = TwoLayers()
+    masking = apply_random_mask(model, ["first", "second"], density=0.1, seed=4, structure=structure)
+    for values in masking.parameters():
+        values.data.normal_()
+    save_adapter(masking, tmp_path / "a.safetensors", store_positions=store_positions)
+    fresh = TwoLayers()
+    loaded = load_adapter(fresh, tmp_path / "a.safetensors")
+    x = torch.randn(3, 24)
+    assert torch.equal(fresh(x), model(x)) and loaded.recipe == masking.recipe
+
+
+def test_masks_that_were_given_are_stored_with_their_positions(tmp_path):
+    _, drawn = trained()
+    model = TwoLayers()
+    masking = apply_masks(model, {name: layer.mask for name, layer in drawn.layers.items()})
+    for values in masking.parameters():
+        values.data.normal_()
+    save_adapter(masking, tmp_path / "a.safetensors")
+    fresh = TwoLayers()
+    loaded = load_adapter(fresh, tmp_path / "a.safetensors")
+    x = torch.randn(3, 24)
+    assert torch.equal(fresh(x), model(x))
+    assert loaded.recipe is None and loaded.density is None and loaded.targets == ("first", "second")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_can_be_stored_rounded(tmp_path, dtype):
+    _, masking = trained()
+    save_adapter(masking, tmp_path / "a.safetensors", dtype=dtype)
+    loaded = load_adapter(TwoLayers(), tmp_path / "a.safetensors")
+    for own, back in zip(masking.parameters(), loaded.parameters(), strict=True):
+        assert back.dtype == torch.float32 and torch.equal(back, own.to(dtype).float())
+
+
+def test_values_that_are_not_finite_are_not_saved(tmp_path):
+    _, masking = trained()
+    next(masking.parameters()).data[3] = 1e6
+    with pytest.raises(ValueError, match="not all finite in torch.float16"):
+        save_adapter(masking, tmp_path / "a.safetensors", dtype=torch.float16)
+    next(masking.parameters()).data[3] = float("nan")
+    with pytest.raises(ValueError, match="diverged"):
+        save_adapter(masking, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        save_adapter(masking, tmp_path / "a.safetensors", dtype=torch.int8)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_loading_into_another_process_that_drew_other_random_numbers(saved):
@@ -124,15 +175,29 @@ def test_every_truncation_is_refused(saved):
     assert state_bytes(fresh) == before
 
 
-def test_every_kind_of_bit_flip_is_refused(saved):
-    path, _, _ = saved
+@pytest.mark.parametrize("options", [{}, {"store_positions": True, "dtype": torch.bfloat16}])
+def test_ten_thousand_random_corruptions_are_refused(tmp_path, options):
+    path, (_, masking) = tmp_path / "a.safetensors", trained()
+    save_adapter(masking, path, **options)
     whole = path.read_bytes()
-    fresh = TwoLayers()
+    names = [name.encode() for name in ("first.values", "second.values", "recipe", "layers", "content", "F32", "seed")]
+    fresh, chooser = TwoLayers(), random.Random(0)
     before = state_bytes(fresh)
-    chooser = random.Random(0)
-    for _ in range(500):
+    for number in range(5000):
         damaged = bytearray(whole)
-        damaged[chooser.randrange(len(damaged))] ^= 1 << chooser.randrange(8)
+        if number % 10 == 0:
+            del damaged[chooser.randrange(len(damaged)) :]
+        elif number % 10 == 1:  # bytes inserted or removed
+            place = chooser.randrange(len(damaged))
+            damaged[place : place + chooser.randrange(3)] = chooser.randbytes(chooser.randrange(4))
+        elif number % 10 == 2:  # keys exchanged
+            one, two = chooser.sample(names, 2)
+            damaged = bytearray(whole.replace(one, b"\0").replace(two, one).replace(b"\0", two))
+        else:
+            for _ in range(chooser.choice([1, 1, 2, 8])):
+                damaged[chooser.randrange(len(damaged))] ^= 1 << chooser.randrange(8)
+        if damaged == whole:
+            continue
         path.write_bytes(damaged)
         with pytest.raises(AdapterError):
             load_adapter(fresh, path)
@@ -149,12 +214,12 @@ def _edit(path, change):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m, t: m.update(seed="5"),
-        lambda m, t: m.update(density="0.2"),
-        lambda m, t: m.pop("targets"),
+        lambda m, t: m.update(recipe=m["recipe"].replace('"seed": 4', '"seed": 5')),
+        lambda m, t: m.update(recipe="null"),
+        lambda m, t: m.pop("recipe"),
         lambda m, t: m.update(extra="1"),
         lambda m, t: m.clear(),
-        lambda m, t: m.update(format="rmbook-adapter-2"),
+        lambda m, t: m.update(format="rmbook-adapter-1"),
         lambda m, t: t.update({"first.values": t["first.values"] * 2}),
         lambda m, t: t.pop("first.values"),
         lambda m, t: t.update({"first.values": t["second.values"], "second.values": t["first.values"]}),
@@ -169,14 +234,51 @@ def test_edited_files_are_refused(saved, change):
         load_adapter(TwoLayers(), path)
 
 
+def _layer(m, **changes):
+    layers = json.loads(m["layers"])
+    layers["first"] |= changes
+    m["layers"] = json.dumps(layers)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m, t: t["first.positions"].neg_(),
+        lambda m, t: t["first.positions"].copy_(t["first.positions"].flip(0)),
+        lambda m, t: t["first.positions"].add_(40 * 24),
+        lambda m, t: t.update({"first.positions": t["first.positions"].float()}),
+        lambda m, t: t.update({"first.positions": t["first.positions"][:-1].clone()}),
+        lambda m, t: (t.pop("first.positions"), t.pop("second.positions"), m.update(recipe="null")),
+        lambda m, t: t["first.values"].fill_(float("nan")),
+        lambda m, t: t.update({"first.values": t["first.values"].to(torch.int32)}),
+        lambda m, t: t.pop("first.values"),
+        lambda m, t: m.update(layers="[]"),
+        lambda m, t: m.update(layers='{"first": 3}'),
+        lambda m, t: m.update(recipe='{"targets": 3}'),
+        lambda m, t: m.update(recipe="7"),
+        lambda m, t: _layer(m, shape=[24, 40]),
+        lambda m, t: _layer(m, shape=[0, 1]),
+        lambda m, t: _layer(m, digest="0"),
+    ],
+)
+def test_a_file_made_to_deceive_is_refused_though_its_hash_is_right(tmp_path, change):
+    path, (_, masking) = tmp_path / "a.safetensors", trained()
+    save_adapter(masking, path, store_positions=True)
+
+    def change_and_sign(metadata, tensors):
+        change(metadata, tensors)
+        metadata["content"] = _content_digest(tensors, metadata)
+
+    _edit(path, change_and_sign)
+    with pytest.raises(AdapterError):
+        read_adapter(path)
+    assert set(FIELDS) < set(safetensors.safe_open(path, "pt").metadata())
+
+
 def test_positions_that_differ_on_this_machine_are_refused(saved, monkeypatch):
     path, _, _ = saved
-    from rmbook import masking as module
-
-    genuine = module.sample_mask
-    monkeypatch.setattr(
-        module, "sample_mask", lambda shape, density, seed, name: genuine(shape, density, seed + 1, name)
-    )
+    genuine = STRUCTURES["entries"]
+    monkeypatch.setitem(STRUCTURES, "entries", lambda shape, p, seed, name: genuine(shape, p, seed + 1, name))
     fresh = TwoLayers()
     with pytest.raises(AdapterError, match="other mask positions"):
         load_adapter(fresh, path)
