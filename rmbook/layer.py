@@ -9,9 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rmbook.backends import choose_backend
 from rmbook.masks import Mask
 from rmbook.tap import Tap, merge
 
+OWN_ATTRIBUTES = (
+    *("values", "mask", "row_starts", "columns", "touched", "original", "merged", "merged_into"),
+    *("wanted_backend", "backend", "backend_reason"),
+)
 COMPACT_BELOW = 0.3  # keep only the touched columns of the input when they are at most this share of all columns
 
 
@@ -51,6 +56,7 @@ class MaskedLinear(nn.Linear):
     Attributes:
         weight: (out, in), frozen; holds W + S, brought up to date by each forward pass. `state_dict` reports W.
         values: (nnz,) parameter, the entries of S; float32, or float64 for a float64 weight.
+        backend: who computes the values' gradient (`rmbook.backends`); backend_reason says why.
         mask: positions of S.
         original: (nnz,) entries of W at the mask's positions, in W's dtype.
         dense_form: whether forward is `masked_linear_reference` (slow, differentiable any number of times).
@@ -60,10 +66,11 @@ class MaskedLinear(nn.Linear):
     dense_form = False
 
     @classmethod
-    def attach(cls, linear: nn.Linear, mask: Mask) -> "MaskedLinear":
+    def attach(cls, linear: nn.Linear, mask: Mask, backend: str = "auto") -> "MaskedLinear":
         """Turn `linear` into a masked layer, with values starting at zero (so the output does not change).
 
         Raises:
+            ValueError, ImportError: the backend does not work here; see `rmbook.backends.choose_backend`.
             TypeError: if it is not exactly an `nn.Linear`, which covers quantised layers, or is masked already.
             ValueError: if its weight is on the meta device, of an unsupported dtype or layout, or the mask has
                 another shape.
@@ -71,8 +78,10 @@ class MaskedLinear(nn.Linear):
         check_maskable(linear)
         if tuple(linear.weight.shape) != mask.shape:
             raise ValueError(f"the mask has shape {mask.shape}, the weight {tuple(linear.weight.shape)}.")
+        chosen = choose_backend(backend, linear.weight.device)
         weight = linear.weight.requires_grad_(False)
         linear.__class__ = cls
+        linear.wanted_backend, (linear.backend, linear.backend_reason) = backend, chosen
         linear._set_mask(mask.to(weight.device))
         linear.values = nn.Parameter(torch.zeros(mask.nnz, dtype=_values_dtype(weight), device=weight.device))
         linear._save_original()
@@ -98,8 +107,21 @@ class MaskedLinear(nn.Linear):
 
     @torch.no_grad()
     def _merge(self, values: torch.Tensor) -> None:
+        self._refuse_another_weight()
         write = torch.ops.rmbook.merge_ if torch.compiler.is_compiling() else merge
         write(self.weight, self.merged, values, self.original, self.mask.positions)
+
+    def _refuse_another_weight(self) -> None:
+        # FSDP shards the weight, and hands the layer a rebuilt copy at each forward, in which a merge would be lost.
+        weight, (ours,) = self.weight, self.merged_into
+        if weight is ours or torch.compiler.is_compiling():
+            return
+        if type(weight.data) is not torch.Tensor or weight.data_ptr() != ours.data_ptr():
+            raise RuntimeError(
+                f"the weight of this masked layer was replaced by another {type(weight.data).__name__}, but W + S "
+                "lives in the memory of the weight that was masked. FSDP does that when it shards: use "
+                "DistributedDataParallel instead. If you replaced it yourself, remove the mask first."
+            )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y = x (W + S)^T + b; (..., in) to (..., out)."""
@@ -112,13 +134,18 @@ class MaskedLinear(nn.Linear):
         if self.touched is not None:
             input = input.index_select(-1, self.touched)  # all that the backward pass needs
         merge_again = None if torch.compiler.is_compiling() else self._merge  # a compiled graph keeps its own W + S
-        return Tap.apply(output, self.values, input.detach(), self.row_starts, self.columns, merge_again)
+        return Tap.apply(output, self.values, input.detach(), self.row_starts, self.columns, self.backend, merge_again)
 
     def train(self, mode: bool = True) -> "MaskedLinear":
         """As `nn.Module.train`; also refreshes, for callers that read `weight` without calling the layer."""
         if not self.dense_form:
             self.refresh()
         return super().train(mode)
+
+    @property
+    def product_shape(self) -> tuple[int, int]:
+        """(out, in) of the product of which the values' gradient is a sample: `in` counts the kept columns alone."""
+        return self.mask.shape[0], self.mask.shape[1] if self.touched is None else self.touched.numel()
 
     def set_dense_form(self, dense_form: bool) -> None:
         """Switch between the fast layer and the reference form, in which `weight` holds W instead of W + S."""
@@ -143,6 +170,7 @@ class MaskedLinear(nn.Linear):
     def _save_original(self) -> None:
         self.original = self.weight.view(-1).index_select(0, self.mask.positions)
         self.merged = torch.zeros_like(self.values)  # W + 0 is what the weight holds now
+        self.merged_into = (self.weight,)  # in a tuple, so that nn.Module does not register it a second time
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -150,7 +178,7 @@ class MaskedLinear(nn.Linear):
         self.merged.zero_()
 
     def _forget(self) -> nn.Linear:
-        for name in ("values", "mask", "row_starts", "columns", "touched", "original", "merged"):
+        for name in OWN_ATTRIBUTES:
             delattr(self, name)
         self.__dict__.pop("dense_form", None)
         self.__class__ = nn.Linear
@@ -164,6 +192,7 @@ class MaskedLinear(nn.Linear):
         for tensor in (values,) if values.grad is None else (values, values.grad):
             tensor.data = tensor.data.to(self.weight.device, _values_dtype(self.weight))
         self._parameters["values"] = values
+        self.backend, self.backend_reason = choose_backend(self.wanted_backend, self.weight.device)
         self._set_mask(self.mask.to(self.weight.device))
         self._save_original()
         return self

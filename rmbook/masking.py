@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from rmbook.backends import choose_backend, explain_way
 from rmbook.layer import MaskedLinear
 from rmbook.masks import Mask, check_density, check_seed, ratio_to_density, sample_mask
 from rmbook.structured import leading_columns, random_columns
@@ -58,6 +59,7 @@ def apply_random_mask(
     density: float | None = None,
     seed: int = 0,
     structure: str = "entries",
+    backend: str = "auto",
 ) -> "RandomMask":
     """Freeze `model` and make a random subset of the entries of some linear layers trainable, in place.
 
@@ -72,11 +74,13 @@ def apply_random_mask(
         density: probability that an entry of a target matrix is trained. Give this or ratio.
         seed: of the masks; each layer's mask depends on it and on the parameter's name alone.
         structure: what is drawn; see `MaskRecipe`.
+        backend: who computes the values' gradient; see `rmbook.backends.choose_backend`.
 
     Raises:
         TargetError: no layer matches, or a match is not a plain linear layer, shares its weight with another
             parameter (tied weights), is on the meta device or quantised; or the model is masked already.
-        ValueError: ratio or density out of range, or both or neither given; an unknown structure.
+        ValueError: ratio or density out of range, or both or neither given; an unknown structure or backend.
+        ImportError: the backend's library is missing.
     """
     if (ratio is None) == (density is None):
         raise ValueError(
@@ -90,16 +94,20 @@ def apply_random_mask(
     density = check_density(density) if ratio is None else ratio_to_density(ratio, total, held)
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     recipe = MaskRecipe(names, density, check_seed(seed), structure)
-    return apply_masks(model, recipe.draw({name: tuple(layer.weight.shape) for name, layer in layers.items()}), recipe)
+    masks = recipe.draw({name: tuple(layer.weight.shape) for name, layer in layers.items()})
+    return apply_masks(model, masks, recipe, backend)
 
 
-def apply_masks(model: nn.Module, masks: dict[str, Mask], recipe: MaskRecipe | None = None) -> "RandomMask":
+def apply_masks(
+    model: nn.Module, masks: dict[str, Mask], recipe: MaskRecipe | None = None, backend: str = "auto"
+) -> "RandomMask":
     """As `apply_random_mask`, with masks that are there already, by layer name.
 
     Args:
         model: any `nn.Module` with `nn.Linear` layers.
         masks: by the full name of a layer; shape (out, in) as its weight.
         recipe: how they were drawn, if they were.
+        backend: as for `apply_random_mask`.
 
     Raises:
         TargetError: a name is no layer of the model, or a layer cannot be masked.
@@ -117,10 +125,11 @@ def apply_masks(model: nn.Module, masks: dict[str, Mask], recipe: MaskRecipe | N
             raise ValueError(
                 f"the mask of {name!r} has shape {mask.shape}, its weight {tuple(layers[name].weight.shape)}."
             )
+        choose_backend(backend, layers[name].weight.device)
     # All that can fail has been done before the first change: nothing leaves a half-masked model.
     were_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
-    masked = {name: MaskedLinear.attach(layer, masks[name]) for name, layer in layers.items()}
+    masked = {name: MaskedLinear.attach(layer, masks[name], backend) for name, layer in layers.items()}
     return RandomMask(model, masked, recipe, were_trainable)
 
 
@@ -178,6 +187,21 @@ class RandomMask:
                 "entries": layer.mask.numel,
                 "trained": layer.mask.nnz,
                 "share": layer.mask.nnz / layer.mask.numel,
+            }
+            for name, layer in self.layers.items()
+        ]
+        return pd.DataFrame(rows).set_index("layer")
+
+    def explain(self) -> pd.DataFrame:
+        """Who computes the gradient of each layer's values, how, and why; one row a layer."""
+        rows = [
+            {
+                "layer": name,
+                "backend": layer.backend,
+                "because": layer.backend_reason,
+                "way": explain_way(
+                    layer.backend, layer.product_shape, layer.mask.nnz, layer.weight.dtype, layer.weight.device
+                ),
             }
             for name, layer in self.layers.items()
         ]

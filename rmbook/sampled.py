@@ -15,9 +15,11 @@ import torch
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 TOKEN_CHUNK = 256  # tokens per sparse call: its buffers stay in cache, and low precision is widened in pieces
-ROW_BLOCK = 512  # rows per dense call: the dense fallback never holds a whole (out, in) gradient
+GATHER_CHUNK = 1024  # tokens per step of the gathering form
 GATHER_BELOW = 256  # with fewer entries than this, starting a sparse kernel costs more than the work
 DENSE_ABOVE = {torch.float64: 0.3, torch.float32: 0.3, torch.bfloat16: 0.08, torch.float16: 0.08}  # by density
+ROWS_AT_ONCE = 512  # of a dense product on the CPU: it never holds a whole (out, in) gradient
+DENSE_AT_ONCE = 2**26  # entries of a dense product on a GPU, where splitting it would wait for the row bounds
 
 
 def sampled_product_reference(
@@ -37,12 +39,33 @@ def sampled_product_reference(
     return (grad_output.T @ input)[rows.long(), columns.long()]
 
 
+def cheapest_way(shape: tuple[int, int], nnz: int, dtype: torch.dtype, device_type: str) -> tuple[str, str]:
+    """How `sampled_product` computes, and why: fixed thresholds, never a clock, so results do not depend on timing.
+
+    Args:
+        shape: (out, in) of the product.
+        nnz: number of entries wanted.
+        dtype: of grad_output.
+        device_type: "cpu", "cuda", ...
+
+    Returns:
+        way: "gather", "sparse" or "dense".
+        reason: in words.
+    """
+    density = nnz / (shape[0] * shape[1])
+    if density > DENSE_ABOVE[dtype]:
+        return "dense", f"density {density:.3g} is above {DENSE_ABOVE[dtype]:g}, where a dense product is faster"
+    if device_type not in ("cpu", "cuda"):
+        return "dense", f"torch has no sparse kernel for {device_type}"
+    if nnz < GATHER_BELOW:
+        return "gather", f"{nnz} entries are fewer than {GATHER_BELOW}: no sparse kernel is worth its start"
+    return "sparse", f"{nnz} entries at density {density:.3g}: torch.sparse.sampled_addmm"
+
+
 def sampled_product(
     grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """Entries of grad_output^T @ input at given positions, in O(tokens * nnz) where that pays.
-
-    Fixed thresholds choose between three ways, never a clock, so results do not depend on timing.
+    """Entries of grad_output^T @ input at given positions, in O(tokens * nnz) where that pays (see `cheapest_way`).
 
     Args:
         grad_output: (tokens, out), any floating dtype.
@@ -52,32 +75,32 @@ def sampled_product(
 
     Returns:
         (nnz,) float64 if both inputs are, float32 otherwise; products are accumulated in that dtype, except in the
-        dense fallback, which rounds each entry once to the inputs' dtype.
+        dense way, which rounds each entry once to the inputs' dtype.
     """
-    dtype = torch.float64 if grad_output.dtype == input.dtype == torch.float64 else torch.float32
-    shape = (grad_output.shape[1], input.shape[1])
     nnz, tokens = columns.numel(), grad_output.shape[0]
     if nnz == 0 or tokens == 0:
-        return torch.zeros(nnz, dtype=dtype, device=columns.device)
-    no_sparse_kernel = columns.device.type not in ("cpu", "cuda")
-    if no_sparse_kernel or nnz > DENSE_ABOVE[grad_output.dtype] * shape[0] * shape[1]:
-        return _dense_by_row_blocks(grad_output, input, row_starts, columns, dtype)
-    if nnz < GATHER_BELOW:
-        rows = expand_rows(row_starts, nnz)
-        total = torch.zeros(nnz, dtype=dtype, device=columns.device)
-        for start in range(0, tokens, 4 * TOKEN_CHUNK):
-            some = slice(start, start + 4 * TOKEN_CHUNK)
-            left = grad_output[some].index_select(1, rows).to(dtype)  # (chunk, nnz)
-            total += (left * input[some].index_select(1, columns).to(dtype)).sum(0)
-        return total
-    total = torch.sparse_csr_tensor(
-        row_starts, columns, torch.zeros(nnz, dtype=dtype, device=columns.device), shape, check_invariants=False
-    )
-    for start in range(0, tokens, TOKEN_CHUNK):
-        left = grad_output[start : start + TOKEN_CHUNK].to(dtype).t().contiguous()  # (out, chunk)
-        right = input[start : start + TOKEN_CHUNK].to(dtype).contiguous()  # (chunk, in)
-        torch.sparse.sampled_addmm(total, left, right, out=total)
-    return total.values()
+        return torch.zeros(nnz, dtype=_result_dtype(grad_output, input), device=columns.device)
+    shape = (grad_output.shape[1], input.shape[1])
+    way, _ = cheapest_way(shape, nnz, grad_output.dtype, columns.device.type)
+    compute = {"gather": _gathered, "sparse": _sparse, "dense": dense_product}[way]
+    return compute(grad_output, input, row_starts, columns)
+
+
+def dense_product(
+    grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """As `sampled_product`, by dense products of blocks of rows from which the entries are picked."""
+    common = torch.promote_types(grad_output.dtype, input.dtype)
+    grad_output, input = grad_output.to(common), input.to(common)
+    out, nnz = grad_output.shape[1], columns.numel()
+    rows = expand_rows(row_starts, nnz)
+    result = torch.empty(nnz, dtype=_result_dtype(grad_output, input), device=columns.device)
+    block = ROWS_AT_ONCE if columns.device.type == "cpu" else max(1, DENSE_AT_ONCE // input.shape[1])
+    bounds = [0, nnz] if out <= block else [*row_starts[::block].tolist(), nnz]
+    for start, first, last in zip(range(0, out, block), bounds[:-1], bounds[1:], strict=False):
+        dense = grad_output[:, start : start + block].t() @ input  # (block, in)
+        result[first:last] = dense[rows[first:last] - start, columns[first:last]].to(result.dtype)
+    return result
 
 
 def expand_rows(row_starts: torch.Tensor, nnz: int) -> torch.Tensor:
@@ -86,14 +109,26 @@ def expand_rows(row_starts: torch.Tensor, nnz: int) -> torch.Tensor:
     return rows.repeat_interleave(row_starts.diff(), output_size=nnz)
 
 
-def _dense_by_row_blocks(grad_output, input, row_starts, columns, dtype):
-    common = torch.promote_types(grad_output.dtype, input.dtype)
-    grad_output, input = grad_output.to(common), input.to(common)
-    rows = expand_rows(row_starts, columns.numel())
-    result = torch.empty(columns.numel(), dtype=dtype, device=columns.device)
-    bounds = row_starts[::ROW_BLOCK].tolist() + [columns.numel()]
-    for block, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        start = block * ROW_BLOCK
-        dense = grad_output[:, start : start + ROW_BLOCK].t() @ input  # (ROW_BLOCK, in)
-        result[first:last] = dense[rows[first:last] - start, columns[first:last]].to(dtype)
-    return result
+def _result_dtype(grad_output: torch.Tensor, input: torch.Tensor) -> torch.dtype:
+    return torch.float64 if grad_output.dtype == input.dtype == torch.float64 else torch.float32
+
+
+def _gathered(grad_output, input, row_starts, columns):
+    dtype, rows = _result_dtype(grad_output, input), expand_rows(row_starts, columns.numel())
+    total = torch.zeros(columns.numel(), dtype=dtype, device=columns.device)
+    for start in range(0, len(input), GATHER_CHUNK):
+        some = slice(start, start + GATHER_CHUNK)
+        left = grad_output[some].index_select(1, rows).to(dtype)  # (chunk, nnz)
+        total += (left * input[some].index_select(1, columns).to(dtype)).sum(0)
+    return total
+
+
+def _sparse(grad_output, input, row_starts, columns):
+    dtype, shape = _result_dtype(grad_output, input), (grad_output.shape[1], input.shape[1])
+    values = torch.zeros(columns.numel(), dtype=dtype, device=columns.device)
+    total = torch.sparse_csr_tensor(row_starts, columns, values, shape, check_invariants=False)
+    for start in range(0, len(input), TOKEN_CHUNK):
+        left = grad_output[start : start + TOKEN_CHUNK].to(dtype).t().contiguous()  # (out, chunk)
+        right = input[start : start + TOKEN_CHUNK].to(dtype).contiguous()  # (chunk, in)
+        torch.sparse.sampled_addmm(total, left, right, out=total)
+    return total.values()

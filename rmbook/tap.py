@@ -5,7 +5,7 @@ Both are also registered as operations of torch (`torch.ops.rmbook`), so that to
 
 import torch
 
-from rmbook.sampled import sampled_product
+from rmbook import backends
 
 
 class Tap(torch.autograd.Function):
@@ -20,10 +20,10 @@ class Tap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, output, values, input, row_starts, columns, merge_again):
+    def forward(ctx, output, values, input, row_starts, columns, backend, merge_again):
         """Return `output` (..., out); `merge_again(values)` is called before the backward pass, if not None."""
         ctx.save_for_backward(values, input, row_starts, columns)  # values: autograd refuses if they change in place
-        ctx.merge_again = merge_again
+        ctx.backend, ctx.merge_again = backend, merge_again
         return output.view_as(output)
 
     @staticmethod
@@ -44,20 +44,21 @@ class Tap(torch.autograd.Function):
                 input.reshape(-1, input.shape[-1]),
                 row_starts,
                 columns,
+                ctx.backend,
             ).to(values.dtype)
-        return grad_output, grad_values, None, None, None, None
+        return grad_output, grad_values, None, None, None, None, None
 
 
 @torch.library.custom_op("rmbook::sampled_product", mutates_args=())
 def _sampled_product_op(
-    grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor
+    grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor, backend: str
 ) -> torch.Tensor:
     # Opaque to torch.compile, which would otherwise break the graph at the sparse tensor.
-    return sampled_product(grad_output, input, row_starts, columns)
+    return backends.product(backend)(grad_output, input, row_starts, columns)
 
 
 @_sampled_product_op.register_fake
-def _(grad_output, input, row_starts, columns):
+def _(grad_output, input, row_starts, columns, backend):
     both_double = grad_output.dtype == input.dtype == torch.float64
     return columns.new_empty(columns.shape, dtype=torch.float64 if both_double else torch.float32)
 

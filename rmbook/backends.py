@@ -1,0 +1,71 @@
+"""Who computes the sampled product: the choice of a backend, and the reason for it."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+
+from rmbook import sampled
+
+BACKENDS = ("auto", "torch", "triton", "spops", "dense")
+
+
+def choose_backend(wanted: str, device: torch.device) -> tuple[str, str]:
+    """The backend that serves a layer, and why.
+
+    Args:
+        wanted: "torch" (any device), "triton" (CUDA GPUs), "spops" (IST-DASLab's library, where it was built), "dense"
+            (a dense gradient by blocks of rows: a baseline) or "auto".
+        device: where the layer's weight is.
+
+    Returns:
+        backend: one of BACKENDS, but not "auto".
+        reason: in words.
+
+    Raises:
+        ValueError: an unknown backend, or one that does not work on this device.
+        ImportError: the backend's library is missing; the message says how to get it.
+    """
+    if wanted not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {wanted!r}.")
+    has_triton = find_spec("triton") is not None
+    if wanted == "auto":
+        if device.type == "cuda" and has_triton:
+            return "triton", "a CUDA GPU, and triton is installed"
+        missing = " without the package triton" if device.type == "cuda" else ""
+        return "torch", f"a device of type {device.type}{missing}: torch's own kernels"
+    if wanted == "triton":
+        if device.type != "cuda":
+            raise ValueError(f"backend 'triton' needs a CUDA GPU, the weight is on {device}: use 'auto' or 'torch'.")
+        if not has_triton:
+            raise ImportError("backend 'triton' needs the package triton: pip install triton, or use 'torch'.")
+    if wanted == "spops":
+        from rmbook.spops_backend import check_spops
+
+        check_spops(device.type)
+    return wanted, "asked for"
+
+
+def product(backend: str) -> Callable[..., torch.Tensor]:
+    """The function with the signature of `rmbook.sampled.sampled_product` that a backend stands for."""
+    if backend == "triton":
+        from rmbook import triton_product
+
+        return triton_product.cheapest_product
+    if backend == "spops":
+        from rmbook import spops_backend
+
+        return spops_backend.sampled_product
+    return {"torch": sampled.sampled_product, "dense": sampled.dense_product}[backend]
+
+
+def explain_way(backend: str, shape: tuple[int, int], nnz: int, dtype: torch.dtype, device: torch.device) -> str:
+    """How a backend computes a product of these sizes, in words."""
+    if backend == "torch":
+        way, reason = sampled.cheapest_way(shape, nnz, dtype, device.type)
+        return f"{way}: {reason}"
+    if backend == "triton":
+        from rmbook.product_costs import crossover_density
+
+        return f"dense above density {crossover_density(shape, 4096, dtype):.2g} (4,096 tokens; predicted), else sparse"
+    return {"spops": "spops.sddmm", "dense": "dense: by blocks of rows, at every density"}[backend]
