@@ -5,30 +5,30 @@ from importlib.util import find_spec
 
 import torch
 
-from rmbook import sampled
+from rmbook import product_costs, sampled
 
 BACKENDS = ("auto", "torch", "triton", "spops", "dense")
 
 
-def choose_backend(wanted: str, device: torch.device) -> tuple[str, str]:
+def choose_backend(wanted: str, weight: torch.Tensor) -> tuple[str, str]:
     """The backend that serves a layer, and why.
 
     Args:
         wanted: "torch" (any device), "triton" (CUDA GPUs), "spops" (IST-DASLab's library, where it was built), "dense"
             (a dense gradient by blocks of rows: a baseline) or "auto".
-        device: where the layer's weight is.
+        weight: of the layer; its device and dtype matter.
 
     Returns:
         backend: one of BACKENDS, but not "auto".
         reason: in words.
 
     Raises:
-        ValueError: an unknown backend, or one that does not work on this device.
+        ValueError: an unknown backend, or one that does not work on this device or in this dtype.
         ImportError: the backend's library is missing; the message says how to get it.
     """
     if wanted not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {wanted!r}.")
-    has_triton = find_spec("triton") is not None
+    device, has_triton = weight.device, find_spec("triton") is not None
     if wanted == "auto":
         if device.type == "cuda" and has_triton:
             return "triton", "a CUDA GPU, and triton is installed"
@@ -43,19 +43,21 @@ def choose_backend(wanted: str, device: torch.device) -> tuple[str, str]:
         from rmbook.spops_backend import check_spops
 
         check_spops(device.type)
+        if weight.dtype == torch.float64:
+            raise ValueError("backend 'spops' computes in float32, the weight is float64: use 'auto' or 'torch'.")
     return wanted, "asked for"
 
 
-def product(backend: str) -> Callable[..., torch.Tensor]:
+def product(backend: str, device_type: str) -> Callable[..., torch.Tensor]:
     """The function with the signature of `rmbook.sampled.sampled_product` that a backend stands for."""
-    if backend == "triton":
-        from rmbook import triton_product
-
-        return triton_product.cheapest_product
     if backend == "spops":
         from rmbook import spops_backend
 
         return spops_backend.sampled_product
+    if backend == "triton" or (backend == "dense" and device_type == "cuda" and find_spec("triton")):
+        from rmbook import triton_product
+
+        return triton_product.cheapest_product if backend == "triton" else triton_product.dense_product
     return {"torch": sampled.sampled_product, "dense": sampled.dense_product}[backend]
 
 
@@ -65,7 +67,6 @@ def explain_way(backend: str, shape: tuple[int, int], nnz: int, dtype: torch.dty
         way, reason = sampled.cheapest_way(shape, nnz, dtype, device.type)
         return f"{way}: {reason}"
     if backend == "triton":
-        from rmbook.product_costs import crossover_density
-
-        return f"dense above density {crossover_density(shape, 4096, dtype):.2g} (4,096 tokens; predicted), else sparse"
+        way = product_costs.cheapest_way(shape, 4096, nnz, dtype)
+        return f"{way}: predicted to be the fastest for 4,096 tokens (rmbook.product_costs)"
     return {"spops": "spops.sddmm", "dense": "dense: by blocks of rows, at every density"}[backend]

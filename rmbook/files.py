@@ -1,7 +1,8 @@
-"""Writing files completely or not at all."""
+"""Writing files and folders completely or not at all."""
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,4 +22,31 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
+        raise
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder to write to; it becomes `folder`, new or empty, in one step if the block succeeds.
+
+    Unlike a file, a folder with content cannot be exchanged in one step, so it is refused.
+
+    Raises:
+        FileExistsError: `folder` has content, or is a file.
+        FileNotFoundError: its parent does not exist.
+    """
+    folder = Path(folder).resolve()  # of a link to an empty folder, that folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not an empty folder; name a new one, or remove it first.")
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(
+            f"cannot save {folder.name}: the folder {folder.parent} does not exist; create it first."
+        )
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes private folders; these are for sharing
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary)
         raise

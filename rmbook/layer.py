@@ -78,7 +78,7 @@ class MaskedLinear(nn.Linear):
         check_maskable(linear)
         if tuple(linear.weight.shape) != mask.shape:
             raise ValueError(f"the mask has shape {mask.shape}, the weight {tuple(linear.weight.shape)}.")
-        chosen = choose_backend(backend, linear.weight.device)
+        chosen = choose_backend(backend, linear.weight)
         weight = linear.weight.requires_grad_(False)
         linear.__class__ = cls
         linear.wanted_backend, (linear.backend, linear.backend_reason) = backend, chosen
@@ -192,7 +192,7 @@ class MaskedLinear(nn.Linear):
         for tensor in (values,) if values.grad is None else (values, values.grad):
             tensor.data = tensor.data.to(self.weight.device, _values_dtype(self.weight))
         self._parameters["values"] = values
-        self.backend, self.backend_reason = choose_backend(self.wanted_backend, self.weight.device)
+        self.backend, self.backend_reason = choose_backend(self.wanted_backend, self.weight)
         self._set_mask(self.mask.to(self.weight.device))
         self._save_original()
         return self

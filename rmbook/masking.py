@@ -13,7 +13,6 @@ from rmbook.layer import MaskedLinear
 from rmbook.masks import Mask, check_density, check_seed, ratio_to_density, sample_mask
 from rmbook.structured import leading_columns, random_columns
 from rmbook.targets import TargetError, check_targets, find_targets
-from rmbook.targets import refuse_tied as _refuse_tied  # noqa: F401  TEMPORARY
 
 STRUCTURES = {
     "entries": sample_mask,
@@ -125,7 +124,7 @@ def apply_masks(
             raise ValueError(
                 f"the mask of {name!r} has shape {mask.shape}, its weight {tuple(layers[name].weight.shape)}."
             )
-        choose_backend(backend, layers[name].weight.device)
+        choose_backend(backend, layers[name].weight)
     # All that can fail has been done before the first change: nothing leaves a half-masked model.
     were_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)

@@ -3,9 +3,13 @@
 Both are also registered as operations of torch (`torch.ops.rmbook`), so that torch.compile keeps them whole.
 """
 
+from importlib.util import find_spec
+
 import torch
 
 from rmbook import backends
+
+HAS_TRITON = find_spec("triton") is not None
 
 
 class Tap(torch.autograd.Function):
@@ -54,7 +58,7 @@ def _sampled_product_op(
     grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor, backend: str
 ) -> torch.Tensor:
     # Opaque to torch.compile, which would otherwise break the graph at the sparse tensor.
-    return backends.product(backend)(grad_output, input, row_starts, columns)
+    return backends.product(backend, columns.device.type)(grad_output, input, row_starts, columns)
 
 
 @_sampled_product_op.register_fake
@@ -79,11 +83,19 @@ def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 def merge(weight, merged, values, original, positions):
     """Make `weight` hold W + values, unless it does: O(nnz), and nothing is written when nothing changed."""
-    if _same_bits(values, merged):
-        return
+    if weight.is_cuda:
+        # Whether anything changed is a question that the host would wait for at every forward pass. Triton's kernel
+        # asks it on the GPU; without triton, everything is written again.
+        if HAS_TRITON:
+            from rmbook import triton_merge
+
+            return triton_merge.merge(weight, merged, values, original, positions)
+    elif _same_bits(values, merged):
+        return None
     # Overwrite from the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
     # index_copy_, not scatter_: on the CPU the latter costs out * in in bf16.
     # .data: the write must not invalidate earlier forward passes as a change would; Tap.backward looks after them.
     new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
     weight.data.view(-1).index_copy_(0, positions.long(), new)
     merged.copy_(values)
+    return None

@@ -1,0 +1,36 @@
+"""The rule that chooses a way for the sampled product on a GPU."""
+
+import pytest
+import torch
+
+from rmbook.product_costs import GATHER, RATE, cheapest_way, crossover_density, product_seconds
+
+TOKENS = 4096
+
+
+@pytest.mark.parametrize("dtype", RATE)
+@pytest.mark.parametrize("width", [768, 2048, 5120])
+def test_dense_is_chosen_from_the_crossover_on_and_nowhere_below(width, dtype):
+    shape, numel = (width, width), width * width
+    crossover = round(crossover_density(shape, TOKENS, dtype) * numel)
+    chosen = [cheapest_way(shape, TOKENS, k, dtype) for k in (1, crossover - 1, crossover, numel)]
+    assert [way == "dense" for way in chosen] == [False, False, True, True]
+
+
+def test_a_handful_of_entries_is_read_in_place():
+    assert cheapest_way((2048, 2048), TOKENS, 42, torch.bfloat16) == "direct"
+    assert cheapest_way((2048, 2048), TOKENS, 4200, torch.bfloat16) == "transposed"
+
+
+@pytest.mark.parametrize("dtype", RATE)
+def test_wide_layers_approach_the_crossover_of_bytes_against_operations(dtype):
+    limit = 2 * GATHER / (dtype.itemsize * RATE[dtype])
+    narrow, wide = (crossover_density((n, n), TOKENS, dtype) for n in (768, 65536))
+    assert abs(wide / limit - 1) < 0.05 and narrow < 0.9 * limit  # narrow ones pay more for the copies
+
+
+@pytest.mark.parametrize("dtype", RATE)
+def test_more_work_never_costs_less(dtype):
+    small = product_seconds((768, 512), 100, 30, dtype)
+    for larger in (((769, 512), 100, 30), ((768, 513), 100, 30), ((768, 512), 101, 30), ((768, 512), 100, 31)):
+        assert all(seconds >= small[way] for way, seconds in product_seconds(*larger, dtype).items())
