@@ -22,6 +22,8 @@ def theorem_5_1(n: int, d: int, entry_bound: float, delta: ArrayLike) -> np.ndar
     gives the second term. The bound does not depend on p: for entries uniform in [0, 1], where lambda_1(X'X) is
     about n d / 4, the first term alone exceeds p lambda_1(X'X) unless d > 128 n / p^2.
 
+    In the book: `lem-generating` in flatter_landscape, `thm-concentration` in flatter_landscape.
+
     Args:
         n, d: shape of X.
         entry_bound: r, with entries of X in [0, r]; positive. (The proof works for [-r, r] as well.)
@@ -41,6 +43,8 @@ def theorem_5_1_as_printed(n: int, d: int, entry_bound: float, delta: ArrayLike)
     confidence never show it, but for n = 1, X = (1, ..., 1), d = 10,000, p = 1/2 and delta = 1e-9 the bound fails
     with probability 1.6e-8, sixteen times what the theorem allows.
 
+    In the book: `thm-concentration` in flatter_landscape, `sec-slips` in proofs.
+
     Arguments and result as for `theorem_5_1`.
     """
     n, d, r, delta = _check(n, d, entry_bound, delta)
@@ -54,6 +58,8 @@ def matrix_bernstein(features: ArrayLike, densities: ArrayLike, delta: ArrayLike
     L = max |z_i|^2, and the sum of their mean squares has the norm v = p (1 - p) lambda_max(sum |z_i|^2 z_i z_i').
     So P(|Q|_2 >= t) <= 2 n exp(-t^2 / (2 v + 2 L t / 3)), and with c = log(2 n / delta) setting that to delta gives
     t = L c / 3 + sqrt((L c / 3)^2 + 2 v c).
+
+    In the book: `thm-bernstein` in flatter_landscape.
 
     Args:
         features: X, (n, d).
@@ -82,6 +88,8 @@ def matrix_bernstein(features: ArrayLike, densities: ArrayLike, delta: ArrayLike
 
 def eigenvalue_deviation(features: ArrayLike, masks: ColumnMasks) -> tuple[np.ndarray, np.ndarray]:
     """What the bounds are about, measured for each mask.
+
+    In the book: `thm-concentration` in flatter_landscape, `thm-bernstein` in flatter_landscape.
 
     Args:
         features: X, (n, d).

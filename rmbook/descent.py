@@ -30,6 +30,8 @@ def gradient_descent(
 ) -> np.ndarray:
     """Gradient descent of section 5.1 by iteration: w_{t+1} = w_t - rate grad L(w_t).
 
+    In the book: `thm-stable-step` in how_large_a_step, `prop-reparameterisation` in one_rate_for_every_density.
+
     Args:
         features: X, (n, d).
         targets: y, (n,).
@@ -59,6 +61,8 @@ def closed_form(
     Arguments and result as for `gradient_descent`; the cost does not depend on the step numbers. In the singular
     vectors of X M, the part of w_0 - (XM)^+ y along the i-th shrinks by (1 - rate lambda_i / n)^t, and the part of w_0
     in the null space of X M is multiplied by 1.
+
+    In the book: `thm-stable-step` in how_large_a_step, `eq-closed-form` in how_large_a_step.
     """
     features, targets, rates, steps, start = _check(features, targets, masks, rate, steps, start)
     result = np.empty((*rates.shape, steps.size, masks.width))
@@ -94,6 +98,8 @@ def sgd(
     batches at every density and rate. The gradient's mean is grad L; batch_size n is gradient descent.
 
     Arguments and result as for `gradient_descent`, and batch_size: examples a step, between 1 and n.
+
+    In the book: `ex-stochastic` in proofs.
     """
     return _descend(features, targets, masks, rate, steps, start, lambda: lambda gradient: gradient, batch_size)
 
@@ -115,6 +121,8 @@ def adam(
     Its first step moves each chosen entry by the rate, whatever the gradient's size, so it changes the loss by about
     rate * |M grad L|_1, on average rate * p * |grad L|_1: equal progress at all densities asks for a rate
     proportional to 1 / p, as gradient descent's limit 2n / lambda_1 does for another reason.
+
+    In the book: `prop-reparameterisation` in one_rate_for_every_density.
 
     Arguments and result as for `gradient_descent`, and
 
@@ -155,6 +163,9 @@ def sign_descent(
     batch_size: int | None = None,
 ) -> np.ndarray:
     """Sign descent: w_{t+1} = w_t - rate sign(grad L(w_t)), which is Adam with both averages switched off.
+
+    In the book: `prop-first-order` in one_rate_for_every_density,
+    `prop-reparameterisation` in one_rate_for_every_density.
 
     Arguments and result as for `gradient_descent`, and batch_size: as for `sgd`; all examples if None.
     """

@@ -15,7 +15,7 @@ function make(tag, attributes, parent, text) {
 }
 const bytes = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
 const floats = (base64) => new Float32Array(bytes(base64).buffer);
-const capital = (text) => text[0].toUpperCase() + text.slice(1);
+const capital = (text) => text.replace(/^[a-z]/, (letter) => letter.toUpperCase());
 const show = (x) => (x === 0 ? "0" : x >= 1e-3 && x < 1e4 ? +x.toPrecision(3) + "" : x.toExponential(2));
 const same = (a, b) => Math.abs(Math.log(a / b)) < 1e-6;
 const nearest = (grid, value) => grid.reduce((best, x, i) =>

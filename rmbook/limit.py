@@ -34,6 +34,8 @@ def limit_point(features: ArrayLike, targets: ArrayLike, masks: ColumnMasks, sta
     The proof of Proposition 5.2 says that it is (XM)^+ y from every start. That holds for starts in the row space of
     X M, such as the paper's w_0 = 0: gradients stay in that space, so the rest of the start never changes.
 
+    In the book: `thm-stable-step` in how_large_a_step, `prop-nested` in proofs.
+
     Args:
         features: X, (n, d).
         targets: y, (n,).
@@ -58,6 +60,8 @@ def expected_squared_norm(
     features: ArrayLike, true_weights: ArrayLike, noise: float, masks: ColumnMasks
 ) -> tuple[np.ndarray, np.ndarray]:
     """Proposition 5.3 with both terms: their sum is the mean of |(XM)^+ y|^2 over the noise, for each mask.
+
+    In the book: `thm-distance` in further_from_home, `prop-harmonic` in proofs, `prop-peak` in proofs.
 
     Args:
         features: X, (n, d).
@@ -84,6 +88,8 @@ def simulated_squared_norm(
     """The same expectation by Monte Carlo: draw the noise, find the limit point, average its squared norm.
 
     The noise is Gaussian and drawn from the masks' seeds, so a seed has the same noise at every density.
+
+    In the book: `thm-distance` in further_from_home.
 
     Args:
         features, true_weights, noise, masks: as for `expected_squared_norm`.

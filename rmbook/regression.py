@@ -30,7 +30,7 @@ class ColumnMasks:
 
     A seed decides everything random about its run: the mask, the batches, the noise. Masks of one seed at two
     densities come from the same random numbers, so compare densities on common seeds but do not count them as
-    independent.
+    independent. In the book: `eq-masked-regression` in masked_linear_regression.
 
     Attributes:
         width: d, the number of columns of X; at least 1.
@@ -86,6 +86,8 @@ def sample_regression(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A random problem that meets the assumptions of Theorem 5.1 and Proposition 5.3: y = X w* + noise.
 
+    In the book: `ch-masked-linear-regression` in masked_linear_regression.
+
     Args:
         n: examples, at least 1.
         d: features, at least 1.
@@ -107,7 +109,7 @@ def sample_regression(
 
 
 def loss(features: ArrayLike, targets: ArrayLike, weights: ArrayLike, masks=1.0, pretrained=0.0) -> np.ndarray:
-    """Equation (1): |y - X (w~ + M w)|^2 / (2n).
+    """Equation (1): |y - X (w~ + M w)|^2 / (2n). In the book: `eq-masked-regression` in masked_linear_regression.
 
     Args:
         features: X, (n, d).
@@ -129,6 +131,7 @@ def gram(features: ArrayLike, masks: ColumnMasks) -> np.ndarray:
 
     M X' X M (d, d) has the eigenvalues of X M X' and d - n zeros. A mask costs O(n^2 k) for its k columns, or less in a
     large grid of dense masks, which share the work for the columns that they share.
+    In the book: `lem-gram` in masked_linear_regression.
     """
     features = check_features(features, masks)
     n, d = features.shape
@@ -158,6 +161,7 @@ def gram_eigenvalues(features: ArrayLike, masks: ColumnMasks) -> np.ndarray:
     """The n largest eigenvalues lambda_i of M X' X M (section 5.1), in falling order: (*masks.shape, n).
 
     Their error is about 1e-15 lambda_1, so an exact zero comes out as 0 or as about that.
+    In the book: `lem-gram` in masked_linear_regression.
     """
     return np.maximum(np.linalg.eigvalsh(gram(features, masks))[..., ::-1], 0.0)
 
@@ -165,8 +169,7 @@ def gram_eigenvalues(features: ArrayLike, masks: ColumnMasks) -> np.ndarray:
 def largest_stable_rate(features: ArrayLike, masks: ColumnMasks) -> np.ndarray:
     """Proposition 5.2: gradient descent converges from every start if and only if its rate is below 2n / lambda_1.
 
-    Returns:
-        (*masks.shape); infinite where the mask leaves nothing to train.
+    (*masks.shape); infinite where the mask leaves nothing to train. In the book: `thm-stable-step` in how_large_a_step.
     """
     largest = gram_eigenvalues(features, masks)[..., 0]
     with np.errstate(divide="ignore"):
@@ -178,6 +181,7 @@ def masked_svd(features: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, n
 
     X M = U diag(s) V' and lambda_i = s_i^2. A value counts as zero below s_1 max(n, k) 2^-52, as in
     `numpy.linalg.matrix_rank`. This costs O(n k min(n, k)), and copies the chosen columns.
+    In the book: `tool-pseudo-inverse` in proofs.
     """
     if len(columns) == 0:
         return np.empty((len(features), 0)), np.empty(0), np.empty((0, 0))
