@@ -8,16 +8,17 @@ which is entry (r_k, c_k) of grad_output^T @ input. Computing the whole product 
 out * in; `sampled_product` computes the wanted entries only.
 """
 
+import threading
 import warnings
 
 import torch
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
-TOKEN_CHUNK = 256  # tokens per sparse call: its buffers stay in cache, and low precision is widened in pieces
+TOKEN_CHUNK = 64  # tokens per sparse call: both operands, copied with the tokens last, stay in cache
 GATHER_CHUNK = 1024  # tokens per step of the gathering form
-GATHER_BELOW = 256  # with fewer entries than this, starting a sparse kernel costs more than the work
-DENSE_ABOVE = {torch.float64: 0.3, torch.float32: 0.3, torch.bfloat16: 0.08, torch.float16: 0.08}  # by density
+GATHER_BELOW = 0.25  # entries for each row and column: with fewer, copying the operands costs more than gathering
+DENSE_ABOVE = {torch.float64: 0.2, torch.float32: 0.2, torch.bfloat16: 0.04, torch.float16: 0.04}  # by density
 ROWS_AT_ONCE = 512  # of a dense product on the CPU: it never holds a whole (out, in) gradient
 DENSE_AT_ONCE = 2**26  # entries of a dense product on a GPU, where splitting it would wait for the row bounds
 
@@ -57,8 +58,9 @@ def cheapest_way(shape: tuple[int, int], nnz: int, dtype: torch.dtype, device_ty
         return "dense", f"density {density:.3g} is above {DENSE_ABOVE[dtype]:g}, where a dense product is faster"
     if device_type not in ("cpu", "cuda"):
         return "dense", f"torch has no sparse kernel for {device_type}"
-    if nnz < GATHER_BELOW:
-        return "gather", f"{nnz} entries are fewer than {GATHER_BELOW}: no sparse kernel is worth its start"
+    few = int(GATHER_BELOW * sum(shape))
+    if nnz < few:
+        return "gather", f"{nnz} entries are fewer than {few}: not worth a copy of the operands"
     return "sparse", f"{nnz} entries at density {density:.3g}: torch.sparse.sampled_addmm"
 
 
@@ -124,11 +126,30 @@ def _gathered(grad_output, input, row_starts, columns):
 
 
 def _sparse(grad_output, input, row_starts, columns):
-    dtype, shape = _result_dtype(grad_output, input), (grad_output.shape[1], input.shape[1])
-    values = torch.zeros(columns.numel(), dtype=dtype, device=columns.device)
-    total = torch.sparse_csr_tensor(row_starts, columns, values, shape, check_invariants=False)
-    for start in range(0, len(input), TOKEN_CHUNK):
-        left = grad_output[start : start + TOKEN_CHUNK].to(dtype).t().contiguous()  # (out, chunk)
-        right = input[start : start + TOKEN_CHUNK].to(dtype).contiguous()  # (chunk, in)
-        torch.sparse.sampled_addmm(total, left, right, out=total)
+    (tokens, out), width, device = grad_output.shape, input.shape[1], columns.device
+    dtype = _result_dtype(grad_output, input)
+    values = torch.zeros(columns.numel(), dtype=dtype, device=device)
+    total = torch.sparse_csr_tensor(row_starts, columns, values, (out, width), check_invariants=False)
+    for start in range(0, tokens, TOKEN_CHUNK):
+        count = min(TOKEN_CHUNK, tokens - start)
+        # The kernel wants both operands with the tokens last. In memory that is used again: fresh pages of that size
+        # cost as much as the product itself.
+        left, right = (
+            _scratch(side, size * count, dtype, device).view(size, count) for side, size in enumerate((out, width))
+        )
+        left.copy_(grad_output[start : start + count].t())
+        right.copy_(input[start : start + count].t())
+        torch.sparse.sampled_addmm(total, left, right.t(), out=total)
     return total.values()
+
+
+def _scratch(side: int, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Memory for one operand, (size,), which the next call of this thread uses again: at most a few megabytes."""
+    buffers = _memory.__dict__.setdefault("buffers", {})
+    key = (side, dtype, device)
+    if key not in buffers or buffers[key].numel() < size:
+        buffers[key] = torch.empty(size, dtype=dtype, device=device)
+    return buffers[key][:size]
+
+
+_memory = threading.local()
