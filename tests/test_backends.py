@@ -61,11 +61,11 @@ def test_masks_of_columns_take_a_product_with_those_columns_alone(structure):
 
 
 def test_auto_explains_its_choice():
-    masking = apply_random_mask(TwoLayers(), ["first", "second"], density=0.1)
+    masking = apply_random_mask(TwoLayers(), ["first", "second"], density=0.01)
     table = masking.explain()
     assert list(table.index) == ["first", "second"] and set(table["backend"]) == {"torch"}
     assert table["because"]["first"] == "a device of type cpu: torch's own kernels"
-    assert table["way"]["first"].startswith("gather: ") and "fewer than 256" in table["way"]["first"]
+    assert table["way"]["first"].startswith("gather: ") and "fewer than 16" in table["way"]["first"]
     many = apply_random_mask(torch.nn.Sequential(torch.nn.Linear(400, 400)), ["0"], density=0.1)
     assert many.explain()["way"]["0"].startswith("sparse: 16")
     full = apply_random_mask(torch.nn.Sequential(torch.nn.Linear(400, 400)), ["0"], density=0.9, backend="dense")
@@ -74,7 +74,7 @@ def test_auto_explains_its_choice():
 
 def test_the_way_depends_on_sizes_alone():
     assert sampled.cheapest_way((100, 100), 300, torch.float32, "cpu")[0] == "sparse"
-    assert sampled.cheapest_way((100, 100), 200, torch.float32, "cpu")[0] == "gather"
+    assert sampled.cheapest_way((100, 100), 40, torch.float32, "cpu")[0] == "gather"
     assert sampled.cheapest_way((100, 100), 5000, torch.float32, "cpu")[0] == "dense"
     assert sampled.cheapest_way((100, 100), 1000, torch.bfloat16, "cpu")[0] == "dense"
     assert sampled.cheapest_way((100, 100), 300, torch.float32, "mps")[0] == "dense"

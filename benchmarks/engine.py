@@ -1,0 +1,204 @@
+"""What a sparse training step costs beside its peers: time, peak memory, saved activations, adapter size.
+
+    python benchmarks/engine.py layer [--width 768 2048 5120] [--density 0.1 0.01 0.001 0.0001 1e-05]
+    python benchmarks/engine.py model [--shape opt-125m] [--density 0.1 0.02 0.01 0.001 1e-05]
+
+All methods take turns in one process; a round runs each of them once, and every figure is the median over rounds of
+the ratio to the frozen limit *of the same round*, with the quartiles. The limit trains nothing: the forward pass and
+the gradient of the input, which every method needs. A step is forward, backward and the optimiser's update (fused
+AdamW). Weights are random: speed does not depend on them. `--write` stores the table with its stamp in
+results/benchmarks/, where a chapter reads it.
+"""
+
+import argparse
+import copy
+import gc
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from engine_methods import SHAPES, layer_methods, model_methods
+
+from rmbook.results import stamp, write_json
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def time_in_turn(steps: dict, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each of `rounds` steps by method; a round runs all methods, always in a circle.
+
+    So each method starts with the caches as another one left them. If the order turned round by round, the first would
+    follow itself, and find its own weights there: that made the limit look 2 % faster than it is.
+    """
+    seconds = {name: [] for name in steps}
+    cuda = torch.cuda.is_available()
+    for number in range(rounds + 2):  # the first two rounds warm up
+        for name in steps:
+            if cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            steps[name]()
+            if cuda:
+                torch.cuda.synchronize()
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratios(seconds: dict[str, list[float]], to: str = "frozen") -> dict[str, dict[str, float]]:
+    """Median and quartiles of each method's step time relative to `to`, round by round."""
+    rows = {}
+    for name, times in seconds.items():
+        relative = [own / limit for own, limit in zip(times, seconds[to], strict=True)]
+        low, middle, high = statistics.quantiles(relative, n=4)
+        rows[name] = {"milliseconds": 1e3 * statistics.median(times), "ratio": middle, "quartiles": [low, high]}
+    return rows
+
+
+def run_layer(options, dtype) -> list[dict]:
+    """One table for each width."""
+    tables = []
+    for width in options.width:
+        for density in options.density:
+            torch.manual_seed(0)
+            methods = layer_methods(width, density, options.tokens, dtype, options.device, options.only)
+            seconds = time_in_turn({name: method.step for name, method in methods.items()}, options.rounds)
+            rows = ratios(seconds)
+            for name, method in methods.items():
+                rows[name] |= {"trained": method.trained, "saved_bytes": method.saved_bytes()}
+            tables.append({"width": width, "density": density, "tokens": options.tokens, "rows": rows})
+            show(f"layer {width} x {width}, density {density:g}, {options.tokens} tokens, {options.dtype}", rows)
+            del methods
+            gc.collect()
+    return tables
+
+
+def run_model(options, dtype) -> list[dict]:
+    """One table for the model, all densities side by side; peak memory from a process for each method."""
+    torch.manual_seed(0)
+    methods = model_methods(
+        options.shape, options.density, options.batch, options.length, dtype, options.device, options.only
+    )
+    seconds = time_in_turn({name: method.step for name, method in methods.items()}, options.rounds)
+    rows = ratios(seconds)
+    for name, method in methods.items():
+        rows[name] |= {"trained": method.trained, "saved_bytes": method.saved_bytes()}
+    del methods
+    gc.collect()
+    if options.memory:
+        for name in rows:
+            rows[name]["peak_bytes"] = peak_of(name, options)
+    show(f"{options.shape}, {options.batch} x {options.length} tokens, {options.dtype}", rows)
+    return [{"shape": options.shape, "batch": options.batch, "length": options.length, "rows": rows}]
+
+
+def peak_of(name: str, options) -> int:
+    """Peak memory of three steps of one method, in a process of its own."""
+    command = [
+        sys.executable,
+        __file__,
+        "peak",
+        "--shape",
+        options.shape,
+        "--dtype",
+        options.dtype,
+        "--device",
+        options.device,
+        "--batch",
+        options.batch,
+        "--length",
+        options.length,
+        "--threads",
+        options.threads,
+        "--only",
+        name,
+        "--density",
+        *options.density,
+    ]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
+
+
+def run_peak(options, dtype) -> None:
+    """Print the peak memory of one method as JSON; called by `peak_of`."""
+    import resource
+
+    torch.manual_seed(0)
+    methods = model_methods(
+        options.shape,
+        options.density,
+        options.batch,
+        options.length,
+        dtype,
+        options.device,
+        options.only,
+        with_limit=False,
+    )
+    (method,) = methods.values()
+    for _ in range(3):
+        method.step()
+    if options.device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(json.dumps({"peak_bytes": peak}))
+
+
+def show(title: str, rows: dict) -> None:
+    """Print one table."""
+    print(f"\n{title}")
+    for name, row in rows.items():
+        low, high = row["quartiles"]
+        peak = f"  peak {row['peak_bytes'] / 1e6:7,.0f} MB" if "peak_bytes" in row else ""
+        print(
+            f"  {name:<24} {row['milliseconds']:9.2f} ms  {row['ratio']:.3f} ({low:.3f} to {high:.3f})  "
+            f"trained {row['trained']:>11,}  saved {row['saved_bytes'] / 1e6:8.1f} MB{peak}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Parse the command line, run, print and perhaps store."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["layer", "model", "peak"])
+    parser.add_argument("--width", type=int, nargs="+", default=[768, 2048, 5120])
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="opt-125m")
+    parser.add_argument("--density", type=float, nargs="+", default=[0.1, 0.01, 0.001, 1e-4, 1e-5])
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", help="names of methods, beside the frozen limit")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the peak memory")
+    parser.add_argument("--write", metavar="NAME", help="store as results/benchmarks/NAME.json")
+    options = parser.parse_args()
+    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        # glibc gives large blocks back to the system and fetches them again at every step, for all methods alike: noise
+        # of several per cent. Told to keep them, it does not; the allocator reads this at the start of a process.
+        keep = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_THRESHOLD_": str(2**33)}
+        os.execve(sys.executable, [sys.executable, "-W", "ignore", *sys.argv], os.environ | keep)
+    torch.set_num_threads(options.threads)
+    dtype = DTYPES[options.dtype]
+    if options.what == "peak":
+        return run_peak(options, dtype)
+    tables = (run_layer if options.what == "layer" else run_model)(options, dtype)
+    if options.write:
+        RESULTS.mkdir(exist_ok=True)
+        command = f"python benchmarks/engine.py {shlex.join(sys.argv[1:])}"
+        settings = {key: value for key, value in copy.copy(vars(options)).items() if key not in ("write", "only")}
+        write_json(RESULTS / f"{options.write}.json", {"stamp": stamp(command), "settings": settings, "tables": tables})
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The methods that `benchmarks/engine.py` compares, each as something that makes one training step."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from peft import ShiraConfig, inject_adapter_in_model
+from torch import nn
+from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, OPTConfig
+
+from rmbook.masking import apply_random_mask
+from rmbook.methods import full_finetuning, lora
+
+SHAPES = {
+    "opt-125m": OPTConfig(),  # transformers' defaults are this model
+    "opt-1.3b": OPTConfig(hidden_size=2048, num_hidden_layers=24, ffn_dim=8192, num_attention_heads=32),
+    "opt-13b": OPTConfig(hidden_size=5120, num_hidden_layers=40, ffn_dim=20480, num_attention_heads=40),
+    "llama-2-7b": LlamaConfig(),
+    "vit-b16": CLIPVisionConfig(patch_size=16),
+}
+TARGETS = {"opt": ["q_proj", "v_proj"], "llama": ["q_proj", "v_proj"], "clip_vision_model": ["fc1", "fc2"]}
+
+
+class Method:
+    """A model and how to make one training step with it."""
+
+    def __init__(self, model: nn.Module, loss):
+        self.model, self.loss = model, loss
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.trained = sum(p.numel() for p in parameters)
+        self.optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0, fused=True) if parameters else None
+
+    def step(self):
+        """Forward, backward, update."""
+        if self.optimizer:
+            self.optimizer.zero_grad()
+        self.loss(self.model).backward()
+        if self.optimizer:
+            self.optimizer.step()
+
+    def saved_bytes(self) -> int:
+        """Bytes that the forward pass keeps for the backward pass: each storage once, parameters not counted."""
+        parameters = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        kept = {}
+
+        def pack(tensor):
+            sparse = tensor.layout == torch.sparse_coo
+            for part in (tensor._indices(), tensor._values()) if sparse else (tensor,):
+                storage = part.untyped_storage()
+                if storage.data_ptr() not in parameters:
+                    kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = self.loss(self.model)
+        del loss
+        return sum(kept.values())
+
+
+class NaiveMask(nn.Module):
+    """What a first attempt looks like: y = x (W + M * D)^T with a dense D, its gradient multiplied by M."""
+
+    def __init__(self, linear: nn.Linear, density: float):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.register_buffer("mask", torch.rand_like(linear.weight, dtype=torch.float32) < density)
+        self.delta = nn.Parameter(torch.zeros_like(linear.weight))
+
+    def forward(self, input):
+        """y = x (W + M * D)^T + b."""
+        return F.linear(input, self.weight + self.mask * self.delta, self.bias)
+
+
+def shira(model: nn.Module, targets: list[str], density: float, width: int) -> nn.Module:
+    """The nearest SHiRA of peft: r (in + out) entries a layer, so at least 2 width."""
+    rank = max(1, round(density * width / 2))
+    return inject_adapter_in_model(ShiraConfig(r=rank, target_modules=targets), model.requires_grad_(False))
+
+
+def _naive(model: nn.Module, targets: list[str], density: float) -> nn.Module:
+    model.requires_grad_(False)
+    for name, module in list(model.named_modules()):
+        if name.rsplit(".", 1)[-1] in targets and isinstance(module, nn.Linear):
+            model.set_submodule(name, NaiveMask(module, density))
+    return model
+
+
+def _random_mask(model: nn.Module, targets: list[str], density: float) -> nn.Module:
+    apply_random_mask(model, targets, density=density)
+    return model
+
+
+def _build(base, loss, targets, densities, width, only, with_limit=True) -> dict[str, Method]:
+    makers = {"frozen": lambda model: model.requires_grad_(False)}
+    for density in densities:
+        makers[f"mask {density:g}"] = lambda model, density=density: _random_mask(model, targets, density)
+    makers["lora r8"] = lambda model: lora(model, targets)
+    for density in densities:
+        if density >= 2 / width:  # SHiRA of rank 1 trains this share
+            makers[f"shira {density:g}"] = lambda model, density=density: shira(model, targets, density, width)
+    makers[f"naive mask {densities[0]:g}"] = lambda model: _naive(model, targets, densities[0])
+    makers["full"] = lambda model: full_finetuning(model)
+    wanted = [name for name in makers if only is None or name in only or (name == "frozen" and with_limit)]
+    return {name: Method(makers[name](base()), loss) for name in wanted}
+
+
+def layer_methods(width: int, density: float, tokens: int, dtype, device, only=None) -> dict[str, Method]:
+    """One linear layer in a `nn.Sequential`, with the gradient of its input."""
+    base = nn.Sequential()
+    base.add_module("linear", nn.Linear(width, width, dtype=dtype, device=device))
+    input = torch.randn(tokens, width, dtype=dtype, device=device, requires_grad=True)
+    direction = torch.randn(tokens, width, dtype=dtype, device=device)
+
+    def loss(model):
+        input.grad = None
+        return (model(input) * direction).sum()
+
+    return _build(lambda: copy.deepcopy(base), loss, ["linear"], [density], width, only)
+
+
+def model_methods(shape, densities, batch, length, dtype, device, only=None, with_limit=True) -> dict[str, Method]:
+    """A whole model with random weights. The frozen weights' memory is shared between methods where it can be."""
+    config = SHAPES[shape]
+    config._attn_implementation = "sdpa"
+    vision = isinstance(config, CLIPVisionConfig)
+    with torch.device(device):
+        make = CLIPVisionModel if vision else AutoModelForCausalLM.from_config
+        model = make(config).to(dtype)
+        if vision:
+            inputs = {"pixel_values": torch.randn(batch, 3, config.image_size, config.image_size, dtype=dtype)}
+        else:
+            tokens = torch.randint(3, config.vocab_size, (batch, length))
+            inputs = {"input_ids": tokens, "labels": tokens}
+    model.config.use_cache = False
+    model.train()
+
+    def loss(model):
+        if vision:
+            return model(**inputs).pooler_output.float().square().mean()
+        # The embedding is frozen, so nothing before the first target would get a gradient: the limit still
+        # propagates to the embedding's output, as it must for a target in the first layer.
+        embedded = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_()
+        return model(inputs_embeds=embedded, labels=inputs["labels"]).loss
+
+    return _build(
+        lambda: copy.deepcopy(model), loss, TARGETS[config.model_type], densities, config.hidden_size, only, with_limit
+    )
