@@ -15,6 +15,7 @@ import copy
 import gc
 import json
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -122,7 +123,8 @@ def peak_of(name: str, options) -> int:
         "--density",
         *options.density,
     ]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
 
 
@@ -146,8 +148,11 @@ def run_peak(options, dtype) -> None:
         method.step()
     if options.device == "cuda":
         peak = torch.cuda.max_memory_allocated()
+    elif sys.platform == "linux":  # ru_maxrss would begin with the size of the process that started this one
+        status = Path("/proc/self/status").read_text()
+        peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
     print(json.dumps({"peak_bytes": peak}))
 
 
@@ -182,7 +187,7 @@ def main() -> None:
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the peak memory")
     parser.add_argument("--write", metavar="NAME", help="store as results/benchmarks/NAME.json")
     options = parser.parse_args()
-    if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+    if options.what != "peak" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         # glibc gives large blocks back to the system and fetches them again at every step, for all methods alike: noise
         # of several per cent. Told to keep them, it does not; the allocator reads this at the start of a process.
         keep = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_THRESHOLD_": str(2**33)}

@@ -174,6 +174,7 @@ function draw(model, host) {
   }
   function answer() {
     const run = model.get("run");
+    if (!("density" in run)) return;  // none yet: the grid is being replaced
     if (asked && isFor(run, asked)) { asked = null; ask(); }
     else if (!asked) { density.set(run.density); rate.set(run.learning_rate); }  // moved from Python
     update();

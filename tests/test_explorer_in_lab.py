@@ -16,6 +16,11 @@ from browser import needs_browser, open_page, read_explorer
 from rmbook.descent import closed_form
 from rmbook.regression import ColumnMasks, loss, sample_regression
 
+MORE = """
+from rmbook.explorer import InteractiveExplorer
+
+InteractiveExplorer(lambda steps: explore_regression(features, targets, steps=steps, seed=3), steps=(20, 60, 20))
+"""
 CODE = """
 from rmbook.regression import sample_regression
 from rmbook.regression_explorer import explore_regression
@@ -30,7 +35,7 @@ def lab(tmp_path):
     """The address of a notebook with an explorer in a JupyterLab that runs on loopback."""
     nbformat.write(
         nbformat.v4.new_notebook(
-            cells=[nbformat.v4.new_code_cell(CODE)],
+            cells=[nbformat.v4.new_code_cell(CODE), nbformat.v4.new_code_cell(MORE)],
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
         ),
         tmp_path / "explorer.ipynb",
@@ -124,3 +129,21 @@ def test_values_between_grid_points_are_computed_in_python(lab):
         end = closed_form(features, targets, ColumnMasks(300, density, 3), rate, 60)
         dragged = computed(page)["text"]
         assert float(re.search(r"distance (\S+) from", dragged)[1]) == float(f"{np.linalg.norm(end):.3g}")
+
+        # Further controls: the grid is computed anew, in place.
+        page.locator(".jp-CodeCell .cm-content").nth(1).click()
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_function(
+            "document.querySelectorAll('.rmx-status')[1]?.dataset.state === 'computed'", timeout=60_000
+        )
+        assert "after 40 steps" in read_explorer(page, 1)["text"]
+        before = read_explorer(page, 1)
+        page.locator(".noUi-handle").focus()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function(
+            "[...document.querySelectorAll('.widget-vbox .rmx-status')].some((status) =>"
+            " status.textContent.includes('after 60 steps') && status.dataset.state === 'computed')",
+            timeout=60_000,
+        )
+        after = read_explorer(page, 1)
+        assert after["curve"] != before["curve"] and after["mark"] == before["mark"]

@@ -27,7 +27,15 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from rmbook import MaskedLinear, RandomMask, TargetError, apply_random_mask, masked_linear_reference, sample_mask
+from rmbook import (
+    MaskedLinear,
+    RandomMask,
+    TargetError,
+    apply_random_mask,
+    load_adapter,
+    masked_linear_reference,
+    sample_mask,
+)
 
 
 def tiny_opt(**changes):
@@ -393,7 +401,7 @@ def test_reference_is_exported():
     assert torch.equal(output, torch.arange(6.0).view(3, 2).T)
 
 
-def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     config = OPTConfig(
@@ -409,9 +417,17 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     model = OPTForSequenceClassification(config)
     ids = torch.randint(2, 50, (24, 6))
     rows = [{"input_ids": row, "labels": row[-1] % 2} for row in ids]
-    (example,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    example, adapters = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    base, fresh = copy.deepcopy(model), copy.deepcopy(model)
     names = {"model": model, "train_data": rows, "dev_data": rows, "torch": torch}
     exec(example.replace("ratio=1e-3", "ratio=0.05"), names)  # this model is too small for one in a thousand
     assert names["result"].status == "completed" and names["masking"].layers == {}
     assert sum(isinstance(module, MaskedLinear) for module in model.modules()) == 4  # loaded again
     assert (tmp_path / "adapter.safetensors").is_file()
+    names = {"model": base}
+    exec(adapters, names)
+    assert names["bank"].names == ("mine",) and (tmp_path / "merged" / "config.json").is_file()
+    again = load_adapter(fresh, "adapter.safetensors")
+    trained, loaded = (list(masking.parameters()) for masking in (again, names["masking"]))
+    assert all(torch.equal(one, two) for one, two in zip(trained, loaded, strict=True))
