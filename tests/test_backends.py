@@ -11,7 +11,7 @@ from conftest import TwoLayers, state_bytes
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from rmbook import apply_random_mask, backends, sampled
+from rmbook import MaskedLinear, apply_random_mask, backends, sample_mask, sampled
 from rmbook.backends import BACKENDS, choose_backend
 from rmbook.masking import STRUCTURES
 
@@ -143,3 +143,37 @@ def test_generation_of_a_masked_model_equals_that_of_the_merged_one(sample):
     masked = generate()
     masking.merge()
     assert torch.equal(generate(), masked) and masked.shape == (1, 15)
+
+
+@pytest.mark.parametrize("backend", ["torch", "dense"])
+@pytest.mark.parametrize("density", [0.02, 0.6])
+def test_gradcheck_of_every_backend(backend, density):
+    layer = torch.nn.Linear(9, 7, dtype=torch.float64)
+    masked = MaskedLinear.attach(layer, sample_mask((7, 9), density, 0, "w"), backend)
+    x = torch.randn(4, 9, dtype=torch.float64, requires_grad=True)
+
+    def run(x, values):
+        return torch.func.functional_call(masked, {"values": values}, (x,))
+
+    values = torch.randn(masked.mask.nnz, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(run, (x, values))
+
+
+@pytest.mark.parametrize("backend", ["torch", "dense"])
+@pytest.mark.parametrize("density", [0.0005, 0.01, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_runs_give_identical_bytes(backend, density, dtype):
+    """In one process, whose second run meets used memory, and whatever ran in between."""
+
+    def run():
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(300, 200).to(dtype)
+        masked = MaskedLinear.attach(layer, sample_mask((200, 300), density, 0, "w"), backend)
+        torch.nn.init.normal_(masked.values)
+        x = torch.randn(700, 300).to(dtype)
+        masked(x).float().square().sum().backward()
+        return masked.values.grad.numpy().tobytes()
+
+    first = run()
+    gradients(0.2, "entries", backend)
+    assert run() == first

@@ -26,6 +26,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from transformers.pytorch_utils import Conv1D
 
 from rmbook import (
     MaskedLinear,
@@ -294,6 +295,14 @@ def _embedding(model):
     model.second = nn.Embedding(40, 16)
 
 
+def _conv1d(model):
+    model.second = Conv1D(16, 40)  # GPT-2's linear layer, with the weight transposed
+
+
+def _one_dimensional(model):
+    model.second = nn.LayerNorm(40)
+
+
 def _tied(model):
     model.other = nn.Linear(40, 16)
     model.other.weight = model.second.weight
@@ -312,6 +321,8 @@ REFUSED = {
     "float8": (_float8, "float8"),
     "not contiguous": (_strided, "contiguous"),
     "embedding": (_embedding, "Embedding"),
+    "Conv1D": (_conv1d, "Conv1D"),
+    "one-dimensional": (_one_dimensional, "LayerNorm"),
     "tied": (_tied, "other.weight"),
     "overlapping memory": (_overlapping, "table"),
 }
