@@ -141,7 +141,7 @@ def run_peak(options, dtype) -> None:
         dtype,
         options.device,
         options.only,
-        with_limit=False,
+        alone=True,
     )
     (method,) = methods.values()
     for _ in range(3):

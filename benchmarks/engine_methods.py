@@ -90,7 +90,7 @@ def _random_mask(model: nn.Module, targets: list[str], density: float) -> nn.Mod
     return model
 
 
-def _build(base, loss, targets, densities, width, only, with_limit=True) -> dict[str, Method]:
+def _build(base, loss, targets, densities, width, only, alone=False) -> dict[str, Method]:
     makers = {"frozen": lambda model: model.requires_grad_(False)}
     for density in densities:
         makers[f"mask {density:g}"] = lambda model, density=density: _random_mask(model, targets, density)
@@ -100,7 +100,7 @@ def _build(base, loss, targets, densities, width, only, with_limit=True) -> dict
             makers[f"shira {density:g}"] = lambda model, density=density: shira(model, targets, density, width)
     makers[f"naive mask {densities[0]:g}"] = lambda model: _naive(model, targets, densities[0])
     makers["full"] = lambda model: full_finetuning(model)
-    wanted = [name for name in makers if only is None or name in only or (name == "frozen" and with_limit)]
+    wanted = [name for name in makers if only is None or name in only or (name == "frozen" and not alone)]
     return {name: Method(makers[name](base()), loss) for name in wanted}
 
 
@@ -118,8 +118,8 @@ def layer_methods(width: int, density: float, tokens: int, dtype, device, only=N
     return _build(lambda: copy.deepcopy(base), loss, ["linear"], [density], width, only)
 
 
-def model_methods(shape, densities, batch, length, dtype, device, only=None, with_limit=True) -> dict[str, Method]:
-    """A whole model with random weights. The frozen weights' memory is shared between methods where it can be."""
+def model_methods(shape, densities, batch, length, dtype, device, only=None, alone=False) -> dict[str, Method]:
+    """A whole model with random weights, a copy for each method; if `alone`, the one method in `only`, uncopied."""
     config = SHAPES[shape]
     config._attn_implementation = "sdpa"
     vision = isinstance(config, CLIPVisionConfig)
@@ -142,6 +142,5 @@ def model_methods(shape, densities, batch, length, dtype, device, only=None, wit
         embedded = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_()
         return model(inputs_embeds=embedded, labels=inputs["labels"]).loss
 
-    return _build(
-        lambda: copy.deepcopy(model), loss, TARGETS[config.model_type], densities, config.hidden_size, only, with_limit
-    )
+    base = (lambda: model) if alone else (lambda: copy.deepcopy(model))
+    return _build(base, loss, TARGETS[config.model_type], densities, config.hidden_size, only, alone)
