@@ -128,11 +128,18 @@ def peak_of(name: str, options) -> int:
     return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
 
 
-def run_peak(options, dtype) -> None:
-    """Print the peak memory of one method as JSON; called by `peak_of`."""
-    import resource
+def resident_bytes(field: str) -> int:
+    """Memory of this process now (VmRSS) or at its peak (VmHWM); Linux only.
 
+    Not `ru_maxrss`, which begins with the size of the process that started this one.
+    """
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def run_peak(options, dtype) -> None:
+    """Print as JSON what one method adds at its peak to the memory after the imports; called by `peak_of`."""
     torch.manual_seed(0)
+    before = resident_bytes("VmRSS") if options.device == "cpu" else 0
     methods = model_methods(
         options.shape,
         options.density,
@@ -146,13 +153,7 @@ def run_peak(options, dtype) -> None:
     (method,) = methods.values()
     for _ in range(3):
         method.step()
-    if options.device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    elif sys.platform == "linux":  # ru_maxrss would begin with the size of the process that started this one
-        status = Path("/proc/self/status").read_text()
-        peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    peak = torch.cuda.max_memory_allocated() if options.device == "cuda" else resident_bytes("VmHWM") - before
     print(json.dumps({"peak_bytes": peak}))
 
 
