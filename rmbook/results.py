@@ -62,7 +62,7 @@ def load_recorded(name: str) -> dict[str, Any]:
 def describe_stamp(record: dict[str, Any]) -> str:
     """One line for a caption: when, where, with which versions and by which command a record was made."""
     stamp, hardware = record["stamp"], record["stamp"]["hardware"]
-    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} threads"
+    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
     return (
         f"Recorded {stamp['date']} on {machine}; torch {stamp['versions']['torch']}, transformers "
         f"{stamp['versions']['transformers']}, commit {stamp['commit'][:9]}; made by: {stamp['command']}"
