@@ -194,12 +194,7 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no adapter file at {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise AdapterCorruptError(f"{path} is no readable safetensors file ({error}); fetch it again.") from None
+    metadata, tensors = read_safetensors(path)
     if metadata.get("format") != FORMAT or set(metadata) != {*FIELDS, "content"}:
         raise AdapterCorruptError(
             f"{path} is no rmbook adapter: its format is {metadata.get('format')!r}, expected {FORMAT!r}."
@@ -210,7 +205,21 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 
 def _content_digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps([metadata[field] for field in FIELDS]).encode())
+    return digest_tensors(tensors, json.dumps([metadata[field] for field in FIELDS]))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a file; raises AdapterCorruptError if it is no readable safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise AdapterCorruptError(f"{path} is no readable safetensors file ({error}); fetch it again.") from None
+
+
+def digest_tensors(tensors: dict[str, torch.Tensor], description: str) -> str:
+    """SHA-256 of a description and of the names, dtypes, shapes and bytes of tensors."""
+    digest = hashlib.sha256(description.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())

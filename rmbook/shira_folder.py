@@ -4,7 +4,6 @@ adapter_config.json names r and the layers; adapter_model.safetensors holds, for
 `shira_indices` (2, n), rows and columns. peft writes the indices' integers as float32 on Windows.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -13,10 +12,9 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 
 import rmbook
-from rmbook.adapter import AdapterCorruptError, AdapterError
+from rmbook.adapter import AdapterCorruptError, AdapterError, digest_tensors, read_safetensors
 from rmbook.files import replacing_folder
 from rmbook.masking import MaskRecipe
 
@@ -80,7 +78,7 @@ def write_folder(folder: str | os.PathLike, contents: ShiraFolder, base_model_na
         tensors[f"{PREFIX}{name}.shira_indices"] = indices.to(torch.int32).contiguous()
         tensors[f"{PREFIX}{name}.shira_weight"] = weight
     metadata = {"format": "pt", "rmbook": json.dumps({"rmbook_version": rmbook.__version__, **asdict(contents.origin)})}
-    metadata["rmbook_content"] = _content_digest(tensors, metadata["rmbook"])
+    metadata["rmbook_content"] = digest_tensors(tensors, metadata["rmbook"])
     with replacing_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (temporary / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata))
@@ -124,12 +122,7 @@ def _read_entries(path: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tenso
     # By layer: indices (2, n) and weight (n,). And what save_as_shira wrote about their origin, if it did.
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; an adapter in pickle format (.bin) is not read: save it anew.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise AdapterCorruptError(f"{path} is no readable safetensors file ({error}); fetch it again.") from None
+    metadata, tensors = read_safetensors(path)
     entries = {}
     for key, weight in tensors.items():
         name, _, part = key.removeprefix(PREFIX).rpartition(".")
@@ -152,7 +145,7 @@ def _read_entries(path: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tenso
         raise AdapterCorruptError(f"{path} has not one weight and one indices tensor a layer; fetch it again.")
     if metadata.keys() <= {"format"}:  # what peft writes
         return entries, None
-    if metadata.keys() != {"format", "rmbook", "rmbook_content"} or metadata["rmbook_content"] != _content_digest(
+    if metadata.keys() != {"format", "rmbook", "rmbook_content"} or metadata["rmbook_content"] != digest_tensors(
         tensors, metadata["rmbook"]
     ):
         raise AdapterCorruptError(f"{path} was altered after it was saved: its content hash differs; fetch it again.")
@@ -166,11 +159,3 @@ def _read_entries(path: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tenso
     if not fitting or not isinstance(fingerprint, str):
         raise AdapterCorruptError(f"{path} notes an origin that does not fit its entries.")
     return entries, Origin(fingerprint, recipe, counts)
-
-
-def _content_digest(tensors: dict[str, torch.Tensor], origin: str) -> str:
-    digest = hashlib.sha256(origin.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

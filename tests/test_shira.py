@@ -32,8 +32,9 @@ from rmbook import (
     sample_mask,
     save_adapter,
 )
+from rmbook.adapter import digest_tensors
 from rmbook.shira import _padded, load_from_shira, save_as_shira
-from rmbook.shira_folder import CONFIG, WEIGHTS, ShiraError, _content_digest
+from rmbook.shira_folder import CONFIG, WEIGHTS, ShiraError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch, on peft's sparse matrices
 
@@ -602,7 +603,7 @@ def test_an_origin_that_is_made_to_deceive_is_refused(tmp_path, folders, change)
     origin = json.loads(metadata["rmbook"])
     change(origin)
     metadata["rmbook"] = json.dumps(origin)
-    metadata["rmbook_content"] = _content_digest(tensors, metadata["rmbook"])
+    metadata["rmbook_content"] = digest_tensors(tensors, metadata["rmbook"])
     safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata)
     refused(small("opt"), folder, AdapterCorruptError, "origin")
 
