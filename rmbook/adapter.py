@@ -12,13 +12,12 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import rmbook
-from rmbook.files import replacing
+from rmbook.files import write_safetensors
 from rmbook.layer import MaskedLinear
 from rmbook.masking import MaskRecipe, RandomMask, apply_masks
 from rmbook.masks import Mask
@@ -116,8 +115,7 @@ def save_adapter(
         "layers": json.dumps(layers),
     }
     metadata["content"] = _content_digest(tensors, metadata)
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata)
+    write_safetensors(path, tensors, metadata)
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike) -> RandomMask:

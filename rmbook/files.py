@@ -1,11 +1,15 @@
-"""Writing files and folders completely or not at all."""
+"""Writing files and folders completely or not at all, and the same content as the same bytes."""
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import safetensors.torch
+import torch
 
 
 @contextlib.contextmanager
@@ -50,3 +54,21 @@ def replacing_folder(folder: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary)
         raise
+
+
+def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file: completely or not at all, and the same bytes for the same content.
+
+    The library writes metadata in another order each time; the header is sorted here.
+    """
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata)
+        with open(temporary, "r+b") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+            text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+            if len(text) > size:
+                raise ValueError(f"{path.name}: its sorted header has {len(text)} bytes, where {size} are reserved.")
+            file.seek(8)
+            file.write(text.ljust(size))  # the format allows spaces at the end

@@ -36,7 +36,10 @@ def lora(model: nn.Module, targets: Sequence[str], rank: int = 8, alpha: float =
 
     Raises:
         TargetError: if a target matches nothing.
+        ValueError: the rank is below 1.
     """
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank must be an integer of at least 1, got {rank!r}.")
     layers = find_targets(model, targets)  # peft's own message does not say which names would match
     config = LoraConfig(
         r=rank,

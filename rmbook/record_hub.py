@@ -16,7 +16,7 @@ def hub_rows(task: Task, split: str) -> tuple[str, list[dict]]:
     if split not in task.files:
         raise TaskError(f"split must be train or validation, got {split!r}.")
     files = " and ".join(task.files.values())
-    instead = f"or give data_dir, a folder with {task.name}'s original files ({files})"
+    instead = f"or give data_dir (--data-dir), a folder with {task.name}'s original files ({files})"
     try:
         import datasets
     except ImportError:

@@ -10,10 +10,12 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from rmbook.files import replacing
@@ -39,6 +41,18 @@ def stamp(command: str) -> dict[str, Any]:
         "commit": _commit(),
         "command": command,
     }
+
+
+def peak_memory(device: torch.device | None = None) -> int:
+    """Most bytes in use so far: of a CUDA device as PyTorch counts them, else of this process."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def recorded_path(name: str) -> Path:

@@ -1,0 +1,5 @@
+"""`python -m rmbook`, and `accelerate launch -m rmbook`."""
+
+from rmbook.cli import app
+
+app(prog_name="rmbook")

@@ -1,0 +1,229 @@
+"""The command line: `rmbook train`, `evaluate`, `describe` and `generate`."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from rmbook import cli_options as flag
+
+# What needs torch is imported inside the commands: --help and mistakes in flags should not take seconds.
+
+app = typer.Typer(
+    help="Random masks for parameter-efficient fine-tuning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+TRAIN = """\b
+Examples:
+  rmbook train --model facebook/opt-1.3b --task rte --method random_masking --ratio 1e-4 --lr 1e-2
+  rmbook train --model facebook/opt-125m --task sst2 --method lora --lr 1e-4 --data-dir ~/glue --output runs/lora
+  rmbook train --config runs/lora/config.json --seed 1
+  rmbook train --resume runs/lora
+  accelerate launch --num_processes 4 -m rmbook train --model facebook/opt-13b --task boolq --ratio 1e-5 --lr 1e-1
+"""
+EVALUATE = """\b
+Examples:
+  rmbook evaluate runs/lora
+  rmbook evaluate runs/lora --split validation --predictions answers.jsonl
+  rmbook evaluate --model facebook/opt-125m --task rte        (without any training)
+"""
+DESCRIBE = """\b
+Examples:
+  rmbook describe runs/lora
+  rmbook describe runs/masks/adapter.safetensors
+  rmbook describe --model facebook/opt-125m --method random_masking --ratio 1e-4        (what would be trained)
+"""
+GENERATE = """\b
+Examples:
+  rmbook generate runs/squad --prompt "Question: Where is Warsaw? Answer:"
+  rmbook generate --model facebook/opt-125m --prompt - < prompt.txt
+"""
+
+
+@app.command(epilog=TRAIN)
+def train(
+    model: flag.Model = None,
+    task: flag.Task = None,
+    method: flag.Method = None,
+    ratio: flag.Ratio = None,
+    density: flag.Density = None,
+    targets: flag.Targets = None,
+    settings: flag.Settings = None,
+    learning_rate: flag.LearningRate = None,
+    epochs: flag.Epochs = None,
+    batch_size: flag.BatchSize = None,
+    micro_batch_size: flag.MicroBatchSize = None,
+    max_grad_norm: flag.MaxGradNorm = None,
+    weight_decay: flag.WeightDecay = None,
+    dropout: flag.Dropout = None,
+    seed: flag.Seed = None,
+    train_size: flag.TrainSize = None,
+    dev_size: flag.DevSize = None,
+    test_size: flag.TestSize = None,
+    max_length: flag.MaxLength = None,
+    data_dir: flag.DataDir = None,
+    revision: flag.Revision = None,
+    dtype: flag.Dtype = None,
+    mixed_precision: flag.MixedPrecision = None,
+    gradient_checkpointing: flag.GradientCheckpointing = None,
+    config: flag.Config = None,
+    output: flag.Output = None,
+    resume: flag.Resume = None,
+    quiet: flag.Quiet = False,
+) -> None:
+    """Fine-tune a language model on one of the paper's tasks; all that comes of it goes to one folder."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    values = {n: v for n, v in given.items() if n not in ("config", "output", "resume", "quiet")}
+    with one_line_errors():
+        from rmbook.run_config import ConfigError, make_config, read_config
+        from rmbook.runs import resume_run, start_run
+
+        if resume is None:
+            run = make_config((read_config(config) if config else {}) | _parsed(values))
+            folder = output or run.default_folder()
+            result = start_run(run, folder, not quiet)
+        else:
+            extra = given.keys() - {"resume", "quiet", "micro_batch_size", "gradient_checkpointing"}
+            if extra:
+                names = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
+                raise ConfigError(f"--resume takes all settings from the run's folder: leave out {names}.")
+            folder, result = resume, resume_run(resume, not quiet, **values)
+        if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
+            typer.echo(_summary(result, folder))
+
+
+@app.command(epilog=EVALUATE)
+def evaluate(
+    run: flag.Run = None,
+    model: flag.Model = None,
+    task: flag.Task = None,
+    split: flag.Split = None,
+    data_dir: flag.DataDir = None,
+    test_size: flag.TestSize = None,
+    seed: flag.Seed = None,
+    max_length: flag.MaxLength = None,
+    dtype: flag.Dtype = None,
+    predictions: flag.Predictions = None,
+    quiet: flag.Quiet = False,
+) -> None:
+    """Score a run, or a model as it is, on a task: one JSON object on standard output."""
+    values = {"task": task, "data_dir": data_dir, "test_size": test_size, "seed": seed, "max_length": max_length}
+    with one_line_errors():
+        from rmbook.evaluate_run import evaluate_run
+
+        given = {name: value for name, value in values.items() if value is not None}
+        score = evaluate_run(run, model, split or "test", given, dtype, predictions, progress=not quiet)
+        typer.echo(json.dumps(score))
+
+
+@app.command(epilog=DESCRIBE)
+def describe(
+    path: flag.Run = None,
+    model: flag.Model = None,
+    method: flag.Method = None,
+    ratio: flag.Ratio = None,
+    density: flag.Density = None,
+    targets: flag.Targets = None,
+    settings: flag.Settings = None,
+    seed: flag.Seed = None,
+) -> None:
+    """Say what a run or an adapter file holds, or what a method would train in a model."""
+    values = {"method": method, "ratio": ratio, "density": density, "targets": targets, "settings": settings}
+    with one_line_errors():
+        from rmbook.describe import describe_method, describe_path
+        from rmbook.run_config import ConfigError
+
+        if (path is None) == (model is None):
+            raise ConfigError("give the folder of a run, an adapter file, or --model; one of them.")
+        given = _parsed({name: value for name, value in (values | {"seed": seed}).items() if value is not None})
+        typer.echo(describe_method(model, **given) if path is None else describe_path(Path(path)))
+
+
+@app.command(epilog=GENERATE)
+def generate(
+    run: flag.Run = None,
+    model: flag.Model = None,
+    prompt: flag.Prompt = None,
+    max_new_tokens: flag.MaxNewTokens = 50,
+    dtype: flag.Dtype = None,
+) -> None:
+    """Continue a text, greedily, up to the end of the line, as the paper's SQuAD and DROP do."""
+    with one_line_errors():
+        from rmbook.evaluate_run import continue_text
+        from rmbook.run_config import ConfigError
+
+        if prompt is None:
+            raise ConfigError("--prompt must be given: a text to continue, or - for standard input.")
+        text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+        typer.echo(continue_text(run, model, text, max_new_tokens, dtype))
+
+
+def _parsed(values: dict) -> dict:
+    """Flags as settings: the names in --targets, the pairs of --set."""
+    from rmbook.run_config import ConfigError
+
+    if "," in values.get("targets", ""):
+        values = values | {"targets": tuple(name.strip() for name in values["targets"].split(","))}
+    if "settings" in values:
+        pairs = [text.partition("=") for text in values["settings"]]
+        if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
+            raise ConfigError(f"--set takes NAME=VALUE, as in --set rank=16; got {wrong[0]!r}.")
+        values = values | {"settings": {name: _value(text) for name, _, text in pairs}}
+    return values
+
+
+def _value(text: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _summary(result: dict, folder) -> str:
+    best = (
+        f"best epoch {result['best_epoch']} of {len(result['history'])}" if result["best_epoch"] else "no epoch ended"
+    )
+    test = ", ".join(f"test {name} {score:.4f}" for name, score in (result["test"] or {}).items())
+    trained = f"{result['trainable']:,} of {result['total']:,} parameters trained ({result['ratio']:.4%})"
+    cut = f"; {result['cut_prompts']} prompts were cut to {result['max_length']} tokens" if result["cut_prompts"] else ""
+    return f"{result['status']}: {best}{', ' if test else ''}{test}; {trained}{cut}; see {folder}"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End with one line on standard error. The exit code is 2 for what came in, 1 for the machine, 130 for Ctrl-C.
+
+    With RMBOOK_TRACEBACK in the environment the error goes on instead, with its trace.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("rmbook: interrupted.", err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None or "RMBOOK_TRACEBACK" in os.environ:
+            raise
+        typer.echo(f"rmbook: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(code) from None
+
+
+def _exit_code(error: Exception) -> int | None:
+    """None for what is a defect of this program, and deserves its trace."""
+    from rmbook.adapter import AdapterError
+    from rmbook.checkpoint import CheckpointError, TrainingInterrupted
+    from rmbook.run_folder import RunError
+    from rmbook.runs import MemoryShortage
+
+    codes = {TrainingInterrupted: 130, MemoryShortage: 1}
+    files = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+    codes |= dict.fromkeys((ValueError, RunError, AdapterError, CheckpointError, *files), 2) | {OSError: 1}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), None)

@@ -1,0 +1,143 @@
+"""Causal language models from a local folder or the Hugging Face hub: safetensors only, and no code but this machine's.
+
+What `transformers` would only warn of, such as weights that the file lacks and that are then random, is an error here.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rmbook.architectures import conv1d_to_linear
+from rmbook.files import replacing_folder
+from rmbook.model_files import KNOWN_MODELS, ModelError, check_files, find_folder, first_line, quiet, share
+
+__all__ = ["KNOWN_MODELS", "ModelError", "convert_checkpoint", "load_language_model", "max_positions"]
+
+
+def load_language_model(
+    name: str | os.PathLike,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, in evaluation mode, and its tokenizer.
+
+    Weights are read one tensor at a time, onto a GPU without a copy in main memory. GPT-2's Conv1D layers become
+    linear ones, in which masks can live. Nothing waits for a network if the model is on this machine.
+
+    Args:
+        name: a folder that `save_pretrained` wrote, or a repository of the hub such as "facebook/opt-1.3b".
+        dtype: of the parameters, whatever the file has.
+        device: the CPU if None.
+        revision: branch, tag or commit of a repository of the hub.
+
+    Raises:
+        ModelError: no such model, no access to it, or files that are incomplete, damaged, in another format or of
+            another kind of model.
+    """
+    name, device = os.fspath(name), torch.device("cpu" if device is None else device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {device} was asked for, but torch {torch.__version__} sees no CUDA device here.")
+    folder = find_folder(name, revision)
+    check_files(name, folder)
+    config = _read_config(name, folder)
+    tokenizer = _read_tokenizer(name, folder)
+    onto = {"device_map": {"": device}} if device.type == "cuda" else {}
+    model = _read_model(name, folder, config=config, dtype=dtype, use_safetensors=True, **onto)
+    return conv1d_to_linear(model).to(device), tokenizer
+
+
+def convert_checkpoint(name: str | os.PathLike, folder: str | os.PathLike) -> Path:
+    """Write a model whose weights are only in pytorch_model.bin, as OPT's on the hub, as safetensors; the same dtypes.
+
+    torch reads the old file with weights_only=True, so that nothing in it runs.
+
+    Args:
+        name: a local folder, or a repository of the hub, which is downloaded.
+        folder: a new or empty one.
+
+    Raises:
+        ModelError: as `load_language_model`.
+        OSError: the hub or a file is out of reach, or `folder` has content.
+    """
+    name, folder = os.fspath(name), Path(folder)
+    config = _read_config(name, name)
+    with replacing_folder(folder) as temporary:
+        model = _read_model(name, name, config=config, dtype="auto", use_safetensors=False, weights_only=True)
+        with quiet():
+            model.save_pretrained(temporary)
+        _read_tokenizer(name, name).save_pretrained(temporary)
+        share(temporary)
+    return folder
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """The longest sequence in tokens that the model's configuration allows; None if it names no limit."""
+    config = model.config.get_text_config()
+    for attribute in ("max_position_embeddings", "n_positions"):
+        if isinstance(limit := getattr(config, attribute, None), int) and limit > 0:
+            return limit
+    return None
+
+
+def _read_config(name: str, folder: str | Path) -> PretrainedConfig:
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - a dozen kinds; all mean a config.json that cannot be used
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{name}: its config.json asks for code of its own (auto_map), which is never run here; "
+                "give a model that transformers itself knows."
+            ) from None
+        raise ModelError(f"{name}: config.json cannot be used ({first_line(error)}): get it again.") from None
+    kind, family = type(config), config.model_type
+    # Encoders such as BERT have a class for causal language modelling, too, but their weights are of no use in it.
+    encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder or getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} is of type {family!r}, no causal language model; give one, such as OPT or Llama.")
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"{name} is quantized, which cannot be trained here: give the model as it was before.")
+    return config
+
+
+def _read_tokenizer(name: str, folder: str | Path) -> PreTrainedTokenizerBase:
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - damaged files show as errors of three libraries
+        raise ModelError(f"{name}: its tokenizer cannot be read ({first_line(error)}): get its files again.") from None
+
+
+def _read_model(name: str, folder: str | Path, **settings) -> PreTrainedModel:
+    with quiet():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True, **settings
+        )
+    for key, in_file, in_model in info["mismatched_keys"]:
+        raise ModelError(
+            f"{name}: {key} has shape {tuple(in_file)} in the weights, but {tuple(in_model)} by config.json: "
+            "the two belong to different models; get both from one place."
+        )
+    # Weights that the model has no place for mean another config.json; buffers that old versions saved do not.
+    unexpected = [key for key in info["unexpected_keys"] if key.endswith(".weight")]
+    for what, keys in (("lack", info["missing_keys"]), ("have, though config.json has no place for it,", unexpected)):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise ModelError(
+                f"{name}: the weights {what} {min(keys)}{more}: this is no complete {type(model).__name__}; "
+                "get a causal language model whose config.json and weights belong together."
+            )
+    return model

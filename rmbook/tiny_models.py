@@ -1,0 +1,186 @@
+"""Language models of 2 layers that need no network: genuine OPT and Llama architectures, made and pretrained here.
+
+They go through the same code as the paper's models: tokenizer, prompts, training, scores. Their only text is that of
+`rmbook.sentences`, so what they know is which adjectives praise and which blame; that "not" turns this round, they do
+not know. That is left to fine-tuning, as the sentences of its splits share no adjective and no noun.
+"""
+
+import contextlib
+import json
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
+
+from rmbook.files import replacing_folder
+from rmbook.likelihood import left_padded
+from rmbook.model_files import quiet, share
+from rmbook.prompts import prompt
+from rmbook.records import Record
+from rmbook.sentences import NEGATED, NEGATIVE, NOUNS, PLAIN, POSITIVE
+
+VOCABULARY = 768
+POSITIONS = 1024
+SPECIAL = {"opt": ["<s>", "<pad>", "</s>", "<unk>"], "llama": ["<unk>", "<s>", "</s>"]}  # numbered from 0, as genuine
+
+
+def make_tiny_checkpoint(
+    folder: str | os.PathLike, kind: str = "opt", *, seed: int = 0, pretrain_steps: int = 500
+) -> Path:
+    """Write a checkpoint, as `save_pretrained` does, of a model with 2 layers, 64 wide, 4 heads, in float32.
+
+    The same arguments give the same bytes on the same machine, with one thread whatever torch is set to. The caller's
+    random state is left alone.
+
+    Args:
+        folder: a new or empty one.
+        kind: "opt" (dropout 0.1, like the genuine ones) or "llama".
+        seed: of the first weights and of the text.
+        pretrain_steps: of next-token prediction; 0 leaves the weights random.
+
+    Raises:
+        ValueError: unknown kind, negative steps.
+        FileExistsError, FileNotFoundError: see `rmbook.files.replacing_folder`.
+    """
+    if kind not in SPECIAL:
+        raise ValueError(f"kind must be one of {', '.join(SPECIAL)}, got {kind!r}.")
+    if isinstance(pretrain_steps, bool) or not isinstance(pretrain_steps, int) or pretrain_steps < 0:
+        raise ValueError(f"pretrain_steps must be an integer of at least 0, got {pretrain_steps!r}.")
+    tokenizer = _train_tokenizer(kind)
+    with torch.random.fork_rng(devices=[]), _one_thread():
+        torch.manual_seed(seed)
+        model = _new_model(kind, tokenizer.get_vocab_size())
+        _pretrain(model, tokenizer, kind, pretrain_steps, random.Random(seed))
+    with replacing_folder(folder) as temporary:
+        with quiet():
+            model.save_pretrained(temporary)
+        tokenizer.save(str(temporary / "tokenizer.json"))
+        (temporary / "tokenizer_config.json").write_text(json.dumps(_tokenizer_settings(kind), indent=2) + "\n")
+        share(temporary)
+    return Path(folder)
+
+
+def pretraining_texts(chooser: random.Random) -> Iterator[str]:
+    """Endless texts: "the soup was tasty. It was fresh. It was great. It was lovely"; prompts of SST-2 begin like them.
+
+    After a plain sentence all opinions agree with it. After a negated one they are of either kind.
+    """
+    while True:
+        positive, negated = chooser.random() < 0.5, chooser.random() < 0.3
+        first = _sentence(chooser, NEGATED if negated else PLAIN, chooser.choice(POSITIVE if positive else NEGATIVE))
+        praise = chooser.random() < 0.5 if negated else positive
+        opinions = chooser.choices(POSITIVE if praise else NEGATIVE, k=3)
+        asked = "great" if praise else "terrible"  # the words that the prompts ask for come up more often
+        yield first + "".join(f" It was {asked if chooser.random() < 0.3 else word}." for word in opinions)[:-1]
+
+
+def _sentence(chooser: random.Random, templates, adjective: str) -> str:
+    article = "an" if adjective[0] in "aeiou" else "a"
+    return chooser.choice(templates).format(noun=chooser.choice(NOUNS), adjective=adjective, article=article)
+
+
+# --------------------------------------------------------------------------------------------------------- tokenizer
+
+
+def _train_tokenizer(kind: str) -> Tokenizer:
+    """Byte-level BPE as OPT's, or BPE with a mark before each word and bytes to fall back on, as Llama 2's."""
+    if kind == "opt":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet, first = pre_tokenizers.ByteLevel.alphabet(), []
+    else:
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        words = pre_tokenizers.Metaspace(prepend_scheme="first")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Punctuation()])
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
+        alphabet, first = [chr(code) for code in range(33, 127)], [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL[kind] + first,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_tokenizer_texts(), trainer)
+    start = "</s>" if kind == "opt" else "<s>"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A", pair=f"{start} $A {start} $B", special_tokens=[(start, tokenizer.token_to_id(start))]
+    )
+    return tokenizer
+
+
+def _tokenizer_texts() -> Iterator[str]:
+    chooser = random.Random("tokenizer")
+    texts = pretraining_texts(chooser)
+    for _ in range(2000):
+        yield next(texts)
+        one, other = (_sentence(chooser, PLAIN, chooser.choice(POSITIVE + NEGATIVE)) for _ in range(2))
+        for task, columns in (("RTE", ("premise", "hypothesis")), ("CB", ("premise", "hypothesis"))):
+            context, continuations = prompt(Record(task, dict(zip(columns, (one, other), strict=True))))
+            # By lines, so that a line break stays a byte of its own, as in the genuine tokenizers.
+            yield from (line for continuation in continuations for line in (context + continuation).split("\n"))
+
+
+def _tokenizer_settings(kind: str) -> dict:
+    start = "</s>" if kind == "opt" else "<s>"
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": start,
+        "eos_token": "</s>",
+        "unk_token": "</s>" if kind == "opt" else "<unk>",  # OPT's own; never needed, as bytes spell everything
+        "model_max_length": POSITIONS,
+        "clean_up_tokenization_spaces": False,
+    } | ({"pad_token": "<pad>"} if kind == "opt" else {})
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+def _new_model(kind: str, vocabulary: int) -> PreTrainedModel:
+    common = dict(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=POSITIONS,
+    )
+    if kind == "opt":
+        config = OPTConfig(
+            **common, ffn_dim=256, word_embed_proj_dim=64, bos_token_id=2, eos_token_id=2, pad_token_id=1, init_std=0.08
+        )
+        return OPTForCausalLM(config).eval()
+    config = LlamaConfig(**common, intermediate_size=172, bos_token_id=1, eos_token_id=2, initializer_range=0.08)
+    return LlamaForCausalLM(config).eval()
+
+
+def _pretrain(model: PreTrainedModel, tokenizer: Tokenizer, kind: str, steps: int, chooser: random.Random) -> None:
+    """Next-token prediction, without dropout: the little that the model can hold, it shall hold."""
+    if steps == 0:
+        return
+    texts = pretraining_texts(chooser)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+    for _ in range(steps):
+        sequences = [tokenizer.encode(next(texts), add_special_tokens=False).ids for _ in range(32)]
+        start = 0 if kind == "opt" else 1  # "<s>" in both: for OPT the token that MeZO's prompts start with
+        batch = left_padded([[start, *ids] for ids in sequences], torch.device("cpu"))
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(**batch, labels=labels, use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
