@@ -193,7 +193,8 @@ def _summary(result: dict, folder) -> str:
     )
     test = ", ".join(f"test {name} {score:.4f}" for name, score in (result["test"] or {}).items())
     trained = f"{result['trainable']:,} of {result['total']:,} parameters trained ({result['ratio']:.4%})"
-    cut = f"; {result['cut_prompts']} prompts were cut to {result['max_length']} tokens" if result["cut_prompts"] else ""
+    count = result["cut_prompts"]
+    cut = f"; {count} prompts were cut to {result['max_length']} tokens" if count else ""
     return f"{result['status']}: {best}{', ' if test else ''}{test}; {trained}{cut}; see {folder}"
 
 

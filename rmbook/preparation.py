@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
@@ -60,6 +61,7 @@ def prepare_run(config: RunConfig) -> PreparedRun:
     task = find_task(config.task)
     records = [load_records(task.name, split, config.data_dir) for split in ("train", "validation")]
     splits = sample_splits(*records, config.seed, config.train_size, config.dev_size, config.test_size)
+    AcceleratorState._reset_state()  # it keeps one precision a process, where a notebook may want another run's
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     model, tokenizer = load_language_model(
         config.model, dtype=DTYPES[config.dtype], device=accelerator.device, revision=config.revision
