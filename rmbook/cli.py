@@ -84,6 +84,7 @@ def train(
     values = {n: v for n, v in given.items() if n not in ("config", "output", "resume", "quiet")}
     with one_line_errors():
         from rmbook.run_config import ConfigError, make_config, read_config
+        from rmbook.run_folder import first_process
         from rmbook.runs import resume_run, start_run
 
         if resume is None:
@@ -96,7 +97,7 @@ def train(
                 names = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
                 raise ConfigError(f"--resume takes all settings from the run's folder: leave out {names}.")
             folder, result = resume, resume_run(resume, not quiet, **values)
-        if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
+        if first_process():
             typer.echo(_summary(result, folder))
 
 

@@ -17,7 +17,9 @@ from typing_extensions import override
 
 from rmbook.encoding import Encoding
 from rmbook.likelihood import mean_log_probabilities, option_log_probabilities
-from rmbook.scoring import score_options
+from rmbook.scoring import score_options, token_batches
+
+EVALUATION_TOKENS = 16384  # in memory at once
 
 
 class Objective:
@@ -139,4 +141,6 @@ class Answering(Objective):
 
     @override
     def evaluate(self, model, examples):
-        return self.loss(model, examples), None
+        sizes = [[self.length(example)] for example in examples]
+        order = token_batches(range(len(examples)), lambda number: sizes[number], EVALUATION_TOKENS)
+        return sum(self.loss(model, [examples[number] for number in batch]) for batch in order), None

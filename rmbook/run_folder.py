@@ -18,6 +18,11 @@ class RunError(Exception):
     """A run cannot be started or taken up; one line that says what to do."""
 
 
+def first_process() -> bool:
+    """Whether this is the only process of a run, or the first of several that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run_config(folder: Path) -> RunConfig:
     """The settings of the run in a folder; raises RunError if there is none."""
     try:

@@ -19,7 +19,7 @@ from rmbook.objectives import Answering, OptionChoice
 from rmbook.preparation import PreparedRun, prepare_run, score_records
 from rmbook.results import peak_memory, stamp, write_json
 from rmbook.run_config import RunConfig
-from rmbook.run_folder import MetricsFile, RunError, finite, run_config
+from rmbook.run_folder import MetricsFile, RunError, finite, first_process, run_config
 from rmbook.tasks import find_task
 from rmbook.trained import save_trained
 from rmbook.training import TrainingResult, train
@@ -47,7 +47,8 @@ def start_run(config: RunConfig, folder: str | os.PathLike | None = None, progre
         Also what `prepare_run` raises.
     """
     folder = Path(folder or config.default_folder())
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    config = replace(config, model=_lasting(config.model), data_dir=config.data_dir and _lasting(config.data_dir))
+    if first_process() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists: go on with it by `rmbook train --resume {folder}`, or name another --output.")
     with _explaining_memory(config):
         prepared = prepare_run(config)
@@ -79,6 +80,11 @@ def resume_run(folder: str | os.PathLike, progress: bool = True, **changes) -> d
     with _explaining_memory(config):
         prepared = prepare_run(config)
     return _run(prepared, folder, progress)
+
+
+def _lasting(name: str) -> str:
+    """A folder's name that still holds when the run is taken up from elsewhere."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _run(prepared: PreparedRun, folder: Path, progress: bool) -> dict:

@@ -3,6 +3,9 @@
 They go through the same code as the paper's models: tokenizer, prompts, training, scores. Their only text is that of
 `rmbook.sentences`, so what they know is which adjectives praise and which blame; that "not" turns this round, they do
 not know. That is left to fine-tuning, as the sentences of its splits share no adjective and no noun.
+
+Measured for "opt", seed 0, on 200 test sentences: before, all plain ones right and 6 % of the negated; after 150 steps
+with a mask of density 0.1 in queries and values (1,571 entries) at a learning rate of 0.01, 93 % of all.
 """
 
 import contextlib
@@ -33,6 +36,7 @@ def make_tiny_checkpoint(
 ) -> Path:
     """Write a checkpoint, as `save_pretrained` does, of a model with 2 layers, 64 wide, 4 heads, in float32.
 
+    About 200,000 parameters; by default 8 s ("opt") or 12 s ("llama") on one core, nearly all of it pretraining.
     The same arguments give the same bytes on the same machine, with one thread whatever torch is set to. The caller's
     random state is left alone.
 
