@@ -22,7 +22,14 @@ from rmbook.architectures import conv1d_to_linear
 from rmbook.files import replacing_folder
 from rmbook.model_files import KNOWN_MODELS, ModelError, check_files, find_folder, first_line, quiet, share
 
-__all__ = ["KNOWN_MODELS", "ModelError", "convert_checkpoint", "load_language_model", "max_positions"]
+__all__ = [
+    "KNOWN_MODELS",
+    "ModelError",
+    "convert_checkpoint",
+    "load_language_model",
+    "max_positions",
+    "read_configuration",
+]
 
 
 def load_language_model(
@@ -57,6 +64,18 @@ def load_language_model(
     onto = {"device_map": {"": device}} if device.type == "cuda" else {}
     model = _read_model(name, folder, config=config, dtype=dtype, use_safetensors=True, **onto)
     return conv1d_to_linear(model).to(device), tokenizer
+
+
+def read_configuration(name: str | os.PathLike, revision: str | None = None) -> PretrainedConfig:
+    """The configuration of a causal language model from its config.json alone; its weights are not needed.
+
+    Raises:
+        ModelError: no such model, no access to it, or no configuration of a causal language model.
+    """
+    name = os.fspath(name)
+    folder = find_folder(name, revision, whole=False)
+    check_files(name, folder, whole=False)
+    return _read_config(name, folder)
 
 
 def convert_checkpoint(name: str | os.PathLike, folder: str | os.PathLike) -> Path:

@@ -30,6 +30,7 @@ FILES = (  # what is downloaded: neither other formats of the weights nor the se
     *("config.json", "generation_config.json", SAFE, SAFE_INDEX, "model-*.safetensors"),
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
 )
+CONVERTER = "SFconvertbot"
 ANSWER_SECONDS = 5.0  # how long a hub that does not answer is waited for
 
 
@@ -37,8 +38,13 @@ class ModelError(ValueError):
     """A language model cannot be loaded; one line that says what came, what was expected and what to do."""
 
 
-def find_folder(name: str, revision: str | None) -> Path:
+def find_folder(name: str, revision: str | None, whole: bool = True) -> Path:
     """The folder of a model: `name` itself if it is one, or that in the hub's cache, which is filled if need be.
+
+    Args:
+        name: a folder, or a repository of the hub.
+        revision: of the repository.
+        whole: False if config.json is all that is wanted.
 
     Raises:
         ModelError: no such folder or repository, no access, no safetensors in it, or the hub is out of reach.
@@ -52,26 +58,26 @@ def find_folder(name: str, revision: str | None) -> Path:
         found = "is a file" if name and folder.exists() else "does not exist"
         raise ModelError(f"{name!r} {found}: give a folder that save_pretrained wrote, or a repository of the hub.")
     problem = None
-    try:
-        cached = Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=list(FILES), local_files_only=True
-            )
-        )
-        check_files(name, cached)
-        return cached
-    except ModelError as error:
-        problem = str(error)
-    except Exception:  # noqa: BLE001 - not in the cache; which errors say so varies between versions
-        pass
+    for candidate in [revision] if revision else [None, *_cached_conversions(name)]:
+        try:
+            cached = _snapshot(name, candidate, whole, local_files_only=True)
+            check_files(name, cached, whole)
+            return cached
+        except ModelError as error:
+            problem = problem or str(error)
+        except Exception:  # noqa: BLE001 - not in the cache; which errors say so varies between versions
+            pass
     if constants.HF_HUB_OFFLINE:
         raise ModelError(_out_of_reach(name, revision, problem, "HF_HUB_OFFLINE is set"))
     try:
         # The download itself would wait forever for a server that does not answer; this question does not.
         info = huggingface_hub.model_info(name, revision=revision, timeout=ANSWER_SECONDS)
-        if lacking := _problem({file.rfilename for file in info.siblings}, name):
-            raise ModelError(f"{name}: {lacking}")
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        if lacking := _problem({file.rfilename for file in info.siblings}, name, whole):
+            converted = None if revision else _conversion(name)
+            if converted is None:
+                raise ModelError(f"{name}: {lacking}")
+            return find_folder(name, converted, whole)
+        return _snapshot(name, revision, whole)
     except ModelError:
         raise
     except GatedRepoError:
@@ -92,6 +98,25 @@ def find_folder(name: str, revision: str | None) -> Path:
         raise ModelError(_out_of_reach(name, revision, problem, first_line(error))) from None
 
 
+def _snapshot(name: str, revision: str | None, whole: bool, **arguments) -> Path:
+    patterns = list(FILES) if whole else ["config.json"]
+    return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns, **arguments))
+
+
+def _conversion(name: str) -> str | None:
+    """Where the hub's own robot offers the weights as safetensors, as it does for OPT; None if it does not."""
+    offers = huggingface_hub.get_repo_discussions(name, author=CONVERTER, discussion_type="pull_request")
+    # The server was asked for this author's; what it answers is looked at all the same: anybody can open a request.
+    return next((f"refs/pr/{o.num}" for o in offers if o.author == CONVERTER and "safetensors" in o.title), None)
+
+
+def _cached_conversions(name: str) -> list[str]:
+    folder = Path(constants.HF_HUB_CACHE) / huggingface_hub.file_download.repo_folder_name(
+        repo_id=name, repo_type="model"
+    )
+    return sorted(str(path.relative_to(folder / "refs")) for path in folder.glob("refs/refs/pr/*"))
+
+
 def _out_of_reach(name: str, revision: str | None, problem: str | None, reason: str) -> str:
     if problem:  # of the copy in the cache
         return f"{problem} (The hub is out of reach: {reason}.)"
@@ -110,9 +135,11 @@ def _close(name: str) -> str:
     return f"Known names like it: {', '.join(short[match] for match in matches or ('opt-125m', 'gpt2'))}."
 
 
-def _problem(files: set[str], name: str) -> str | None:
+def _problem(files: set[str], name: str, whole: bool) -> str | None:
     if "config.json" not in files:
         return "there is no config.json, so this is no checkpoint; give the folder that save_pretrained wrote."
+    if not whole:
+        return None
     if not files & {SAFE, SAFE_INDEX}:
         if not any(file.startswith("pytorch_model") and file.endswith(".bin") for file in files):
             return f"there are no weights: expected {SAFE}, or {SAFE_INDEX} and its parts; get the checkpoint again."
@@ -127,14 +154,16 @@ def _problem(files: set[str], name: str) -> str | None:
     return None
 
 
-def check_files(name: str, folder: Path) -> None:
+def check_files(name: str, folder: Path, whole: bool = True) -> None:
     """Raise `ModelError` unless the folder has a configuration, a tokenizer and all weights, none of them cut short.
 
-    The weights' headers are read, not the weights.
+    The weights' headers are read, not the weights; with whole=False only config.json need be there.
     """
     files = {path.name for path in folder.iterdir()}
-    if problem := _problem(files, name):
+    if problem := _problem(files, name, whole):
         raise ModelError(f"{name}: {problem}")
+    if not whole:
+        return
     parts = {SAFE}
     if SAFE not in files:
         try:
