@@ -111,9 +111,7 @@ def _conversion(name: str) -> str | None:
 
 
 def _cached_conversions(name: str) -> list[str]:
-    folder = Path(constants.HF_HUB_CACHE) / huggingface_hub.file_download.repo_folder_name(
-        repo_id=name, repo_type="model"
-    )
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     return sorted(str(path.relative_to(folder / "refs")) for path in folder.glob("refs/refs/pr/*"))
 
 
