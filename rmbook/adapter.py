@@ -22,7 +22,7 @@ from rmbook.layer import MaskedLinear
 from rmbook.masking import MaskRecipe, RandomMask, apply_masks
 from rmbook.masks import Mask
 
-FORMAT = "rmbook-adapter-2"
+ADAPTER_FORMAT = "rmbook-adapter-2"
 FIELDS = ("format", "rmbook_version", "base_fingerprint", "recipe", "layers")
 VALUES_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -108,7 +108,7 @@ def save_adapter(
             tensors[f"{name}.positions"] = layer.mask.positions.cpu().contiguous()
         layers[name] = {"shape": layer.mask.shape, "digest": layer.mask.digest()}
     metadata = {
-        "format": FORMAT,
+        "format": ADAPTER_FORMAT,
         "rmbook_version": rmbook.__version__,
         "base_fingerprint": base_fingerprint(masking.model),
         "recipe": json.dumps(masking.recipe and asdict(masking.recipe)),
@@ -193,9 +193,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no adapter file at {path}.")
     metadata, tensors = read_safetensors(path)
-    if metadata.get("format") != FORMAT or set(metadata) != {*FIELDS, "content"}:
+    if metadata.get("format") != ADAPTER_FORMAT or set(metadata) != {*FIELDS, "content"}:
         raise AdapterCorruptError(
-            f"{path} is no rmbook adapter: its format is {metadata.get('format')!r}, expected {FORMAT!r}."
+            f"{path} is no rmbook adapter: its format is {metadata.get('format')!r}, expected {ADAPTER_FORMAT!r}."
         )
     if _content_digest(tensors, metadata) != metadata["content"]:
         raise AdapterCorruptError(f"{path} was altered after it was saved: its content hash differs; fetch it again.")

@@ -69,8 +69,8 @@ class AppliedMethod:
             self.budget.after_step(step)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Copies of all that training changes, by name: for the best epoch, for files and for going on later."""
-        state = {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+        """Copies on the CPU of all that training changes, by name: for the best epoch, for files, to go on later."""
+        state = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.named_parameters()}
         return state | ({f"adalora:{n}": t for n, t in self.budget.state().items()} if self.budget else {})
 
     @torch.no_grad()

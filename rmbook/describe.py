@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from rmbook.adapter import FORMAT, AdapterCorruptError, read_adapter, read_safetensors
+from rmbook.adapter import ADAPTER_FORMAT, AdapterCorruptError, read_adapter, read_safetensors
 from rmbook.architectures import conv1d_to_linear, resolve_targets
 from rmbook.language_models import read_configuration
 from rmbook.masking import MaskRecipe
@@ -91,7 +91,7 @@ def _run_lines(folder: Path) -> list[str]:
 def _adapter_lines(path: Path) -> list[str]:
     metadata, tensors = read_safetensors(path)
     size = f"{path.stat().st_size:,} bytes"
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != ADAPTER_FORMAT:
         if "about" not in metadata:
             raise AdapterCorruptError(f"{path} is no adapter of rmbook: it names no format that is known.")
         about, count = json.loads(metadata["about"]), sum(tensor.numel() for tensor in tensors.values())

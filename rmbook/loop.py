@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,9 @@ from rmbook.applied import AppliedMethod
 from rmbook.checkpoint import Checkpoint, CheckpointError, TrainingInterrupted, optimizer_tensors, restore_optimizer
 from rmbook.objectives import Objective
 from rmbook.results import peak_memory
+
+if TYPE_CHECKING:
+    from rmbook.training import TrainingConfig
 
 
 @dataclass
@@ -49,7 +53,7 @@ class TrainingLoop:
         self,
         method: AppliedMethod,
         objective: Objective,
-        config,
+        config: "TrainingConfig",
         accelerator: Accelerator,
         checkpoint: Checkpoint | None = None,
         log: Callable[[dict], None] | None = None,
@@ -180,7 +184,9 @@ class TrainingLoop:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """Copies of all that training changes: buffers too, for batch normalisation and the like."""
-        buffers = {n: b.detach().clone() for n, b in self.method.model.named_buffers() if b.is_floating_point()}
+        buffers = {
+            n: b.detach().to("cpu", copy=True) for n, b in self.method.model.named_buffers() if b.is_floating_point()
+        }
         return self.method.state() | {f"buffer:{name}": buffer for name, buffer in buffers.items()}
 
     @torch.no_grad()
@@ -210,7 +216,8 @@ class TrainingLoop:
         if not found:
             return
         info, tensors = found
-        if info["config"] != asdict(self.config):
+        # The size of parts changes the memory and not the step: a run that needed too much may go on with smaller ones.
+        if info["config"] | {"micro_batch_size": self.config.micro_batch_size} != asdict(self.config):
             raise CheckpointError(
                 f"{self.checkpoint.path} is of a run with other settings, {info['config']}: use these, or remove it."
             )

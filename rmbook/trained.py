@@ -7,9 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from rmbook.adapter import (
-    FORMAT as ADAPTER_FORMAT,
-)
-from rmbook.adapter import (
+    ADAPTER_FORMAT,
     AdapterBaseError,
     AdapterCorruptError,
     base_fingerprint,

@@ -142,6 +142,18 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
         assert all(torch.equal(state[name], tensor) for name, tensor in before.state().items())
 
 
+def test_a_run_may_go_on_with_smaller_parts_of_a_batch(tmp_path):
+    """What a run that ran out of memory needs."""
+    path, undisturbed = tmp_path / "c.safetensors", start(dropout=0.0, dtype=torch.float64)
+    wanted = run(undisturbed)
+    with pytest.raises(Killed):
+        run(start(dropout=0.0, dtype=torch.float64), checkpoint=Checkpoint(path, every=0), log=interrupted_log(8, []))
+    applied = start(dropout=0.0, dtype=torch.float64)
+    result = run(applied, config=dataclasses.replace(CONFIG, micro_batch_size=2), checkpoint=Checkpoint(path))
+    for got, row in zip(result.history, wanted.history, strict=True):
+        assert got == pytest.approx(row, rel=1e-9)
+
+
 def test_a_checkpoint_is_replaced_in_one_step(tmp_path, monkeypatch):
     checkpoint = Checkpoint(tmp_path / "c.safetensors")
     checkpoint.save({"state": {"step": 1, "history": []}}, {"a": torch.ones(3)})
