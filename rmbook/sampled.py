@@ -16,8 +16,9 @@ import torch
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 TOKEN_CHUNK = 64  # tokens per sparse call: both operands, copied with the tokens last, stay in cache
-GATHER_CHUNK = 1024  # tokens per step of the gathering form
-GATHER_BELOW = 0.25  # entries for each row and column: with fewer, copying the operands costs more than gathering
+GATHER_AT_ONCE = {"cpu": 2**16, "cuda": 2**24}  # numbers of a gathered operand: on a CPU it should stay in cache
+# Entries for each row and column: with fewer, copying the operands costs more than gathering.
+GATHER_BELOW = {torch.float64: 0.5, torch.float32: 0.5, torch.bfloat16: 0.15, torch.float16: 0.15}
 DENSE_ABOVE = {torch.float64: 0.2, torch.float32: 0.2, torch.bfloat16: 0.04, torch.float16: 0.04}  # by density
 ROWS_AT_ONCE = 512  # of a dense product on the CPU: it never holds a whole (out, in) gradient
 DENSE_AT_ONCE = 2**26  # entries of a dense product on a GPU, where splitting it would wait for the row bounds
@@ -58,7 +59,7 @@ def cheapest_way(shape: tuple[int, int], nnz: int, dtype: torch.dtype, device_ty
         return "dense", f"density {density:.3g} is above {DENSE_ABOVE[dtype]:g}, where a dense product is faster"
     if device_type not in ("cpu", "cuda"):
         return "dense", f"torch has no sparse kernel for {device_type}"
-    few = int(GATHER_BELOW * sum(shape))
+    few = int(GATHER_BELOW[dtype] * sum(shape))
     if nnz < few:
         return "gather", f"{nnz} entries are fewer than {few}: not worth a copy of the operands"
     return "sparse", f"{nnz} entries at density {density:.3g}: torch.sparse.sampled_addmm"
@@ -107,8 +108,7 @@ def dense_product(
 
 def expand_rows(row_starts: torch.Tensor, nnz: int) -> torch.Tensor:
     """Row of each entry, (nnz,) int32, from a CSR row pointer (out + 1,)."""
-    rows = torch.arange(row_starts.numel() - 1, device=row_starts.device, dtype=torch.int32)
-    return rows.repeat_interleave(row_starts.diff(), output_size=nnz)
+    return torch.repeat_interleave(row_starts.diff(), output_size=nnz)
 
 
 def _result_dtype(grad_output: torch.Tensor, input: torch.Tensor) -> torch.dtype:
@@ -116,12 +116,13 @@ def _result_dtype(grad_output: torch.Tensor, input: torch.Tensor) -> torch.dtype
 
 
 def _gathered(grad_output, input, row_starts, columns):
-    dtype, rows = _result_dtype(grad_output, input), expand_rows(row_starts, columns.numel())
-    total = torch.zeros(columns.numel(), dtype=dtype, device=columns.device)
-    for start in range(0, len(input), GATHER_CHUNK):
-        some = slice(start, start + GATHER_CHUNK)
-        left = grad_output[some].index_select(1, rows).to(dtype)  # (chunk, nnz)
-        total += (left * input[some].index_select(1, columns).to(dtype)).sum(0)
+    nnz, dtype = columns.numel(), _result_dtype(grad_output, input)
+    rows, total = expand_rows(row_starts, nnz), torch.zeros(nnz, dtype=dtype, device=columns.device)
+    chunk = max(1, GATHER_AT_ONCE[input.device.type] // max(1, nnz))
+    for start in range(0, len(input), chunk):
+        some = slice(start, start + chunk)
+        left, right = grad_output[some].index_select(1, rows), input[some].index_select(1, columns)  # (chunk, nnz)
+        total += left.to(dtype).mul_(right.to(dtype)).sum(0)
     return total
 
 

@@ -98,9 +98,10 @@ def merge(weight, merged, values, original, positions):
     elif _same_bits(values, merged):
         return None
     # Overwrite from the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
-    # index_copy_, not scatter_: on the CPU the latter costs out * in in bf16.
+    # index_put_, not scatter_, which costs out * in in bf16 on the CPU, nor index_copy_, which waits for one cache miss
+    # after the other (0.01 of a 2048-wide layer: 1.5 ms instead of 0.9).
     # .data: the write must not invalidate earlier forward passes as a change would; Tap.backward looks after them.
     new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
-    weight.data.view(-1).index_copy_(0, positions.long(), new)
+    weight.data.view(-1).index_put_((positions,), new)
     merged.copy_(values)
     return None

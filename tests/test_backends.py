@@ -65,7 +65,7 @@ def test_auto_explains_its_choice():
     table = masking.explain()
     assert list(table.index) == ["first", "second"] and set(table["backend"]) == {"torch"}
     assert table["because"]["first"] == "a device of type cpu: torch's own kernels"
-    assert table["way"]["first"].startswith("gather: ") and "fewer than 16" in table["way"]["first"]
+    assert table["way"]["first"].startswith("gather: ") and "fewer than 32" in table["way"]["first"]
     many = apply_random_mask(torch.nn.Sequential(torch.nn.Linear(400, 400)), ["0"], density=0.1)
     assert many.explain()["way"]["0"].startswith("sparse: 16")
     full = apply_random_mask(torch.nn.Sequential(torch.nn.Linear(400, 400)), ["0"], density=0.9, backend="dense")
