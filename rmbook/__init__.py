@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for editors; at run time a name is loaded when it is used, 
     from rmbook.adapter import AdapterBaseError, AdapterCorruptError, AdapterError, load_adapter, save_adapter
     from rmbook.bank import AdapterBank
     from rmbook.layer import MaskedLinear, masked_linear_reference
+    from rmbook.learning_rate import suggest_learning_rate
     from rmbook.masking import RandomMask, apply_masks, apply_random_mask
     from rmbook.masks import Mask, density_to_ratio, ratio_to_density, sample_mask
     from rmbook.targets import TargetError
@@ -36,6 +37,7 @@ _HOMES = {
     "ratio_to_density": "masks",
     "sample_mask": "masks",
     "save_adapter": "adapter",
+    "suggest_learning_rate": "learning_rate",
     "train": "training",
 }
 __all__ = list(_HOMES)

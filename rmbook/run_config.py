@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from rmbook.learning_rate import suggest_learning_rate
 from rmbook.methods import METHODS
 from rmbook.tasks import find_task
 from rmbook.training import TrainingConfig
@@ -135,7 +136,12 @@ def make_config(values: dict) -> RunConfig:
         if name not in known:
             raise ConfigError(f"unknown setting {name!r}: {closest(name, known)}")
     if missing := [name for name in ("model", "task", "learning_rate") if values.get(name) is None]:
-        raise ConfigError(f"{', '.join(missing)} must be given: {_EXAMPLE}")
+        ratio = values.get("ratio")
+        known = missing == ["learning_rate"] and isinstance(ratio, float) and 0 < ratio <= 1
+        hint = (
+            f" By the paper's law a mask of that ratio wants about {suggest_learning_rate(ratio):.0e}." if known else ""
+        )
+        raise ConfigError(f"{', '.join(missing)} must be given: {_EXAMPLE}{hint}")
     return RunConfig(**values)
 
 
