@@ -8,6 +8,7 @@ OPT-13b at ratio 1e-5 (128,535 values) that makes 1.03 MB with positions and flo
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from rmbook.layer import MaskedLinear
 from rmbook.masking import MaskRecipe, RandomMask, apply_masks
 from rmbook.masks import Mask
 
-ADAPTER_FORMAT = "rmbook-adapter-2"
-FIELDS = ("format", "rmbook_version", "base_fingerprint", "recipe", "layers")
+ADAPTER_FORMAT = "rmbook-adapter-3"
+FIELDS = ("format", "rmbook_version", "base_fingerprint", "recipe", "scale", "layers")
 VALUES_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,7 +46,8 @@ class Adapter:
 
     Attributes:
         masks: by layer name.
-        values: (nnz,) by layer name, in the dtype in which they are stored.
+        values: (nnz,) by layer name, in the dtype in which they are stored; S = scale * values.
+        scale: of the values.
         recipe: how the masks were drawn; None if they were given.
         base_fingerprint: of the model that it was trained on; see `base_fingerprint`.
     """
@@ -54,6 +56,7 @@ class Adapter:
     values: dict[str, torch.Tensor]
     recipe: MaskRecipe | None
     base_fingerprint: str
+    scale: float = 1.0
 
 
 def base_fingerprint(model: nn.Module) -> str:
@@ -112,6 +115,7 @@ def save_adapter(
         "rmbook_version": rmbook.__version__,
         "base_fingerprint": base_fingerprint(masking.model),
         "recipe": json.dumps(masking.recipe and asdict(masking.recipe)),
+        "scale": json.dumps(next(iter(masking.layers.values())).scale),
         "layers": json.dumps(layers),
     }
     metadata["content"] = _content_digest(tensors, metadata)
@@ -135,7 +139,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike) -> RandomMask:
     """
     adapter = read_adapter(path)
     check_base(adapter, base_fingerprint(model), path)
-    masking = apply_masks(model, adapter.masks, adapter.recipe)
+    masking = apply_masks(model, adapter.masks, adapter.recipe, scale=adapter.scale)
     with torch.no_grad():
         for name, layer in masking.layers.items():
             layer.values.copy_(adapter.values[name])
@@ -161,7 +165,7 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
     """
     path = Path(path)
     metadata, tensors = _read(path)
-    recipe, layers = json.loads(metadata["recipe"]), json.loads(metadata["layers"])
+    recipe, scale, layers = (json.loads(metadata[field]) for field in ("recipe", "scale", "layers"))
     try:
         recipe = recipe and MaskRecipe(**recipe | {"targets": tuple(recipe["targets"])})
         shapes = {name: tuple(layer["shape"]) for name, layer in layers.items()}
@@ -176,6 +180,7 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
             values[name].shape == (mask.nnz,) and values[name].dtype in VALUES_DTYPES and values[name].isfinite().all()
             for name, mask in masks.items()
         )
+        sound = sound and isinstance(scale, float) and 0 < scale < math.inf
         same = all(mask.digest() == layers[name]["digest"] for name, mask in masks.items())
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # made to deceive: its hash is right
         raise AdapterCorruptError(f"{path} does not describe an adapter: {error!r}.") from None
@@ -186,7 +191,7 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
         )
     if not sound:
         raise AdapterCorruptError(f"{path} has values that do not fit its masks or are not finite.")
-    return Adapter(masks, values, recipe, metadata["base_fingerprint"])
+    return Adapter(masks, values, recipe, metadata["base_fingerprint"], scale)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

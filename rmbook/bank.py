@@ -56,7 +56,8 @@ class AdapterBank:
         self._entries[name] = {}
         for layer, mask in adapter.masks.items():
             weight = self._modules[layer].weight
-            values = adapter.values[layer].to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            values = adapter.scale * adapter.values[layer].to(weight.device, wide)
             self._entries[name][layer] = mask.positions.to(weight.device, torch.int64), values
 
     def remove(self, name: str) -> None:

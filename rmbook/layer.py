@@ -15,7 +15,7 @@ from rmbook.tap import Tap, merge
 
 OWN_ATTRIBUTES = (
     *("values", "mask", "row_starts", "columns", "touched", "original", "merged", "merged_into"),
-    *("wanted_backend", "backend", "backend_reason"),
+    *("wanted_backend", "backend", "backend_reason", "scale"),
 )
 COMPACT_BELOW = 0.3  # keep only the touched columns of the input when they are at most this share of all columns
 
@@ -55,7 +55,8 @@ class MaskedLinear(nn.Linear):
 
     Attributes:
         weight: (out, in), frozen; holds W + S, brought up to date by each forward pass. `state_dict` reports W.
-        values: (nnz,) parameter, the entries of S; float32, or float64 for a float64 weight.
+        values: (nnz,) parameter, the entries of S / scale; float32, or float64 for a float64 weight.
+        scale: S = scale * values; 1 unless asked for.
         backend: who computes the values' gradient (`rmbook.backends`); backend_reason says why.
         mask: positions of S.
         original: (nnz,) entries of W at the mask's positions, in W's dtype.
@@ -66,7 +67,7 @@ class MaskedLinear(nn.Linear):
     dense_form = False
 
     @classmethod
-    def attach(cls, linear: nn.Linear, mask: Mask, backend: str = "auto") -> "MaskedLinear":
+    def attach(cls, linear: nn.Linear, mask: Mask, backend: str = "auto", scale: float = 1.0) -> "MaskedLinear":
         """Turn `linear` into a masked layer, with values starting at zero (so the output does not change).
 
         Raises:
@@ -82,6 +83,7 @@ class MaskedLinear(nn.Linear):
         weight = linear.weight.requires_grad_(False)
         linear.__class__ = cls
         linear.wanted_backend, (linear.backend, linear.backend_reason) = backend, chosen
+        linear.scale = scale
         linear._set_mask(mask.to(weight.device))
         linear.values = nn.Parameter(torch.zeros(mask.nnz, dtype=_values_dtype(weight), device=weight.device))
         linear._save_original()
@@ -103,13 +105,18 @@ class MaskedLinear(nn.Linear):
         Values are compared, not version counters: fused optimisers, `.data` writes, `functional_call` and deepcopy
         change them without a new version.
         """
-        self._merge(self.values)
+        self._merge(self.delta)
+
+    @property
+    def delta(self) -> torch.Tensor:
+        """(nnz,) entries of S: the values times the scale."""
+        return self.values if self.scale == 1 else self.scale * self.values
 
     @torch.no_grad()
-    def _merge(self, values: torch.Tensor) -> None:
+    def _merge(self, delta: torch.Tensor) -> None:
         self._refuse_another_weight()
         write = torch.ops.rmbook.merge_ if torch.compiler.is_compiling() else merge
-        write(self.weight, self.merged, values, self.original, self.mask.positions)
+        write(self.weight, self.merged, delta, self.original, self.mask.positions)
 
     def _refuse_another_weight(self) -> None:
         # FSDP shards the weight, and hands the layer a rebuilt copy at each forward, in which a merge would be lost.
@@ -125,16 +132,17 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y = x (W + S)^T + b; (..., in) to (..., out)."""
+        delta = self.delta
         if self.dense_form:
-            return masked_linear_reference(input, self.weight, self.bias, self.mask, self.values)
-        self.refresh()
+            return masked_linear_reference(input, self.weight, self.bias, self.mask, delta)
+        self._merge(delta)
         output = F.linear(input, self.weight, self.bias)
         if not (torch.is_grad_enabled() and (self.values.requires_grad or output.requires_grad)):
             return output
         if self.touched is not None:
             input = input.index_select(-1, self.touched)  # all that the backward pass needs
         merge_again = None if torch.compiler.is_compiling() else self._merge  # a compiled graph keeps its own W + S
-        return Tap.apply(output, self.values, input.detach(), self.row_starts, self.columns, self.backend, merge_again)
+        return Tap.apply(output, delta, input.detach(), self.row_starts, self.columns, self.backend, merge_again)
 
     def train(self, mode: bool = True) -> "MaskedLinear":
         """As `nn.Module.train`; also refreshes, for callers that read `weight` without calling the layer."""

@@ -1,4 +1,4 @@
-"""Learning rate times ratio is about constant: a law that the paper's table 6 obeys, and that the paper does not state."""
+"""Learning rate times ratio is about constant: a law that the paper's table 6 obeys, though it is not stated there."""
 
 import math
 from collections.abc import Sequence

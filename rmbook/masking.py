@@ -1,6 +1,7 @@
 """Random masking of a whole model: choose entries, freeze the rest, hand out the values to train."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,7 @@ def apply_random_mask(
     seed: int = 0,
     structure: str = "entries",
     backend: str = "auto",
+    scale: float | str = 1.0,
 ) -> "RandomMask":
     """Freeze `model` and make a random subset of the entries of some linear layers trainable, in place.
 
@@ -74,6 +76,8 @@ def apply_random_mask(
         seed: of the masks; each layer's mask depends on it and on the parameter's name alone.
         structure: what is drawn; see `MaskRecipe`.
         backend: who computes the values' gradient; see `rmbook.backends.choose_backend`.
+        scale: S = scale * values. "inverse_density" is 1 / density: then Adam at one learning rate C does at every
+            density what C / density does at scale 1, the rate that the law of `rmbook.suggest_learning_rate` wants.
 
     Raises:
         TargetError: no layer matches, or a match is not a plain linear layer, shares its weight with another
@@ -93,12 +97,18 @@ def apply_random_mask(
     density = check_density(density) if ratio is None else ratio_to_density(ratio, total, held)
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     recipe = MaskRecipe(names, density, check_seed(seed), structure)
+    if scale == "inverse_density":
+        scale = 1 / density if density else 1.0
     masks = recipe.draw({name: tuple(layer.weight.shape) for name, layer in layers.items()})
-    return apply_masks(model, masks, recipe, backend)
+    return apply_masks(model, masks, recipe, backend, scale)
 
 
 def apply_masks(
-    model: nn.Module, masks: dict[str, Mask], recipe: MaskRecipe | None = None, backend: str = "auto"
+    model: nn.Module,
+    masks: dict[str, Mask],
+    recipe: MaskRecipe | None = None,
+    backend: str = "auto",
+    scale: float = 1.0,
 ) -> "RandomMask":
     """As `apply_random_mask`, with masks that are there already, by layer name.
 
@@ -107,11 +117,14 @@ def apply_masks(
         masks: by the full name of a layer; shape (out, in) as its weight.
         recipe: how they were drawn, if they were.
         backend: as for `apply_random_mask`.
+        scale: S = scale * values.
 
     Raises:
         TargetError: a name is no layer of the model, or a layer cannot be masked.
-        ValueError: a mask has another shape than its layer's weight.
+        ValueError: a mask has another shape than its layer's weight, or the scale is no positive number.
     """
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ValueError(f'scale must be a positive number or "inverse_density", got {scale!r}.')
     modules = dict(model.named_modules())
     if not masks or (unknown := [name for name in masks if name not in modules]):
         raise TargetError(
@@ -128,7 +141,7 @@ def apply_masks(
     # All that can fail has been done before the first change: nothing leaves a half-masked model.
     were_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
-    masked = {name: MaskedLinear.attach(layer, masks[name], backend) for name, layer in layers.items()}
+    masked = {name: MaskedLinear.attach(layer, masks[name], backend, float(scale)) for name, layer in layers.items()}
     return RandomMask(model, masked, recipe, were_trainable)
 
 
@@ -209,7 +222,7 @@ class RandomMask:
     @torch.no_grad()
     def distance(self) -> float:
         """Distance from the pretrained weights: the Frobenius norm of S over all layers."""
-        return sum(float(values.double().square().sum()) for values in self.parameters()) ** 0.5
+        return sum(float(layer.delta.double().square().sum()) for layer in self.layers.values()) ** 0.5
 
     @contextlib.contextmanager
     def dense_form(self) -> Iterator[None]:

@@ -59,7 +59,7 @@ def merged_state_dict(masking: RandomMask) -> dict[str, torch.Tensor]:
     """The base model's `state_dict` with W + S in place of W: no values, the base's names, dtypes and shapes."""
     state = masking.model.state_dict()  # masked layers report copies of W here, so that they may be written to
     for name, layer in masking.layers.items():
-        values = state.pop(f"{name}.values")
+        values = state.pop(f"{name}.values") * layer.scale
         weight, original = state[f"{name}.weight"], layer.original
         # Rounded once, as in rmbook.tap.merge.
         merged = original.to(torch.promote_types(original.dtype, values.dtype)) + values

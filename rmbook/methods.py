@@ -80,7 +80,7 @@ def _full(model):
     return {"undo": None}
 
 
-def _random_masking(model, targets, ratio, density, seed, structure="entries", backend="auto"):
+def _random_masking(model, targets, ratio, density, seed, structure="entries", backend="auto", scale=1.0):
     targets = resolve_targets(model, targets)
     fused = [name for name, layer in find_targets(model, targets).items() if isinstance(layer, Conv1D)]
     if fused:
@@ -89,13 +89,13 @@ def _random_masking(model, targets, ratio, density, seed, structure="entries", b
             "rmbook.architectures.conv1d_to_linear(model) first."
         )
     mask = apply_random_mask(
-        model, targets, ratio=ratio, density=density, seed=seed, structure=structure, backend=backend
+        model, targets, ratio=ratio, density=density, seed=seed, structure=structure, backend=backend, scale=scale
     )
     return {"undo": mask.remove, "mask": mask}
 
 
-def _structured_masking(model, targets, ratio, density, seed, structure="leading_columns", backend="auto"):
-    return _random_masking(model, targets, ratio, density, seed, structure, backend)
+def _structured_masking(model, targets, ratio, density, seed, structure="leading_columns", backend="auto", scale=1.0):
+    return _random_masking(model, targets, ratio, density, seed, structure, backend, scale)
 
 
 def _lora(model, targets, seed, rank=8, alpha=16):
@@ -195,7 +195,7 @@ def apply_method(
             adapter: width=8, bias=False, train_norms=True; see `rmbook.houlsby.add_adapters`.
             prefix: length=5, words=None; see `rmbook.prefix.add_prefix`.
             bitfit: norms=False; see `bitfit`.
-            random_masking, structured_masking: structure, backend; see `rmbook.apply_random_mask`.
+            random_masking, structured_masking: structure, backend, scale; see `rmbook.apply_random_mask`.
 
     Raises:
         MethodError: the name is unknown, the method does not take a setting, or the model has a method already.

@@ -44,7 +44,7 @@ def save_as_shira(masking: RandomMask, folder: str | os.PathLike) -> int:
     rank, entries = _common_rank(masking), {}
     for name, layer in masking.layers.items():
         out, columns = layer.mask.shape
-        values = layer.values.detach().cpu()
+        values = layer.delta.detach().cpu()
         if not values.isfinite().all():
             raise ShiraError(f"{name!r} has values that are not finite: its training diverged; nothing was written.")
         positions = _padded(layer.mask, rank * (out + columns))
