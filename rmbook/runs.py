@@ -84,7 +84,7 @@ def resume_run(folder: str | os.PathLike, progress: bool = True, **changes) -> d
 
 def _lasting(name: str) -> str:
     """A folder's name that still holds when the run is taken up from elsewhere."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    return os.path.abspath(name) if os.path.isdir(name) else name
 
 
 def _run(prepared: PreparedRun, folder: Path, progress: bool) -> dict:
