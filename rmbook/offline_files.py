@@ -1,0 +1,66 @@
+"""What the chapters on language models need where there is no network, made here: a tiny checkpoint, and records."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from rmbook import sentences, tiny_models
+from rmbook.digits import cache_folder
+from rmbook.model_files import ModelError, check_files
+from rmbook.sentences import sentiment_sentences
+from rmbook.tasks import TASKS
+from rmbook.tiny_models import make_tiny_checkpoint
+
+
+def tiny_checkpoint(kind: str, *, seed: int = 0, pretrain_steps: int = 500) -> Path:
+    """The folder of a tiny checkpoint; made the first time (some ten seconds on a CPU), then from the cache.
+
+    The cache is keyed by the arguments and by the code that makes checkpoints. A damaged folder is made again.
+
+    Args:
+        kind, seed, pretrain_steps: see `rmbook.tiny_models.make_tiny_checkpoint`.
+    """
+    code = "".join(Path(module.__file__).read_text() for module in (tiny_models, sentences))
+    key = hashlib.sha256(f"{kind} {seed} {pretrain_steps} {code}".encode()).hexdigest()[:12]
+    folder = cache_folder() / f"tiny_{kind}_{key}"
+    if not _is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            make_tiny_checkpoint(folder, kind, seed=seed, pretrain_steps=pretrain_steps)
+        except OSError:  # two processes have made it at the same time: the first one's is as good
+            if not _is_whole(folder):
+                raise
+    return folder
+
+
+def write_generated_records(folder: Path, train: int, test: int, seed: int = 0) -> Path:
+    """Sentences of `rmbook.sentences` in SST-2's original format: SST-2/train.tsv and SST-2/dev.tsv.
+
+    No adjective and no noun of the test sentences is in a training sentence, so a model must have known them before.
+
+    Args:
+        folder: to write to; made if need be.
+        train, test: number of sentences; "dev" in the original's name is GLUE's word for the split that is tested on.
+        seed: of the sentences.
+
+    Returns:
+        `folder`, which is what `load_records` takes as data_dir.
+    """
+    task = TASKS["SST-2"]
+    target = Path(folder) / task.folder
+    target.mkdir(parents=True, exist_ok=True)
+    for split, part, count in (("train", "train", train), ("validation", "test", test)):
+        lines = (
+            f"{sentence} \t{label}\n" for sentence, label in zip(*sentiment_sentences(part, count, seed), strict=True)
+        )
+        (target / task.files[split]).write_text("sentence\tlabel\n" + "".join(lines), encoding="utf-8")
+    return Path(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        check_files(folder.name, folder)
+    except (ModelError, OSError):
+        return False
+    return True
