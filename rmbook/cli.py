@@ -1,4 +1,4 @@
-"""The command line: `rmbook train`, `evaluate`, `describe` and `generate`."""
+"""The command line: `rmbook train`, `evaluate`, `describe`, `generate` and `sweep`."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from rmbook import cli_options as flag
+from rmbook import cli_sweep
 
 # What needs torch is imported inside the commands: --help and mistakes in flags should not take seconds.
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(cli_sweep.app, name="sweep")
 
 TRAIN = """\b
 Examples:

@@ -1,0 +1,81 @@
+"""One SQLite file that several processes of a machine read and write: transactions, waiting, and errors in one line.
+
+SQLite's write-ahead log needs shared memory: all processes that have the file open must be on one machine.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+BUSY_SECONDS = 60.0  # how long another process's transaction is waited for
+
+
+class LedgerError(OSError):
+    """The ledger cannot be read or written: a full disk, a damaged file; one line that says what to do."""
+
+
+class LedgerFile:
+    """A SQLite file in which nothing is half written, whatever is killed.
+
+    A loss of power may take the last transactions; it cannot damage the file.
+
+    Args:
+        path: the file; made if there is none.
+        schema: statements that make what is not there yet.
+
+    Attributes:
+        db: the connection, for the thread that made it.
+
+    Raises:
+        LedgerError: the file cannot be used.
+    """
+
+    def __init__(self, path: Path, schema: str):
+        self.path = path
+        with self.explaining():
+            self.db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+            self.db.row_factory = sqlite3.Row
+            self.db.execute("PRAGMA synchronous = NORMAL")
+            until = time.monotonic() + BUSY_SECONDS
+            while not self._begin_log(last=time.monotonic() > until):
+                time.sleep(0.01)
+            self.db.executescript(schema)
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """All of the block happens, or nothing, and no other process writes meanwhile."""
+        with self.explaining():
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+                self.db.execute("COMMIT")
+            except BaseException:
+                self.db.rollback()
+                raise
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Turn SQLite's errors into `LedgerError`."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            why = "does a process hang that uses it?" if "locked" in str(error) else "is the disk full?"
+            onward = "Change that, and go on with the same command; nothing is lost."
+            raise LedgerError(f"cannot use {self.path} ({error}): {why} {onward}") from None
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # a defect of this program
+                raise
+            onward = "move it away; the same command makes it again from the folders of the runs."
+            raise LedgerError(f"{self.path} is damaged ({error}): {onward}") from None
+
+    def _begin_log(self, last: bool) -> bool:
+        """Here SQLite does not wait, as it does elsewhere: several processes that begin a file at once collide."""
+        try:
+            self.db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if last or "locked" not in str(error):
+                raise
+            return False
+        return True

@@ -1,0 +1,86 @@
+"""Whether another process is still there, told without the time of day.
+
+Each process that works on a sweep locks a file of its own. The kernel takes the lock back when the process ends,
+however it ends, so on one machine a lock that can be had is a proof of death: no process number that was given out
+again and no clock that was set can mislead it. Where nothing is proved, on another machine or for a process that hangs,
+heartbeats decide: a process whose counter stands still for `lease_seconds` is given up. They are seconds of the
+monotonic clock of the process that watches, which so has to watch for that long before it gives anyone up.
+"""
+
+import os
+import platform
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing can be proved there, heartbeats decide
+    fcntl = None
+
+
+class Presence:
+    """This process, as other processes that use the same folder see it.
+
+    Args:
+        folder: one for all processes; made if need be.
+        lease_seconds: how long a heartbeat may stand still.
+        monotonic: seconds on a clock that nobody can set.
+
+    Attributes:
+        name: unique, and starts with the machine.
+    """
+
+    def __init__(self, folder: Path, lease_seconds: float = 300.0, monotonic: Callable[[], float] = time.monotonic):
+        self.lease_seconds, self._monotonic, self._seen = lease_seconds, monotonic, {}
+        self.folder, self.name = Path(folder), f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._path(self.name), "w")
+        if fcntl:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def gone(self, name: str, beat: int) -> bool:
+        """Whether the process of that name has to be given up.
+
+        Args:
+            name: `name` of its `Presence`.
+            beat: what its heartbeat's counter is at.
+        """
+        return self._proved_gone(name) or self._stood_still(name, beat)
+
+    def _stood_still(self, name: str, beat: int) -> bool:
+        now = self._monotonic()
+        seen, since = self._seen.get(name, (None, now))
+        if seen != beat:
+            self._seen[name] = (beat, now)
+        return seen == beat and now - since > self.lease_seconds
+
+    def _proved_gone(self, name: str) -> bool:
+        """Whether the process of that name has certainly ended. False also means: cannot be told from here."""
+        if not fcntl or name == self.name or not name.startswith(f"{_machine()}-"):
+            return False
+        path = self._path(name)
+        try:
+            with open(path) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+        except OSError:  # held, or someone removed the file
+            return False
+        return True
+
+    def leave(self) -> None:
+        """End the presence; before it, give back all leases."""
+        self._path(self.name).unlink(missing_ok=True)
+        self._file.close()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.lock"
+
+
+def _machine() -> str:
+    """The running kernel, which containers on it share; the host's name where there is no such thing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    except OSError:
+        return platform.node().replace("-", "") or "unknown"

@@ -1,0 +1,203 @@
+"""Grids become the same runs each time, and a run is known by what its outcome depends on."""
+
+import itertools
+import json
+import re
+import shutil
+
+import pytest
+import yaml
+from test_cli import call, refused
+
+from rmbook import fingerprints
+from rmbook.fingerprints import plan_run, source_fingerprint
+from rmbook.grids import SAME_RUNS, expand, override, plan, read_grid, ready_made
+from rmbook.made import _write_sentences, resolve
+from rmbook.paper_tables import load_paper_table
+from rmbook.records import load_records
+from rmbook.run_config import ConfigError, RunConfig
+from rmbook.sentences import NEGATIVE, NOUNS, POSITIVE
+from rmbook.tiny_models import make_tiny_checkpoint
+
+BASE = {"model": "a/b", "task": "RTE", "ratio": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """A process reads files once; a test changes them."""
+    yield
+    fingerprints.data_fingerprint.cache_clear()
+    fingerprints.weights_fingerprint.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "data").mkdir()
+    _write_sentences(folder / "data")
+    make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
+    return folder
+
+
+def test_all_combinations_the_last_axis_fastest_without_those_left_out():
+    axes = {"task": ["RTE", "CB"], "learning_rate": [1e-2, "1e-3"], "seed": [0, 1]}
+    runs = expand({"fixed": BASE, "axes": axes, "except": [{"task": "CB", "learning_rate": "1e-2"}]})
+    found = [(run.task, run.learning_rate, run.seed) for run in runs]
+    wanted = list(itertools.product(["RTE", "CB"], [1e-2, 1e-3], [0, 1]))
+    assert found == [entry for entry in wanted if entry[:2] != ("CB", 1e-2)]
+
+
+def test_an_axis_of_mappings_sets_several_settings_and_equal_runs_come_once():
+    what = [{"method": "lora", "ratio": None, "settings": {"rank": 2}}, {"ratio": 1e-2}, {"ratio": "1e-2"}]
+    runs = expand({"fixed": BASE | {"learning_rate": 1}, "axes": {"what": what, "seed": [0, 1]}})
+    assert [(run.method, run.ratio, run.settings) for run in runs[::2]] == [
+        ("lora", None, {"rank": 2}),
+        ("random_masking", 1e-2, {}),
+    ]
+    ranks = expand({"fixed": BASE | {"learning_rate": 1, "method": "lora", "ratio": None},
+                    "axes": {"settings": [{"rank": 2}, {"rank": 4}]}})  # fmt: skip
+    assert [run.settings["rank"] for run in ranks] == [2, 4]
+
+
+def test_values_from_the_command_line_replace_fixed_ones_and_axes():
+    grid = {"fixed": BASE, "axes": {"learning_rate": [1, 2], "seed": [0, 1, 2]}}
+    changed = override(grid, {"seed": 5, "ratio": [0.1, 0.2], "epochs": 2})
+    found = [(run.learning_rate, run.ratio, run.seed, run.epochs) for run in expand(changed)]
+    assert found == [(1, 0.1, 5, 2), (1, 0.2, 5, 2), (2, 0.1, 5, 2), (2, 0.2, 5, 2)]
+    with pytest.raises(ConfigError, match="axis what"):
+        override({"axes": {"what": [{"ratio": 0.1}]}}, {"ratio": 0.2})
+
+
+@pytest.mark.parametrize(
+    ("grid", "part"),
+    [
+        ({"axis": {}}, "axes"),
+        ({"axes": {"seed": 3}}, "list"),
+        ({"axes": {"seed": []}}, "seed"),
+        ({"axes": {"learning_rat": [1]}}, "learning_rate"),
+        ({"fixed": BASE, "axes": {"what": [{"learning_rat": 1}]}}, "learning_rate"),
+        ({"fixed": BASE | {"learning_rate": "fast"}}, "fast"),
+        ({"fixed": BASE}, "learning_rate"),
+        ({"fixed": BASE | {"learning_rate": 0}}, "positive"),
+        ({"fixed": [1]}, "fixed"),
+        ({"except": ["RTE"]}, "except"),
+        ({"except": [{"tusk": "RTE"}]}, "task"),
+        ({"fixed": BASE | {"learning_rate": 1}, "except": [{"task": "RTE"}]}, "no runs"),
+        ({"fixed": BASE | {"learning_rate": 1, "model": "made:opd"}}, "made:opt"),
+    ],
+)
+def test_a_bad_grid_is_refused_in_one_line(grid, part, tmp_path):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    with pytest.raises(ConfigError, match=part) as raised:
+        expand(read_grid(tmp_path / "grid.yaml"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_grid_that_is_none(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "torn.yaml").write_text("{")
+    for source, part in (("tabel1", "table1"), ("table2", "image"), ("list.yaml", "list"), ("torn.yaml", "YAML")):
+        with pytest.raises(ConfigError, match=part):
+            read_grid(tmp_path / source if "." in source else source)
+    refused(call("sweep", "run", "tabel1", "--output", tmp_path / "sweep"), "table1")
+    assert not (tmp_path / "sweep").exists()
+
+
+# -------------------------------------------------------------------------------------------------- the ready-made ones
+
+
+def test_ready_made_grids_expand_and_say_what_they_are(monkeypatch):
+    monkeypatch.setattr("rmbook.made.resolve", lambda name: "/somewhere")
+    names = ready_made()
+    assert all(read_grid(name) == read_grid(other) for name, other in SAME_RUNS.items())
+    assert {f"table{number}" for number in (1, 3, 4, 5, 6, 7, 8, 9)} <= names.keys() and len(SAME_RUNS) > 5
+    for name in names.keys() - SAME_RUNS.keys():
+        assert f"{len(expand(read_grid(name))):,} runs" in names[name], name
+
+
+@pytest.mark.parametrize(("name", "number"), [("table5", 5), ("table4", 4)])
+def test_grids_of_tables_hold_what_the_tables_hold(name, number):
+    """Each cell of the paper's table has its runs, and no run is without a cell."""
+    paper = load_paper_table(number)
+    paper = paper[paper["task"] != "Avg"]
+    masks = paper["method"] == "random_masking"
+    cells = set(zip(paper["model"], paper["task"], paper["method"], paper["ratio"].where(masks, 0.0), strict=True))
+    names = {f"facebook/{name.lower()}": name for name in set(paper["model"])}
+    names["meta-llama/Llama-2-7b-hf"] = "Llama-2-7b"
+    runs = expand(read_grid(name))
+    assert {(names[run.model], run.task, run.method, run.ratio or 0.0) for run in runs} == cells
+    assert {run.seed for run in runs} == {0, 1, 2}
+    if number == 4:  # the best of the search are among those searched
+        assert set(paper["learning_rate"].astype(float)) <= {run.learning_rate for run in runs}
+
+
+def test_made_records_are_the_tasks_own_format(monkeypatch, tmp_path):
+    monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path / "cache"))
+    folder = resolve("made:sentences")
+    assert resolve("made:sentences") == folder and resolve("/as/it/is") == "/as/it/is"
+    train, test = (load_records("SST-2", split, folder) for split in ("train", "validation"))
+    listed = {*POSITIVE, *NEGATIVE, *NOUNS}
+    words = [listed & {word for record in part for word in re.findall(r"\w+", record.texts["sentence"])}
+             for part in (train, test)]  # fmt: skip
+    assert len(train) == 2000 and len(test) == 1000 and all(words) and not words[0] & words[1]
+
+
+# ---------------------------------------------------------------------------------------------------------- identity
+
+
+def config(places, **changes):
+    values = {"model": str(places / "tiny"), "task": "SST-2", "data_dir": str(places / "data")}
+    return RunConfig(**values | {"learning_rate": 1e-2, "ratio": 1e-2} | changes)
+
+
+def test_the_identity_is_that_of_contents_not_of_places(places, tmp_path, monkeypatch):
+    key = plan_run(config(places)).key
+    moved = shutil.copytree(places, tmp_path / "elsewhere")
+    assert plan_run(config(moved)).key == key
+    (moved / "data" / "SST-2").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (moved / "data" / name).rename(moved / "data" / "SST-2" / name)
+    monkeypatch.chdir(moved)
+    assert plan_run(config(moved, model="tiny", data_dir="data")).key == key
+    assert plan_run(config(moved, learning_rate=1)).key == plan_run(config(moved, learning_rate=1.0)).key
+
+
+@pytest.mark.parametrize("what", ["setting", "records", "weights", "tokenizer", "code"])
+def test_the_identity_changes_with_all_that_the_outcome_depends_on(what, places, tmp_path, monkeypatch):
+    moved, changes = shutil.copytree(places, tmp_path / "elsewhere"), {}
+    before = plan_run(config(moved))
+    fingerprints.data_fingerprint.cache_clear()
+    fingerprints.weights_fingerprint.cache_clear()
+    if what == "setting":
+        changes = {"dropout": 0.0}
+    elif what == "code":
+        monkeypatch.setattr("rmbook.fingerprints.code_fingerprint", lambda: "0.1.0+other")
+    else:
+        names = {"records": "data/dev.tsv", "weights": "tiny/model.safetensors", "tokenizer": "tiny/tokenizer.json"}
+        path = moved / names[what]
+        content = path.read_bytes()
+        path.write_bytes(content[:-2] + b"\n\n" if what != "weights" else content[:-1] + bytes([content[-1] ^ 1]))
+    assert plan_run(config(moved, **changes)).key != before.key
+
+
+def test_all_runs_of_a_grid_differ_and_are_the_same_each_time(places):
+    axes = {"learning_rate": [1e-2, 1e-3], "seed": [0, 1, 2], "ratio": [1e-2, 1e-3]}
+    fixed = {"model": str(places / "tiny"), "task": "SST-2", "data_dir": str(places / "data")}
+    runs = plan(expand({"fixed": fixed, "axes": axes}))
+    assert len({run.key for run in runs}) == 12 and runs == plan(expand({"fixed": fixed, "axes": axes}))
+    assert json.loads(json.dumps([run.config for run in runs])) == [run.config for run in runs]
+
+
+def test_code_is_what_a_run_reaches_without_words_about_it(tmp_path, monkeypatch):
+    def fingerprint(**modules):
+        for name, text in modules.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        return source_fingerprint("runs")
+
+    monkeypatch.setattr(fingerprints, "__file__", str(tmp_path / "fingerprints.py"))
+    runs = '"""Doc."""\nfrom rmbook.masks import f\n\n\ndef g():\n    """Doc."""\n    return f()  # so\n'
+    first = fingerprint(runs=runs, masks="def f():\n    return 1\n", plots="x = 1\n")
+    assert fingerprint(runs=runs.replace("Doc.", "Better\n    doc.").replace("# so", "")) == first
+    assert fingerprint(plots="x = 2\n") == first
+    assert fingerprint(masks="def f():\n    return 2\n") != first
+    assert fingerprint(masks="def f():\n    return 1\n", runs=runs.replace("f()", "f() + 1")) != first
