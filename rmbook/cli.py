@@ -90,7 +90,7 @@ def train(
         from rmbook.runs import resume_run, start_run
 
         if resume is None:
-            run = make_config((read_config(config) if config else {}) | _parsed(values))
+            run = make_config((read_config(config) if config else {}) | parsed(values))
             folder = output or run.default_folder()
             result = start_run(run, folder, not quiet)
         else:
@@ -146,7 +146,7 @@ def describe(
 
         if (path is None) == (model is None):
             raise ConfigError("give the folder of a run, an adapter file, or --model; one of them.")
-        given = _parsed({name: value for name, value in (values | {"seed": seed}).items() if value is not None})
+        given = parsed({name: value for name, value in (values | {"seed": seed}).items() if value is not None})
         typer.echo(describe_method(model, **given) if path is None else describe_path(Path(path)))
 
 
@@ -169,7 +169,7 @@ def generate(
         typer.echo(continue_text(run, model, text, max_new_tokens, dtype))
 
 
-def _parsed(values: dict) -> dict:
+def parsed(values: dict) -> dict:
     """Flags as settings: the names in --targets, the pairs of --set."""
     from rmbook.run_config import ConfigError
 

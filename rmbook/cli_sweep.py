@@ -159,10 +159,10 @@ def grids() -> None:
 
 
 def _plan(grid: str, settings: list[str] | None) -> list:
-    from rmbook.cli import _parsed
+    from rmbook.cli import parsed
     from rmbook.grids import expand, override, plan, read_grid
 
-    values = _parsed({"settings": settings or []})["settings"]
+    values = parsed({"settings": settings or []})["settings"]
     return plan(expand(override(read_grid(grid), values)))
 
 

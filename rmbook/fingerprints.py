@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rmbook import __version__
 from rmbook.model_files import FILES, ModelError, find_folder
-from rmbook.record_files import _find_file
+from rmbook.record_files import find_file
 from rmbook.run_config import RunConfig
 from rmbook.tasks import find_task
 
@@ -73,7 +73,7 @@ def data_fingerprint(task: str, data_dir: str | None) -> str:
     found = find_task(task)
     if data_dir is None:
         return f"{found.repository}/{found.configuration or ''}@{found.revision}"
-    return _of_files({split: _find_file(found, split, Path(data_dir)) for split in ("train", "validation")})
+    return _of_files({split: find_file(found, split, Path(data_dir)) for split in ("train", "validation")})
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from rmbook.digits import cache_folder
 from rmbook.evaluate_run import evaluate_run
 from rmbook.offline_files import tiny_checkpoint
+from rmbook.record_files import find_file
 from rmbook.results import load_recorded, recorded_path, stamp, write_json
 from rmbook.run_config import RunConfig
 from rmbook.runs import MemoryShortage, resume_run, start_run
@@ -172,9 +173,8 @@ def describe_files(task: str, data_dir: str | None) -> dict:
     if data_dir is None:
         return {"source": "hub", "repository": found.repository, "revision": found.revision}
     files = {}
-    for name in found.files.values():
-        path = next(p for p in (Path(data_dir) / name, Path(data_dir) / found.folder / name) if p.is_file())
-        content = path.read_bytes()
+    for split, name in found.files.items():
+        content = find_file(found, split, Path(data_dir)).read_bytes()
         files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "lines": content.count(b"\n")}
     return {"source": "original files", "files": files}
 

@@ -27,7 +27,7 @@ def read_rows(task: Task, split: str, data_dir: str | os.PathLike) -> tuple[str,
     Raises:
         TaskError: no such file; a line that is not JSON or has too few columns; a field or label that is unknown.
     """
-    path = _find_file(task, split, Path(data_dir))
+    path = find_file(task, split, Path(data_dir))
     try:
         with path.open(encoding="utf-8") as file:
             if path.suffix == ".tsv":
@@ -54,7 +54,8 @@ def read_rows(task: Task, split: str, data_dir: str | os.PathLike) -> tuple[str,
     return str(path), rows
 
 
-def _find_file(task: Task, split: str, data_dir: Path) -> Path:
+def find_file(task: Task, split: str, data_dir: Path) -> Path:
+    """A split's original file, in data_dir or in the task's own folder there; raises TaskError if there is none."""
     if split not in task.files:
         raise TaskError(f"split must be train or validation, got {split!r}.")
     candidates = [data_dir / task.files[split], data_dir / task.folder / task.files[split]]

@@ -12,7 +12,8 @@ from test_cli import call, refused
 from rmbook import fingerprints
 from rmbook.fingerprints import plan_run, source_fingerprint
 from rmbook.grids import SAME_RUNS, expand, override, plan, read_grid, ready_made
-from rmbook.made import _write_sentences, resolve
+from rmbook.made import SENTENCES, resolve
+from rmbook.offline_files import write_generated_records
 from rmbook.paper_tables import load_paper_table
 from rmbook.records import load_records
 from rmbook.run_config import ConfigError, RunConfig
@@ -33,8 +34,7 @@ def fresh():
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("places")
-    (folder / "data").mkdir()
-    _write_sentences(folder / "data")
+    write_generated_records(folder / "data", **SENTENCES)
     make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
     return folder
 
@@ -154,9 +154,8 @@ def test_the_identity_is_that_of_contents_not_of_places(places, tmp_path, monkey
     key = plan_run(config(places)).key
     moved = shutil.copytree(places, tmp_path / "elsewhere")
     assert plan_run(config(moved)).key == key
-    (moved / "data" / "SST-2").mkdir()
     for name in ("train.tsv", "dev.tsv"):
-        (moved / "data" / name).rename(moved / "data" / "SST-2" / name)
+        (moved / "data" / "SST-2" / name).rename(moved / "data" / name)
     monkeypatch.chdir(moved)
     assert plan_run(config(moved, model="tiny", data_dir="data")).key == key
     assert plan_run(config(moved, learning_rate=1)).key == plan_run(config(moved, learning_rate=1.0)).key
@@ -173,7 +172,11 @@ def test_the_identity_changes_with_all_that_the_outcome_depends_on(what, places,
     elif what == "code":
         monkeypatch.setattr("rmbook.fingerprints.code_fingerprint", lambda: "0.1.0+other")
     else:
-        names = {"records": "data/dev.tsv", "weights": "tiny/model.safetensors", "tokenizer": "tiny/tokenizer.json"}
+        names = {
+            "records": "data/SST-2/dev.tsv",
+            "weights": "tiny/model.safetensors",
+            "tokenizer": "tiny/tokenizer.json",
+        }
         path = moved / names[what]
         content = path.read_bytes()
         path.write_bytes(content[:-2] + b"\n\n" if what != "weights" else content[:-1] + bytes([content[-1] ^ 1]))

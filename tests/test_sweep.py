@@ -22,7 +22,8 @@ from test_cli import call, refused
 from rmbook.checkpoint import TrainingInterrupted
 from rmbook.grids import expand, plan
 from rmbook.ledger import Ledger
-from rmbook.made import _write_sentences
+from rmbook.made import SENTENCES
+from rmbook.offline_files import write_generated_records
 from rmbook.run_config import ConfigError
 from rmbook.run_folder import RunError
 from rmbook.runs import MemoryShortage, start_run
@@ -41,8 +42,7 @@ DONE = {"pending": 0, "leased": 0, "done": 7, "diverged": 1, "failed": 0}
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("places")
-    (folder / "data").mkdir()
-    _write_sentences(folder / "data")
+    write_generated_records(folder / "data", **SENTENCES)
     make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
     fixed = {"model": str(folder / "tiny"), "task": "SST-2", "data_dir": str(folder / "data"), "epochs": 4}
     fixed |= {"train_size": 48, "dev_size": 12, "test_size": 20, "ratio": 1e-2}
