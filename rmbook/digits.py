@@ -7,6 +7,7 @@ CLIP setting in miniature (section 4.1): masks in the MLP layers, zero-shot head
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,25 +24,34 @@ from transformers import ViTConfig, ViTForImageClassification
 from rmbook.files import replacing
 
 MLP_TARGETS = ("mlp.fc1", "mlp.fc2")
+VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # of images, (..., 8, 8)
+    "upright": lambda images: images,
+    "mirrored": lambda images: images.flip(-1),
+    "upside_down": lambda images: images.flip(-2),
+    "turned": lambda images: images.rot90(1, (-2, -1)),  # a quarter, to the left
+    "negative": lambda images: 1 - images,
+}
 SPLITS = {"pretrain": (0, 797), "train": (797, 1297), "dev": (1297, 1497), "test": (1497, 1797)}
 
 
 class Digits(Dataset):
-    """Images and labels of one split, as dicts for `rmbook.train`.
+    """Images and labels of one split in one of the `VIEWS`, as dicts for `rmbook.train`.
 
     Attributes:
         images: (examples, 1, 8, 8) float32 in [0, 1].
         labels: (examples,) int64, 0 to 9.
     """
 
-    def __init__(self, split: str, mirrored: bool):
+    def __init__(self, split: str, view: str):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+        if view not in VIEWS:
+            raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}.")
         digits = load_digits()
         order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(1234))
         chosen = order[slice(*SPLITS[split])]
         images = torch.tensor(digits.images, dtype=torch.float32)[chosen, None] / 16
-        self.images = images.flip(3) if mirrored else images
+        self.images = VIEWS[view](images)
         self.labels = torch.tensor(digits.target)[chosen]
 
     def __len__(self) -> int:
@@ -108,7 +118,7 @@ def cache_folder() -> Path:
 
 
 def _pretrain(model, config: PretrainingConfig, progress: bool) -> None:
-    data = Digits("pretrain", mirrored=False)
+    data = Digits("pretrain", "upright")
     chooser = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True

@@ -5,20 +5,17 @@ Record it again with `python -m rmbook.first_finetune`; it can be interrupted an
 
 import copy
 import dataclasses
-import json
 import sys
 from functools import lru_cache
-from pathlib import Path
 
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from rmbook.masking import apply_random_mask
 from rmbook.methods import full_finetuning, lora
 from rmbook.minilm import PromptClassifier, load_minilm
-from rmbook.results import recorded_path, stamp, write_json
+from rmbook.recording import record_runs
 from rmbook.sentences import sentiment_sentences
 from rmbook.training import TrainingConfig, evaluate, train
 
@@ -114,33 +111,17 @@ def summary(runs: list[dict]) -> pd.DataFrame:
 
 
 def record() -> None:
-    """Run the whole grid, one line a run in a .partial file, then write the stamped record.
-
-    The partial file belongs to one commit: runs of different code never meet in one record.
-    """
-    final, made = recorded_path("first_finetune"), stamp("python -m rmbook.first_finetune")
-    partial = final.with_name(f"{final.stem}.{made['commit'][:9]}.partial.jsonl")
-    done = _complete_lines(partial)
-    known = {(run["method"], run["learning_rate"], run["seed"]) for run in done}
+    """Run the whole grid and write the stamped record."""
     cells = [(method, rate, seed) for method, rates in LEARNING_RATES.items() for rate in rates for seed in SEEDS]
-    with open(partial, "a") as file:
-        for cell in tqdm([cell for cell in cells if cell not in known], unit="run"):
-            done.append(run(*cell, progress=False))
-            file.write(json.dumps(done[-1]) + "\n")
-            file.flush()
     zero_shot = {split: score(base_model(), split) for split in ("dev", "test")}
-    write_json(final, {"stamp": made, "seeds": SEEDS, "counts": COUNTS, "zero_shot": zero_shot, "runs": done})
-    partial.unlink()
-    print(summary(done).round(1).to_string(), file=sys.stderr)
-
-
-def _complete_lines(partial: Path) -> list[dict]:
-    """Finished runs of an earlier call; a last line that was cut off by a kill is removed and run again."""
-    lines = partial.read_bytes().splitlines(keepends=True) if partial.exists() else []
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-        partial.write_bytes(b"".join(lines))
-    return [json.loads(line) for line in lines]
+    written = record_runs(
+        "first_finetune",
+        "python -m rmbook.first_finetune",
+        cells,
+        lambda cell: run(*cell, progress=False),
+        lambda runs: {"seeds": SEEDS, "counts": COUNTS, "zero_shot": zero_shot, "runs": runs},
+    )
+    print(summary(written["runs"]).round(1).to_string(), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ def test_a_vision_transformer_in_double_precision():
     model = new_vit(PretrainingConfig(hidden_size=8, layers=2))
     first = next(name for name, _ in model.named_modules() if name.endswith(MLP_TARGETS[0]))
     apply_masks(model, {first: sample_mask((32, 8), 0.1, 0, "x")})  # before the second layer's attention
-    data = torch.utils.data.Subset(Digits("train", mirrored=True), range(10))
+    data = torch.utils.data.Subset(Digits("train", "mirrored"), range(10))
     landscape = Landscape(model, data, batch_size=4, double=True)
     hessian, point, step = dense_hessian(landscape), landscape.point(), 1e-5
     units = torch.eye(landscape.size, dtype=torch.float64)

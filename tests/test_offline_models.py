@@ -159,13 +159,13 @@ SMALL = PretrainingConfig(hidden_size=16, layers=1, steps=60)
 
 
 def test_digit_splits_do_not_overlap_and_mirroring_mirrors():
-    seen = [tuple(image.flatten().tolist()) for split in SPLITS for image in Digits(split, mirrored=False).images]
+    seen = [tuple(image.flatten().tolist()) for split in SPLITS for image in Digits(split, "upright").images]
     assert len(seen) == 1797 == len(set(seen))
-    plain, mirrored = Digits("dev", mirrored=False), Digits("dev", mirrored=True)
+    plain, mirrored = Digits("dev", "upright"), Digits("dev", "mirrored")
     assert torch.equal(plain.images.flip(-1), mirrored.images) and torch.equal(plain.labels, mirrored.labels)
     assert plain.images.shape == (200, 1, 8, 8) and 0 <= plain.images.min() and plain.images.max() == 1
     with pytest.raises(ValueError, match="split"):
-        Digits("validation", mirrored=False)
+        Digits("validation", "upright")
 
 
 def test_pretraining_is_cached_deterministic_and_heals(tmp_path, monkeypatch):
@@ -207,9 +207,9 @@ def test_the_default_network_has_the_size_the_book_states():
 def test_a_masked_transformer_learns_mirrored_digits(tmp_path, monkeypatch):
     monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path))
     model = load_vit(PretrainingConfig(steps=150), progress=False)
-    test = DataLoader(Digits("test", mirrored=True), 300)
+    test = DataLoader(Digits("test", "mirrored"), 300)
     before = evaluate(model, test)[1]
     apply_random_mask(model, MLP_TARGETS, density=0.1)
     config = TrainingConfig(0.01, epochs=3, batch_size=16)
-    train(model, Digits("train", mirrored=True), Digits("dev", mirrored=True), config, progress=False)
+    train(model, Digits("train", "mirrored"), Digits("dev", "mirrored"), config, progress=False)
     assert evaluate(model, test)[1] > before + 0.15
