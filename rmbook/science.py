@@ -41,8 +41,9 @@ def _vit_scaled() -> list[Experiment]:
 
 def _minilm_grid() -> list[Experiment]:
     """The law on a real model, without and with S = values / density; for "full" its best rates alone."""
-    runs = [Experiment(rate, "full", None, seed, "minilm") for rate in half_decades(1e-5, 1e-3) for seed in SEEDS]
-    for density, seed in product(MINILM_DENSITIES, SEEDS):
+    seeds = SEEDS[:2]  # a run takes ten seconds
+    runs = [Experiment(rate, "full", None, seed, "minilm") for rate in half_decades(1e-5, 1e-3) for seed in seeds]
+    for density, seed in product(MINILM_DENSITIES, seeds):
         low = 1e-4 if density > 0.1 else 3e-4 if density > 0.01 else 1e-3
         runs += [Experiment(rate, density=density, seed=seed, backbone="minilm") for rate in half_decades(low, 1.0)[:7]]
         runs += [
@@ -65,7 +66,7 @@ def _hessian() -> list[Experiment]:
     return runs + [
         Experiment(rate, seed=s, hessian=True, **method)
         for method, rate in _best("minilm_grid", backbone="minilm")
-        for s in SEEDS
+        for s in SEEDS[:2]
         if method["density"] in (None, 1.0, 0.1, 0.01)
     ]
 
