@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rmbook import first_finetune, results
+from rmbook import first_finetune, recording, results
 from rmbook.first_finetune import LEARNING_RATES, SEEDS, run, summary
 from rmbook.results import describe_stamp, load_recorded, recorded_path, stamp, write_json
 
@@ -85,7 +85,7 @@ def test_an_unknown_method_is_named():
 
 def test_recording_goes_on_after_a_kill(tmp_path, monkeypatch):
     """Killed in the middle of writing a line: what was finished is kept, the torn run is run again, none twice."""
-    monkeypatch.setattr(first_finetune, "recorded_path", lambda name: tmp_path / f"{name}.json")
+    monkeypatch.setattr(recording, "recorded_path", lambda name: tmp_path / f"{name}.json")
     monkeypatch.setattr(first_finetune, "LEARNING_RATES", {"a": (1.0, 2.0), "b": (1.0,)})
     monkeypatch.setattr(first_finetune, "score", lambda model, split: 50.0)
     monkeypatch.setattr(first_finetune, "base_model", lambda: None)
