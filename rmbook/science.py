@@ -102,13 +102,13 @@ def _vit_sizes() -> list[Experiment]:
 
 
 def _vit_starts() -> list[Experiment]:
-    """The same methods on pretrained, shuffled and new weights, with 200 and with 1,000 steps."""
+    """Methods on pretrained, shuffled and new weights with 200 steps; full and density 0.01 with 1,000, too."""
     methods = [({"method": "full"}, half_decades(1e-4, 3e-3)), ({"density": 0.1}, half_decades(1e-3, 3e-2))]
     methods += [({"density": 0.01}, half_decades(1e-2, 3e-1)), ({"density": 0.001}, half_decades(3e-2, 1.0))]
     return [
         Experiment(rate, seed=seed, start=start, steps=steps, **method)
-        for steps, seeds in ((200, SEEDS), (1000, SEEDS[:2]))
-        for start, (method, rates), seed in product(("pretrained", "shuffled", "new"), methods, seeds)
+        for steps, seeds, of in ((200, SEEDS, methods), (1000, SEEDS[:2], methods[:1] + methods[2:3]))
+        for start, (method, rates), seed in product(("pretrained", "shuffled", "new"), of, seeds)
         for rate in rates
     ]
 
