@@ -1,14 +1,20 @@
-"""Sweeps: what the ledger and the bookkeeping cost, and whether disturbances change the final table.
+"""Sweeps: what bookkeeping costs, what Ray brings, and whether disturbances or kept models change the results.
 
     python benchmarks/sweep.py ledger [--runs 10000]
     python benchmarks/sweep.py overhead [--runs 20]
     python benchmarks/sweep.py chaos [--runs 200] [--kills 30] [--seed 0]
+    python benchmarks/sweep.py reuse [--runs 50] [--seed 0]
+    python benchmarks/sweep.py ray [--runs 16]
     each with [--write] to record it in results/benchmarks/
 
 chaos makes a grid of real tiny runs twice: undisturbed, and by two drivers of which one is killed (SIGKILL) at random
 moments and started anew. In between the disk is full for one, the clock of one is set back by ten years, the files of
 runs under way are torn after both were killed, and the ledger is lost. Then the two final tables and all trained
 weights must have the same bytes. The tests have the same in small.
+
+reuse performs runs of all methods one after the other on one loaded model, and each in a process of its own
+(`rmbook train`); results and adapters must agree bit for bit. ray compares one worker with two, on runs of some 4 s and
+one thread each; it is worth recording on two idle cores only, and prints the load before.
 """
 
 import argparse
@@ -24,32 +30,22 @@ import tempfile
 import time
 from pathlib import Path
 
+from sweep_engines import measure_ray, measure_reuse
+from tiny_sweeps import contents, tiny_runs
+
 from rmbook import sweep
 from rmbook.fingerprints import PlannedRun
-from rmbook.grids import expand, plan
 from rmbook.ledger import Ledger
-from rmbook.made import resolve
 from rmbook.results import stamp, write_json
 from rmbook.run_config import make_config
 from rmbook.runs import start_run
 from rmbook.sweep_display import LineReport
 from rmbook.sweep_driver import open_ledger
 from rmbook.sweep_folder import SweepFolder
-from rmbook.sweep_table import sweep_table, write_table
-from rmbook.tiny_models import make_tiny_checkpoint
+from rmbook.sweep_table import sweep_table
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 SERVER = multiprocessing.get_context("forkserver")
-
-
-def tiny_runs(folder: Path, count: int, **settings) -> list[PlannedRun]:
-    """`count` different runs on a tiny model; one in ten diverges."""
-    model = make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
-    fixed = {"model": str(model), "task": "SST-2", "data_dir": resolve("made:sentences"), "epochs": 3, "ratio": 1e-2}
-    fixed |= {"train_size": 48, "dev_size": 12, "test_size": 20} | settings
-    rates = [1e30, *(0.1 * 0.5**number for number in range(9))]
-    grid = {"fixed": fixed, "axes": {"seed": list(range(-(-count // len(rates)))), "learning_rate": rates}}
-    return plan(expand(grid))[:count]
 
 
 # -------------------------------------------------------------------------------------------------------------- ledger
@@ -102,10 +98,10 @@ def measure_overhead(folder: Path, count: int) -> dict:
     start_run(make_config(runs[1].config), folder / "warm", progress=False)
     bare, inside, perform = [], [], sweep.perform
 
-    def timed(config, work):
+    def timed(config, work, bases):
         calls = [
             (bare, lambda: start_run(make_config(config), folder / "bare" / work.name, progress=False)),
-            (inside, lambda: perform(config, work)),
+            (inside, lambda: perform(config, work, bases)),
         ]
         for times, call in calls if len(bare) % 2 else reversed(calls):
             started = time.perf_counter()
@@ -177,7 +173,7 @@ def measure_chaos(folder: Path, count: int, kills: int, seed: int) -> dict:
     found |= {"disturbed_seconds": time.perf_counter() - started, "kills_within_a_run": midway, "counts": counts}
     attempts = [row["attempts"] for row in open_ledger(SweepFolder(disturbed)).rows()]
     found |= {"most_attempts_since_the_ledger_was_lost": max(attempts), "mishaps": sorted(mishaps.values())}
-    calm, wild = (_results(path) for path in (folder / "calm" / "sweep", disturbed))
+    calm, wild = (contents(path) for path in (folder / "calm" / "sweep", disturbed))
     assert counts["pending"] == counts["leased"] == counts["failed"] == 0, counts
     assert calm == wild, "the disturbed sweep differs"
     assert len(list(disturbed.glob("runs/*"))) == count and not list(disturbed.glob("work/*"))
@@ -190,18 +186,10 @@ def _start(runs, folder, mishap=None):
     return process
 
 
-def _results(folder: Path) -> dict[str, bytes]:
-    table = sweep_table(open_ledger(SweepFolder(folder)).rows())
-    for name in ("table.csv", "table.parquet"):
-        write_table(table, folder.parent / name)
-    found = {name: (folder.parent / name).read_bytes() for name in ("table.csv", "table.parquet")}
-    return found | {str(p.relative_to(folder)): p.read_bytes() for p in folder.glob("runs/*/adapter.safetensors")}
-
-
 def main() -> None:
     """Measure, print, and record if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["ledger", "overhead", "chaos"])
+    parser.add_argument("what", choices=["ledger", "overhead", "chaos", "reuse", "ray"])
     parser.add_argument("--runs", type=int)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
@@ -214,6 +202,10 @@ def main() -> None:
             found = measure_ledger(folder, arguments.runs or 10_000)
         elif arguments.what == "overhead":
             found = measure_overhead(folder, arguments.runs or 20)
+        elif arguments.what == "reuse":
+            found = measure_reuse(folder, arguments.runs or 50, arguments.seed)
+        elif arguments.what == "ray":
+            found = measure_ray(folder, arguments.runs or 16)
         else:
             SERVER.set_forkserver_preload(["rmbook.sweep"])
             found = measure_chaos(folder, arguments.runs or 200, arguments.kills, arguments.seed)

@@ -1,4 +1,4 @@
-"""The command line: `rmbook train`, `evaluate`, `describe`, `generate` and `sweep`."""
+"""The command line: `rmbook train`, `evaluate`, `describe`, `generate`, `sweep` and `report`."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from rmbook import cli_options as flag
-from rmbook import cli_sweep
+from rmbook import cli_report, cli_sweep
 
 # What needs torch is imported inside the commands: --help and mistakes in flags should not take seconds.
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(cli_sweep.app, name="sweep")
+app.command(epilog=cli_report.REPORT)(cli_report.report)
 
 TRAIN = """\b
 Examples:

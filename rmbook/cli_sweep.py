@@ -1,6 +1,7 @@
 """The command line of sweeps: `rmbook sweep run`, `status`, `export`, `emit` and `grids`."""
 
 import contextlib
+import functools
 import sys
 from typing import Annotated
 
@@ -17,7 +18,12 @@ Examples:
   rmbook sweep run table1-tiny --output sweeps/tiny        (no network, no GPU)
   rmbook sweep run my_grid.yaml --output sweeps/mine
   rmbook sweep run table1 --output sweeps/table1 --set model=facebook/opt-125m --set data_dir=~/glue
+  rmbook sweep run my_grid.yaml --output sweeps/mine --engine ray --workers 4       (four at a time on this machine)
+  rmbook sweep run my_grid.yaml --output /shared/mine --engine ray --address auto --gpus-per-run 0.5
+  rmbook sweep run my_grid.yaml --output sweeps/mine --halving --budget 20       (at most 20 runs' worth of epochs)
 The same command goes on after Ctrl-C, a kill or a full disk; started twice, it shares the work.
+Either engine goes on with the other's sweep. On a cluster, the folder, the records and local models must lie on a
+file system that all machines share, and all need the same version of rmbook.
 """
 STATUS = """\b
 Examples:
@@ -57,16 +63,42 @@ def run(
     ] = 300,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for runs of other processes.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing while it runs.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="embedded: one run after the other, in this process. Or ray.")
+    ] = "embedded",
+    workers: Annotated[
+        int | None, typer.Option(help="Ray: runs at a time; as many as fit if not given.", min=1)
+    ] = None,
+    cpus_per_run: Annotated[float | None, typer.Option(help="Ray: CPUs and threads of each; 1 if not given.")] = None,
+    gpus_per_run: Annotated[
+        float | None, typer.Option(help="Ray: GPUs of each, such as 0.5; 1 if not given, where there are GPUs.", min=0)
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray: auto, HOST:PORT or ray://...; $RAY_ADDRESS, or only this machine, if not given."),
+    ] = None,
+    halving: Annotated[
+        bool, typer.Option("--halving", help="Stop learning rates that others beat after epochs 1, 3, 9 ... (Optuna).")
+    ] = False,
+    budget: Annotated[
+        float | None, typer.Option(help="Spend at most so many runs' worth of epochs in this call (Optuna).")
+    ] = None,
+    order_seed: Annotated[int, typer.Option(help="Of the order of runs under a budget.", min=0)] = 0,
 ) -> None:
-    """Perform the runs of a grid that are not done yet, one after the other."""
+    """Perform the runs of a grid that are not done yet."""
     with _one_line_errors():
         from rmbook.sweep import Report, run_sweep
         from rmbook.sweep_display import LineReport, LiveReport
 
+        for_ray = {"workers": workers, "cpus_per_run": cpus_per_run, "gpus_per_run": gpus_per_run, "address": address}
+        perform_all = _engine(engine, {name: value for name, value in for_ray.items() if value is not None}, run_sweep)
+
+        if halving or budget is not None:
+            perform_all = _part(engine, halving, budget, order_seed)
         runs = _plan(grid, settings)
         live = sys.stderr.isatty() and not quiet
         with contextlib.nullcontext(Report() if quiet else LineReport()) if not live else LiveReport() as report:
-            counts = run_sweep(
+            counts = perform_all(
                 runs,
                 output,
                 report=report,
@@ -76,6 +108,8 @@ def run(
                 max_attempts=max_attempts,
             )
         typer.echo(f"{_sentence(counts)}; see {output}")
+        if counts["pending"]:
+            typer.echo("without --halving and --budget, the same command completes the rest.")
     if counts["failed"]:
         typer.echo(f"rmbook: why runs failed: rmbook sweep status {output}; again: --retry-failed.", err=True)
         raise typer.Exit(1)
@@ -91,6 +125,8 @@ def status(sweep: Sweep) -> None:
 
         ledger = open_ledger(SweepFolder(sweep))
         typer.echo(_sentence(ledger.counts()))
+        if stopped := sum((row["error"] or "").startswith("stopped after epoch") for row in ledger.rows("pending")):
+            typer.echo(f"{stopped:,} of the pending ones were stopped early by --halving")
         for row in ledger.rows("leased", "failed"):
             note = row["error"] or f"attempt {row['attempts']}, since {row['claimed']}"
             typer.echo(f"{row['state']}: {describe_run(row['config'])}: {note}")
@@ -164,6 +200,33 @@ def _plan(grid: str, settings: list[str] | None) -> list:
 
     values = parsed({"settings": settings or []})["settings"]
     return plan(expand(override(read_grid(grid), values)))
+
+
+def _engine(name: str, for_ray: dict, embedded):
+    """What performs a sweep."""
+    from rmbook.run_config import ConfigError, closest
+
+    if name == "ray":
+        from rmbook.sweep_ray import run_sweep_ray
+
+        return functools.partial(run_sweep_ray, **for_ray)
+    if name != "embedded":
+        raise ConfigError(f"unknown engine {name!r}: {closest(name, ('embedded', 'ray'))}")
+    if for_ray:
+        raise ConfigError(
+            f"--{next(iter(for_ray)).replace('_', '-')} belongs to --engine ray: add that, or leave it out."
+        )
+    return embedded
+
+
+def _part(engine: str, halving: bool, budget: float | None, seed: int):
+    """What performs a part of a sweep."""
+    from rmbook.run_config import ConfigError
+    from rmbook.sweep_budget import run_part
+
+    if engine != "embedded":
+        raise ConfigError("--halving and --budget work in one process: leave out --engine.")
+    return functools.partial(run_part, halving=halving, budget=budget, seed=seed)
 
 
 def _sentence(counts: dict[str, int]) -> str:

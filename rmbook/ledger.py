@@ -90,16 +90,16 @@ class Ledger:
             if wanted:
                 db.executemany("INSERT OR IGNORE INTO temp.wanted VALUES (?)", [(key,) for key, _, _ in rows])
 
-    def claim(self) -> Lease | None:
-        """Take the next pending run; first those that were begun least often. None if there is none."""
+    def claim(self, key: str | None = None) -> Lease | None:
+        """Take the next pending run, first those that were begun least often, or the one of a key. None if none is."""
         with self._writing() as db:
             self._free_leases_of_the_dead()
             row = db.execute(
                 "UPDATE runs SET state = 'leased', owner = ?, attempts = attempts + 1, claims = claims + 1, "
                 "claimed = ?, error = NULL WHERE key = (SELECT key FROM runs WHERE state = 'pending' AND EXISTS "
-                "(SELECT 1 FROM temp.wanted WHERE wanted.key = runs.key) ORDER BY attempts, position LIMIT 1) "
-                "RETURNING key, config, identity, attempts, claims",
-                (self.owner, _now()),
+                f"(SELECT 1 FROM temp.wanted WHERE wanted.key = runs.key) {'AND key = ?' if key else ''} "
+                "ORDER BY attempts, position LIMIT 1) RETURNING key, config, identity, attempts, claims",
+                (self.owner, _now(), *([key] if key else [])),
             ).fetchone()
         return row and Lease(row[0], json.loads(row[1]), json.loads(row[2]), row[3], row[4])
 
@@ -132,6 +132,13 @@ class Ledger:
             db.execute(
                 "UPDATE runs SET state = ?, result = ?, error = NULL, owner = NULL, ended = ? WHERE key = ?",
                 (state, json.dumps(result), _now(), key),
+            )
+
+    def note(self, key: str, text: str) -> None:
+        """Say of a run that is pending why it is."""
+        with self._writing() as db:
+            db.execute(
+                "UPDATE runs SET error = ? WHERE key = ? AND state = 'pending' AND error IS NOT ?", (text, key, text)
             )
 
     def reset(self, keys: Iterable[str]) -> None:

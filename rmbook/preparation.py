@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmbook.adapter import base_fingerprint
 from rmbook.applied import AppliedMethod
+from rmbook.base_models import BaseModels
 from rmbook.encoding import MAX_LENGTH
 from rmbook.evaluation import predict, to_questions
 from rmbook.language_models import load_language_model, max_positions
@@ -39,6 +40,7 @@ class PreparedRun:
         questions: train and dev records with their tokens.
         max_length: longest prompt in tokens.
         fingerprint: of the base model, for methods that are no masks.
+        bases: what the model was taken from, if it is to be put back.
     """
 
     config: RunConfig
@@ -50,10 +52,15 @@ class PreparedRun:
     questions: dict[str, list[Question]]
     max_length: int
     fingerprint: str | None
+    bases: BaseModels | None = None
 
 
-def prepare_run(config: RunConfig) -> PreparedRun:
+def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedRun:
     """Load records and model, apply the method and encode the prompts.
+
+    Args:
+        config: the settings.
+        bases: where the model may be loaded already.
 
     Raises:
         TaskError, ModelError, MethodError, TargetError, ConfigError, ValueError: what came does not fit.
@@ -63,7 +70,7 @@ def prepare_run(config: RunConfig) -> PreparedRun:
     splits = sample_splits(*records, config.seed, config.train_size, config.dev_size, config.test_size)
     AcceleratorState._reset_state()  # it keeps one precision a process, where a notebook may want another run's
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    model, tokenizer = load_language_model(
+    model, tokenizer = (bases.take if bases else load_language_model)(
         config.model, dtype=DTYPES[config.dtype], device=accelerator.device, revision=config.revision
     )
     longest = longest_prompt(model, config.max_length)
@@ -86,7 +93,7 @@ def prepare_run(config: RunConfig) -> PreparedRun:
     )
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return PreparedRun(config, accelerator, model, tokenizer, method, splits, questions, longest, fingerprint)
+    return PreparedRun(config, accelerator, model, tokenizer, method, splits, questions, longest, fingerprint, bases)
 
 
 def longest_prompt(model: nn.Module, wanted: int | None) -> int:

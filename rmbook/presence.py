@@ -30,13 +30,15 @@ class Presence:
 
     Attributes:
         name: unique, and starts with the machine.
+        path: the file that this process locks.
     """
 
     def __init__(self, folder: Path, lease_seconds: float = 300.0, monotonic: Callable[[], float] = time.monotonic):
         self.lease_seconds, self._monotonic, self._seen = lease_seconds, monotonic, {}
         self.folder, self.name = Path(folder), f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path(self.name), "w")
+        self.path = self._path(self.name)
+        self._file = open(self.path, "w")
         if fcntl:
             fcntl.flock(self._file, fcntl.LOCK_EX)
 
@@ -71,7 +73,7 @@ class Presence:
 
     def leave(self) -> None:
         """End the presence; before it, give back all leases."""
-        self._path(self.name).unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         self._file.close()
 
     def _path(self, name: str) -> Path:

@@ -7,13 +7,14 @@ checkpoint.safetensors.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils.memory import should_reduce_batch_size
 
+from rmbook.base_models import BaseModels
 from rmbook.checkpoint import Checkpoint, TrainingInterrupted
 from rmbook.objectives import Answering, OptionChoice
 from rmbook.preparation import PreparedRun, prepare_run, score_records
@@ -29,13 +30,21 @@ class MemoryShortage(Exception):
     """The memory was too small; says which settings to change."""
 
 
-def start_run(config: RunConfig, folder: str | os.PathLike | None = None, progress: bool = True) -> dict:
+def start_run(
+    config: RunConfig,
+    folder: str | os.PathLike | None = None,
+    progress: bool = True,
+    bases: BaseModels | None = None,
+    after_epoch: Callable[[dict], bool] | None = None,
+) -> dict:
     """Run from the beginning; the folder is made when everything is loaded and checked.
 
     Args:
         config: the settings.
         folder: a new or empty one; `config.default_folder()` if None.
         progress: show progress bars on standard error.
+        bases: where the model may be loaded already; it is put back there at the end.
+        after_epoch: called with each finished epoch's row of metrics.jsonl; True asks for a stop, like Ctrl-C.
 
     Returns:
         What is in result.json.
@@ -43,7 +52,7 @@ def start_run(config: RunConfig, folder: str | os.PathLike | None = None, progre
     Raises:
         RunError: the folder has content.
         MemoryShortage: says which settings to change.
-        TrainingInterrupted: Ctrl-C or SIGTERM; `resume_run` goes on.
+        TrainingInterrupted: Ctrl-C, SIGTERM or `after_epoch`; `resume_run` goes on.
         Also what `prepare_run` raises.
     """
     folder = Path(folder or config.default_folder())
@@ -51,21 +60,28 @@ def start_run(config: RunConfig, folder: str | os.PathLike | None = None, progre
     if first_process() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists: go on with it by `rmbook train --resume {folder}`, or name another --output.")
     with _explaining_memory(config):
-        prepared = prepare_run(config)
+        prepared = prepare_run(config, bases)
     if prepared.accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.to_dict())
     prepared.accelerator.wait_for_everyone()
-    return _run(prepared, folder, progress)
+    return _run(prepared, folder, progress, after_epoch)
 
 
-def resume_run(folder: str | os.PathLike, progress: bool = True, **changes) -> dict:
+def resume_run(
+    folder: str | os.PathLike,
+    progress: bool = True,
+    bases: BaseModels | None = None,
+    after_epoch: Callable[[dict], bool] | None = None,
+    **changes,
+) -> dict:
     """Take up a run that was interrupted; of a finished one, give the result.
 
     Args:
         folder: of the run.
         changes: of micro_batch_size and gradient_checkpointing, which change the memory and not the outcome.
         progress: show progress bars on standard error.
+        bases, after_epoch: as for `start_run`.
 
     Raises:
         RunError: there is no run in the folder.
@@ -78,8 +94,8 @@ def resume_run(folder: str | os.PathLike, progress: bool = True, **changes) -> d
         return json.loads((folder / "result.json").read_text())
     config = replace(config, **changes)
     with _explaining_memory(config):
-        prepared = prepare_run(config)
-    return _run(prepared, folder, progress)
+        prepared = prepare_run(config, bases)
+    return _run(prepared, folder, progress, after_epoch)
 
 
 def _lasting(name: str) -> str:
@@ -87,7 +103,9 @@ def _lasting(name: str) -> str:
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 
-def _run(prepared: PreparedRun, folder: Path, progress: bool) -> dict:
+def _run(
+    prepared: PreparedRun, folder: Path, progress: bool, after_epoch: Callable[[dict], bool] | None = None
+) -> dict:
     config, accelerator = prepared.config, prepared.accelerator
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", writes=accelerator.is_main_process)
     objective = Answering() if find_task(config.task).objective == "answer" else OptionChoice()
@@ -103,7 +121,7 @@ def _run(prepared: PreparedRun, folder: Path, progress: bool) -> dict:
                 method=prepared.method,
                 accelerator=accelerator,
                 checkpoint=checkpoint,
-                log=log,
+                log=_asking(log, checkpoint, after_epoch) if after_epoch else log,
                 progress=progress,
             )
         trained = outcome.best_epoch > 0  # else it diverged at once: there is nothing to keep
@@ -114,6 +132,8 @@ def _run(prepared: PreparedRun, folder: Path, progress: bool) -> dict:
         write_json(folder / "result.json", _result(prepared, outcome, test, metrics))
         checkpoint.path.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
+    if prepared.bases:
+        prepared.bases.put_back(prepared.method)
     return json.loads((folder / "result.json").read_text())
 
 
@@ -142,6 +162,17 @@ def _result(prepared: PreparedRun, outcome: TrainingResult, test: dict | None, m
         "processes": prepared.accelerator.num_processes,
         "stamp": stamp(f"rmbook train --config {metrics.path.with_name('config.json')}"),
     }
+
+
+def _asking(log: Callable, checkpoint: Checkpoint, after_epoch: Callable[[dict], bool]) -> Callable[[dict], None]:
+    """Log rows; at the end of an epoch ask whether to go on, unless the run is asked to stop already."""
+
+    def note(row: dict) -> None:
+        log(row)
+        if "dev_loss" in row and not checkpoint.stop_requested and after_epoch(row):
+            checkpoint.stop_requested = True
+
+    return note
 
 
 @contextmanager

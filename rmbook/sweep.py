@@ -9,7 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from rmbook.base_models import BaseModels
 from rmbook.checkpoint import TrainingInterrupted
 from rmbook.fingerprints import PlannedRun
 from rmbook.ledger import Lease
@@ -59,8 +61,8 @@ def run_sweep(
         SweepError: no run can be written, as on a full disk.
         RunError, LedgerError: the folder cannot be used.
     """
-    report = report or Report()
-    with Driver(folder, runs, lease_seconds=lease_seconds, max_attempts=max_attempts) as driver, _stopping_on_signals():
+    report, bases = report or Report(), BaseModels()
+    with Driver(folder, runs, lease_seconds=lease_seconds, max_attempts=max_attempts) as driver, stopping_on_signals():
         ledger = driver.ledger
         if retry_failed:
             ledger.reset(ledger.keys("failed"))
@@ -69,7 +71,7 @@ def run_sweep(
                 if claimed := driver.claim():
                     lease, work = claimed
                     report.begun(lease, ledger.counts(wanted=True))
-                    state, note = _attempt(driver, lease, work)
+                    state, note = _attempt(driver, lease, work, bases)
                     report.ended(lease, state, note, ledger.counts(wanted=True))
                     continue
                 counts = ledger.counts(wanted=True)
@@ -81,9 +83,9 @@ def run_sweep(
                 raise TrainingInterrupted(f"the sweep in {folder} was interrupted: the same command goes on.") from None
 
 
-def _attempt(driver: Driver, lease: Lease, work) -> tuple[str, str]:
+def _attempt(driver: Driver, lease: Lease, work: Path, bases: BaseModels) -> tuple[str, str]:
     try:
-        perform(lease.config, work)
+        perform(lease.config, work, bases)
         return driver.settle(lease, work), ""
     except (TrainingInterrupted, SweepError):
         raise
@@ -92,7 +94,7 @@ def _attempt(driver: Driver, lease: Lease, work) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _stopping_on_signals() -> Iterator[None]:
+def stopping_on_signals() -> Iterator[None]:
     """SIGTERM, which clusters send, is heeded like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -10,9 +10,10 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rmbook.base_models import BaseModels
 from rmbook.checkpoint import CheckpointError
 from rmbook.fingerprints import PlannedRun
 from rmbook.ledger import Lease, Ledger
@@ -30,20 +31,31 @@ class SweepError(OSError):
     """The sweep cannot go on on this machine as it is; nothing is lost."""
 
 
-def perform(config: dict, folder: Path) -> None:
+def perform(
+    config: dict,
+    folder: Path,
+    bases: BaseModels | None = None,
+    after_epoch: Callable[[dict], bool] | None = None,
+) -> None:
     """Carry a run out up to its result.json, from wherever the folder is; in any process.
 
+    Args:
+        config: the settings.
+        folder: of the run; made if it is not there.
+        bases: what this process has performed its earlier runs with: the model need not be loaded again.
+        after_epoch: see `rmbook.start_run`.
+
     Raises:
-        TrainingInterrupted: Ctrl-C or SIGTERM; called again, it goes on.
+        TrainingInterrupted: Ctrl-C, SIGTERM or `after_epoch`; called again, it goes on.
         Also what `rmbook.start_run` raises.
     """
     if folder.exists():
         try:
-            resume_run(folder, progress=False)
+            resume_run(folder, progress=False, bases=bases, after_epoch=after_epoch)
             return
         except (CheckpointError, RunError, json.JSONDecodeError, UnicodeDecodeError):  # damaged by a loss of power
             shutil.rmtree(folder)
-    start_run(make_config(config), folder, progress=False)
+    start_run(make_config(config), folder, progress=False, bases=bases, after_epoch=after_epoch)
 
 
 def open_ledger(place: SweepFolder, owner: str = "reader", **settings) -> Ledger:
@@ -101,9 +113,9 @@ class Driver:
             self.presence.leave()
         self.ledger.close()
 
-    def claim(self) -> tuple[Lease, Path] | None:
-        """The next run and the folder to perform it in; None if no run is pending."""
-        while lease := self.ledger.claim():
+    def claim(self, key: str | None = None) -> tuple[Lease, Path] | None:
+        """The next run, or the one of a key, and the folder to perform it in; None if no run, or not it, is pending."""
+        while lease := self.ledger.claim(key):
             if result := self.place.result(lease.key):  # of a process that was killed before it could say so
                 self.ledger.record(lease.key, *outcome(result))
                 continue

@@ -332,10 +332,10 @@ class Notes(Report):
     + [(RuntimeError("a defect"), 1)],
 )
 def test_only_errors_of_the_machine_are_tried_again(error, attempts, runs, tmp_path, monkeypatch):
-    def fail(config, folder):
+    def fail(config, folder, bases):
         if config["seed"] == 1:
             raise error
-        real(config, folder)
+        real(config, folder, bases)
 
     folder, notes, real = tmp_path / "sweep", Notes(), perform
     few = [run for run in runs if run.config["learning_rate"] == 1e-2]
@@ -349,7 +349,7 @@ def test_only_errors_of_the_machine_are_tried_again(error, attempts, runs, tmp_p
 
 
 def test_no_space_is_no_attempt(runs, tmp_path, monkeypatch):
-    def full(config, folder):
+    def full(config, folder, bases):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rmbook.sweep.perform", full)

@@ -1,0 +1,30 @@
+"""Sweeps of real tiny runs, for the other scripts here."""
+
+from pathlib import Path
+
+from rmbook.fingerprints import PlannedRun
+from rmbook.grids import expand, plan
+from rmbook.made import resolve
+from rmbook.sweep_driver import open_ledger
+from rmbook.sweep_folder import SweepFolder
+from rmbook.sweep_table import sweep_table, write_table
+from rmbook.tiny_models import make_tiny_checkpoint
+
+
+def tiny_runs(folder: Path, count: int, **settings) -> list[PlannedRun]:
+    """`count` different runs on a tiny model; one in ten diverges."""
+    model = make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
+    fixed = {"model": str(model), "task": "SST-2", "data_dir": resolve("made:sentences"), "epochs": 3, "ratio": 1e-2}
+    fixed |= {"train_size": 48, "dev_size": 12, "test_size": 20} | settings
+    rates = [1e30, *(0.1 * 0.5**number for number in range(9))]
+    grid = {"fixed": fixed, "axes": {"seed": list(range(-(-count // len(rates)))), "learning_rate": rates}}
+    return plan(expand(grid))[:count]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The final tables of a sweep and what its runs trained."""
+    table = sweep_table(open_ledger(SweepFolder(folder)).rows())
+    for name in ("table.csv", "table.parquet"):
+        write_table(table, folder.parent / name)
+    found = {name: (folder.parent / name).read_bytes() for name in ("table.csv", "table.parquet")}
+    return found | {str(p.relative_to(folder)): p.read_bytes() for p in folder.glob("runs/*/adapter.safetensors")}
