@@ -26,7 +26,7 @@ def claims_page(entries: Sequence[dict]) -> str:
     """
     counts = {status: sum(entry["status"] == status for entry in entries) for status in STATUSES}
     lines = [TOP, "| Status | Claims | Meaning |", "|---|---|---|"]
-    lines += [f"| {_status(status)} | {counts[status]} | {meaning} |" for status, meaning in STATUSES.items()]
+    lines += [f"| **{status}** | {counts[status]} | {meaning} |" for status, meaning in STATUSES.items()]
     for status in STATUSES:
         chosen = [entry for entry in entries if entry["status"] == status]
         if chosen:
@@ -46,26 +46,17 @@ def _entry(entry: dict) -> list[str]:
         lines += [f"Decided by {evidence['value']:.4g}{spread}{seeds}; asked for: {evidence['asked']}.", ""]
     if entry["remark"]:
         lines += [entry["remark"], ""]
-    lines += [f"Chapter: {{doc}}`{entry['chapter']}`. Test: `{entry['test']}`.", ""]
+    lines += [f"Chapter: {{doc}}`{entry['chapter']}`, cell `{entry['cell']}`. Test: `{entry['test']}`.", ""]
     if entry["stamps"]:
-        wall = evidence["wall_seconds"]
         lines += [":::{dropdown} Where the numbers come from"]
-        lines += [
-            f"- {'computed from the theory' if n == 'computed' else f'`results/{n}.json`'}: {_line(s)}"
-            for n, s in entry["stamps"].items()
-        ]
-        lines += [
-            f"- all runs together: {wall / 60:.0f} minutes"
-            if wall >= 90
-            else f"- all runs together: {wall:.0f} seconds"
-        ] * bool(wall)
+        for name, stamp in entry["stamps"].items():
+            source = "computed when this page was written" if name == "computed" else f"`results/{name}.json`"
+            lines.append(f"- {source}: {_line(stamp)}")
+        if evidence["wall_seconds"]:
+            lines.append(f"- all runs together: {evidence['wall_seconds'] / 60:.1f} minutes")
         lines += [":::", ""]
     return lines
 
 
 def _line(stamp: dict) -> str:
     return describe_stamp({"stamp": stamp}).replace("made by: ", "made by: `") + "`"
-
-
-def _status(status: str) -> str:
-    return f"**{status}**"

@@ -40,7 +40,8 @@ def test_written_evidence_is_what_the_records_give(name):
     if found:
         numbers = ("value", "spread", "wall_seconds")
         for number in numbers:  # simulations round otherwise on other processors
-            assert found[number] == pytest.approx(expected[number], rel=1e-3), number
+            same = found[number] == expected[number] or found[number] == pytest.approx(expected[number], rel=1e-3)
+            assert same, number
         if BY_NAME[name].records:
             assert found == expected
 
@@ -124,7 +125,7 @@ def test_the_page_names_number_spread_seeds_chapter_and_stamp():
         "3 seeds",
         "at least 1",
         "{doc}`intro`",
-        "2 minutes",
+        "1.7 minutes",
     ):
         assert part in page, part
     assert "python -m rmbook.science vit_grid" in page and "Needs eight GPUs." in page
