@@ -126,7 +126,7 @@ function draw(model, host) {
     make(drawing[0], { ...drawing[1], fill: drawing[1].fill ?? "none" }, sample);
     sample.parentNode.append(text);
   };
-  key(["rect", { width: 26, height: 12, fill: `url(#${uid})`, class: "rmx-frame" }], "diverged");
+  key(["rect", { width: 26, height: 12, fill: `url(#${uid})`, class: "rmx-frame" }], data.lost_label);
   if (data.borders) key(["path", { d: "M0 6H26", class: "rmx-border" }], data.border_label);
   key(["path", { d: "M0 6H26", class: "rmx-start" }], data.loss_label + " at the start");
   if (live) key(["path", { d: "M0 6H26", class: "rmx-near" }], "nearest grid point");
@@ -146,7 +146,7 @@ function draw(model, host) {
       s.input.setAttribute("aria-valuetext", show(s.value));
     }
     const result = final === null || Number.isNaN(final) ? "not recorded."
-      : diverged(final) ? `diverged: the ${data.loss_label} ended above its start, ${show(data.start)}.`
+      : diverged(final) ? `${data.lost_label}: the ${data.loss_label} ended above its start, ${show(data.start)}.`
       : `${data.loss_label} ${final <= data.floor ? "below " : ""}${show(final)} after ${S.at(-1)} steps, distance ${show(distance)} from the start.`;
     const border = computed ? run.border : data.borders?.[j];
     const source = computed ? "Computed in Python for these values." : live

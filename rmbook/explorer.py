@@ -32,7 +32,7 @@ class Runs:
 
     Attributes:
         losses: (R, D, T); infinite where a run left all bounds, NaN where there is no run. A run whose last loss lies
-            above its first is shown as diverged.
+            above its first is shown as diverged, or by the explorer's other word for it.
         distances: (R, D), from the start to the end of a run.
         borders: (D,) a learning rate that theory names for each density, or None.
     """
@@ -48,12 +48,14 @@ class Explorer(anywidget.AnyWidget):
     Args:
         runs: a function of densities (D,) and learning rates (R,) that returns their `Runs`, which makes a live
             explorer in a kernel; or the `Runs` of the grid, for recorded results that cannot be computed again here.
-        densities: (D,) evenly spaced on a logarithmic axis, rising, in (0, 1]; D at least 2.
+        densities: (D,) evenly spaced on a logarithmic axis, each to a tenth of a step (1, 3, 10, 30 will do), rising,
+            in (0, 1]; D at least 2.
         learning_rates: (R,) likewise, positive.
         steps: (T,) rising integers: the steps at which losses are given; the first is the start.
         density, learning_rate: where the sliders stand at first; the nearest grid point is taken.
         title: what a screen reader calls the figure.
         loss_label, border_label: names of what is shown.
+        lost_label: what a run is called whose last loss lies above its first.
         source: for static pages, where the numbers come from.
         floor: losses below it are shown as "below" it: there, rounding decides.
 
@@ -80,6 +82,7 @@ class Explorer(anywidget.AnyWidget):
         title: str = "Density and learning rate",
         loss_label: str = "loss",
         border_label: str = "largest stable rate",
+        lost_label: str = "diverged",
         source: str = "Computed when this page was made.",
         floor: float = 1e-12,
     ):
@@ -103,6 +106,7 @@ class Explorer(anywidget.AnyWidget):
             "rate_label": "learning rate",
             "loss_label": loss_label,
             "border_label": border_label,
+            "lost_label": lost_label,
             "source": source,
             "densities": densities.tolist(),
             "rates": rates.tolist(),
@@ -186,7 +190,7 @@ class Explorer(anywidget.AnyWidget):
     def _words(self, loss: float) -> str:
         if np.isnan(loss):
             return "not recorded"
-        return "diverged" if loss > self.data["start"] else f"{loss:.3g}"
+        return self.data["lost_label"] if loss > self.data["start"] else f"{loss:.3g}"
 
     def __repr__(self) -> str:
         kind = "live" if self._simulate else "recorded"
@@ -226,9 +230,13 @@ def _check_grid(values, name: str) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2 or not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"{name} must be at least two positive finite numbers, got {values!r}.")
-    gaps = np.diff(np.log(values))
-    if not (gaps[0] > 0 and np.allclose(gaps, gaps[0], rtol=1e-3)):
-        raise ValueError(f"{name} must rise evenly on a logarithmic axis (numpy.geomspace), got {values!r}.")
+    logs = np.log(values)
+    even = np.linspace(logs[0], logs[-1], len(logs))  # the map draws equal cells and marks true values
+    if not (even[1] > even[0] and np.abs(logs - even).max() <= 0.1 * (even[1] - even[0])):
+        raise ValueError(
+            f"{name} must rise evenly on a logarithmic axis, to a tenth of a step (numpy.geomspace, or 1, 3, 10, 30), "
+            f"got {values!r}."
+        )
     return np.array([float(f"{value:.6g}") for value in values])  # what the page holds is what is computed
 
 

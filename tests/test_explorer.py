@@ -117,6 +117,24 @@ def test_diverged_and_missing_runs_are_told_apart():
     json.dumps(explorer.run, allow_nan=False)
 
 
+def test_half_decades_are_even_enough_and_kept_as_they_are():
+    densities, rates = [0.01, 0.03, 0.1, 0.3, 1.0], [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+    explorer = flat(runs=flat_runs, densities=densities, learning_rates=rates, density=0.25, learning_rate=4e-4)
+    assert explorer.data["densities"] == densities and explorer.data["rates"] == rates
+    assert (explorer.density, explorer.learning_rate) == (0.3, 3e-4)
+    np.testing.assert_allclose(decoded(explorer, "finals"), np.outer(rates, densities), rtol=1e-6)
+
+
+def test_what_is_lost_has_the_name_that_it_is_given():
+    losses = np.full((5, 4, 5), 60.0)
+    losses[0, 0, -1], losses[1, 0, -1] = 61.0, 7.0
+    explorer = flat(runs=Runs(losses, np.ones((5, 4))), loss_label="error", lost_label="nothing learned")
+    page = explorer.to_html()
+    table = page.split("</table>")[0]
+    assert table.count("<td>nothing learned</td>") == 1 and table.count("<td>7</td>") == 1
+    assert "diverged" not in table and page_state(page)["data"]["lost_label"] == "nothing learned"
+
+
 def test_recorded_runs_need_no_simulator():
     explorer = flat(runs=flat_runs(DENSITIES, RATES), source="Recorded.")
     assert explorer.data["live"] is False and explorer.run == {}
@@ -198,6 +216,8 @@ def test_further_controls_compute_the_grid_anew():
     [
         {"densities": [0.1]},
         {"densities": [0.1, 0.2, 0.9]},  # not even
+        {"learning_rates": [1e-4, 1.3e-3, 1e-2, 1e-1, 1.0]},  # one of them 0.11 of a step away from its place
+        {"learning_rates": [1.0, 0.1]},
         {"densities": [1.0, 0.1]},
         {"densities": [0.1, 10.0]},
         {"densities": [0.0, 1.0]},
