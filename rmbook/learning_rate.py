@@ -36,7 +36,8 @@ def suggest_learning_rate(
     Args:
         ratio: trained entries / all parameters of the model (or a density, if `known` has one, too).
         known: a ratio and its best learning rate on the same model and task. If None the law's constant is that of the
-            paper's table 6, 10**-6.4 for OPT: on its grid within a factor of 10 of the best in 94 to 100 % of cells.
+            paper's table 6, 10**-6.4 for OPT: on its grid within a factor of 10 of the best in 94 to 100 % of cells,
+            not counting the task WSC.
         grid: learning rates to choose from, on a logarithmic scale; None gives the law's own number.
 
     Raises:
