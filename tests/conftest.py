@@ -4,9 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+# Before torch is loaded: its threads else spin while they wait, which starves tiny models where others use the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
