@@ -165,7 +165,14 @@ def test_ctrl_c_has_the_runs_write_down_their_last_step(cluster, grid, tmp_path)
     (work,) = folder.glob("work/*")
     steps = [row["step"] for row in map(json.loads, (work / "metrics.jsonl").read_text().splitlines())]
     assert Checkpoint(work / "checkpoint.safetensors").progress()[0] == steps[-1] < 500 * 6
-    assert not [p for p in psutil.Process().children(recursive=True) if "Worker.perform" in " ".join(p.cmdline())]
+    assert not [p for p in psutil.Process().children(recursive=True) if "Worker.perform" in _command(p)]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return ""
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
