@@ -105,7 +105,12 @@ def load_vit(config: PretrainingConfig = PretrainingConfig(), progress: bool = T
     try:
         model.load_state_dict(safetensors.torch.load_file(path))
     except (FileNotFoundError, SafetensorError, RuntimeError):
-        _pretrain(model, config, progress)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # sums in another order give another model; and one is as fast for one so small
+        try:
+            _pretrain(model, config, progress)
+        finally:
+            torch.set_num_threads(threads)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             safetensors.torch.save_file(model.state_dict(), temporary)
