@@ -19,7 +19,7 @@ Examples:
   rmbook sweep run my_grid.yaml --output sweeps/mine
   rmbook sweep run table1 --output sweeps/table1 --set model=facebook/opt-125m --set data_dir=~/glue
   rmbook sweep run my_grid.yaml --output sweeps/mine --engine ray --workers 4       (four at a time on this machine)
-  rmbook sweep run my_grid.yaml --output /shared/mine --engine ray --address auto --gpus-per-run 0.5
+  rmbook sweep run my_grid.yaml --output /mnt/team/mine --engine ray --address auto --gpus-per-run 0.5
   rmbook sweep run my_grid.yaml --output sweeps/mine --halving --budget 20       (at most 20 runs' worth of epochs)
 The same command goes on after Ctrl-C, a kill or a full disk; started twice, it shares the work.
 Either engine goes on with the other's sweep. On a cluster, the folder, the records and local models must lie on a

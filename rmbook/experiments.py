@@ -81,7 +81,7 @@ def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tup
     data = backbone.train_data(settings.train_size)
     landscape = settings.hessian and look_at(model, backbone)
     before = {"hessian_before": hessian_norm(landscape, tolerance=TOLERANCE).norm} if landscape else {}
-    total = sum(p.numel() for p in backbone.model().parameters())
+    start = backbone.model(settings.start, settings.seed)
     config = TrainingConfig(
         learning_rate=settings.learning_rate,
         epochs=epochs(backbone, settings.steps, len(data)),
@@ -101,8 +101,8 @@ def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tup
         "dev_accuracy": 100 * result.dev_accuracy if trained else None,
         "test_accuracy": accuracy(model, backbone.objective, backbone.data["test"]),
         "trainable": result.trainable,
-        "ratio": result.trainable / total,
-        "distance": distance_from(backbone.model(settings.start, settings.seed), model),
+        "ratio": result.trainable / sum(parameter.numel() for parameter in start.parameters()),
+        "distance": distance_from(start, model),
         "curve": [round(100 * row["dev_accuracy"], 2) for row in result.history],
         "seconds": round(result.seconds, 2),
     }

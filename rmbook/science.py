@@ -155,7 +155,7 @@ def load_runs(name: str) -> pd.DataFrame:
         FileNotFoundError: there is no such record.
     """
     content = load_recorded(f"science/{name}")
-    table = pd.DataFrame(to_table(content["runs"]))
+    table = to_table(content["runs"])
     table.attrs["record"] = {key: value for key, value in content.items() if key != "runs"}
     return table
 

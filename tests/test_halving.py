@@ -13,13 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import call, refused
 from test_sweep import adapters, table
+from tiny_sweep import tiny_settings
 
 from rmbook.checkpoint import TrainingInterrupted
 from rmbook.fingerprints import PlannedRun
 from rmbook.grids import expand, plan
 from rmbook.halving import REDUCTION, Progress, groups, halving_steps, rungs, sampled_steps, survivors
-from rmbook.made import SENTENCES
-from rmbook.offline_files import write_generated_records
 from rmbook.report import rank_rates, read_runs, summarize
 from rmbook.results import write_json
 from rmbook.run_config import ConfigError, RunConfig
@@ -28,7 +27,6 @@ from rmbook.sweep import Report, run_sweep
 from rmbook.sweep_budget import run_part
 from rmbook.sweep_driver import open_ledger
 from rmbook.sweep_folder import SweepFolder
-from rmbook.tiny_models import make_tiny_checkpoint
 
 pytest.importorskip("optuna", reason="halving and budgets need Optuna: pip install optuna")
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -256,10 +254,7 @@ def test_errors_are_the_runs_own(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("halving")
-    write_generated_records(folder / "data", **SENTENCES)
-    make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
-    fixed = {"model": str(folder / "tiny"), "task": "SST-2", "data_dir": str(folder / "data"), "epochs": 2}
-    fixed |= {"train_size": 24, "dev_size": 12, "test_size": 20, "ratio": 1e-2}
+    fixed = tiny_settings(folder, epochs=2, train_size=24, ratio=1e-2)
     grid = {"fixed": fixed, "axes": {"learning_rate": [1e-2, 1e30, 1e-3, 1e-4]}}
     (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
     runs = plan(expand(grid))

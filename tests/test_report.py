@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from myst_parser.parsers.docutils_ import Parser
 from scipy.stats import binom
 from test_cli import call, refused
+from tiny_sweep import tiny_settings
 
-from rmbook.made import SENTENCES
-from rmbook.offline_files import write_generated_records
 from rmbook.paper_tables import TEST_RECORDS, load_paper_table
 from rmbook.report import STOPPED, rank_rates, read_runs, summarize
 from rmbook.report_page import page, text_report
@@ -28,7 +27,6 @@ from rmbook.sweep_driver import open_ledger
 from rmbook.sweep_folder import SweepFolder
 from rmbook.sweep_table import sweep_table
 from rmbook.tasks import find_task
-from rmbook.tiny_models import make_tiny_checkpoint
 from rmbook.verdicts import PAPER_MODELS, VERDICTS, compare, standard_error
 
 HUB = {name: model for model, name in PAPER_MODELS.items()}
@@ -319,10 +317,7 @@ def test_the_paper_layout_has_a_row_a_method_and_a_column_a_task():
 def sweep(tmp_path_factory):
     """A real one: two methods, two rates and one that diverges, two seeds."""
     folder = tmp_path_factory.mktemp("report")
-    write_generated_records(folder / "data", **SENTENCES)
-    make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
-    fixed = {"model": str(folder / "tiny"), "task": "SST-2", "data_dir": str(folder / "data"), "epochs": 1}
-    fixed |= {"train_size": 16, "dev_size": 12, "test_size": 20}
+    fixed = tiny_settings(folder, epochs=1, train_size=16)
     what = [{"method": "lora"}, {"method": "random_masking", "ratio": 1e-2}]
     grid = {"fixed": fixed, "axes": {"what": what, "learning_rate": [1e-2, 1e-3, 1e30], "seed": [0, 1]}}
     (folder / "grid.yaml").write_text(yaml.safe_dump(grid))

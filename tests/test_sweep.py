@@ -18,12 +18,11 @@ import pandas as pd
 import pytest
 import yaml
 from test_cli import call, refused
+from tiny_sweep import eight_runs
 
 from rmbook.checkpoint import TrainingInterrupted
 from rmbook.grids import expand, plan
 from rmbook.ledger import Ledger
-from rmbook.made import SENTENCES
-from rmbook.offline_files import write_generated_records
 from rmbook.run_config import ConfigError
 from rmbook.run_folder import RunError
 from rmbook.runs import MemoryShortage, start_run
@@ -32,7 +31,6 @@ from rmbook.sweep_display import LiveReport
 from rmbook.sweep_driver import Driver, SweepError, open_ledger, perform
 from rmbook.sweep_folder import SweepFolder
 from rmbook.sweep_table import sweep_table, write_table
-from rmbook.tiny_models import make_tiny_checkpoint
 
 SERVER = multiprocessing.get_context("forkserver")  # one clean process that has imported torch makes all the others
 SERVER.set_forkserver_preload(["rmbook.sweep"])
@@ -41,14 +39,7 @@ DONE = {"pending": 0, "leased": 0, "done": 7, "diverged": 1, "failed": 0}
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp("places")
-    write_generated_records(folder / "data", **SENTENCES)
-    make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
-    fixed = {"model": str(folder / "tiny"), "task": "SST-2", "data_dir": str(folder / "data"), "epochs": 4}
-    fixed |= {"train_size": 48, "dev_size": 12, "test_size": 20, "ratio": 1e-2}
-    left_out = [{"learning_rate": 1e30, "seed": seed} for seed in (1, 2)] + [{"learning_rate": 1e-2, "seed": 2}]
-    left_out += [{"learning_rate": 1e-4, "seed": 2}]
-    return {"fixed": fixed, "axes": {"learning_rate": [1e-2, 1e30, 1e-3, 1e-4], "seed": [0, 1, 2]}, "except": left_out}
+    return eight_runs(tmp_path_factory.mktemp("places"))
 
 
 @pytest.fixture(scope="module")

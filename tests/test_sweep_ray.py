@@ -12,12 +12,11 @@ import torch
 import yaml
 from test_cli import call, refused
 from test_sweep import DONE, adapters, same
+from tiny_sweep import eight_runs
 
 from rmbook.checkpoint import Checkpoint, TrainingInterrupted
 from rmbook.fingerprints import code_fingerprint
 from rmbook.grids import expand, plan
-from rmbook.made import SENTENCES
-from rmbook.offline_files import write_generated_records
 from rmbook.ray_cluster import Worker, joined_cluster, room
 from rmbook.run_config import ConfigError, make_config
 from rmbook.runs import MemoryShortage
@@ -25,21 +24,13 @@ from rmbook.sweep import Report, run_sweep
 from rmbook.sweep_driver import Driver, SweepError, open_ledger
 from rmbook.sweep_folder import SweepFolder
 from rmbook.sweep_ray import _Pool, run_sweep_ray
-from rmbook.tiny_models import make_tiny_checkpoint
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
 
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp("places")
-    write_generated_records(folder / "data", **SENTENCES)
-    make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
-    fixed = {"model": str(folder / "tiny"), "task": "SST-2", "data_dir": str(folder / "data"), "epochs": 4}
-    fixed |= {"train_size": 48, "dev_size": 12, "test_size": 20, "ratio": 1e-2}
-    left_out = [{"learning_rate": 1e30, "seed": seed} for seed in (1, 2)] + [{"learning_rate": 1e-4, "seed": 2}]
-    left_out += [{"learning_rate": 1e-2, "seed": 2}]
-    return {"fixed": fixed, "axes": {"learning_rate": [1e-2, 1e30, 1e-3, 1e-4], "seed": [0, 1, 2]}, "except": left_out}
+    return eight_runs(tmp_path_factory.mktemp("places"))
 
 
 @pytest.fixture(scope="module")
