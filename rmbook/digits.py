@@ -2,6 +2,9 @@
 
 The transformer learns upright digits; the downstream task is mirrored digits with the head fixed. That is the paper's
 CLIP setting in miniature (section 4.1): masks in the MLP layers, zero-shot head untouched.
+
+The pretrained weights come with the package, since every machine would make slightly different ones: the recorded
+results began from these. `python -m rmbook.digits` makes them again, with its stamp in the file's metadata.
 """
 
 import hashlib
@@ -22,6 +25,7 @@ from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
 from rmbook.files import replacing
+from rmbook.results import stamp
 
 MLP_TARGETS = ("mlp.fc1", "mlp.fc2")
 VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # of images, (..., 8, 8)
@@ -31,6 +35,7 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # of images, (...,
     "turned": lambda images: images.rot90(1, (-2, -1)),  # a quarter, to the left
     "negative": lambda images: 1 - images,
 }
+WEIGHTS = Path(__file__).with_name("digits_vit.safetensors")
 SPLITS = {"pretrain": (0, 797), "train": (797, 1297), "dev": (1297, 1497), "test": (1497, 1797)}
 
 
@@ -95,22 +100,21 @@ def new_vit(config: PretrainingConfig = PretrainingConfig()) -> ViTForImageClass
 
 
 def load_vit(config: PretrainingConfig = PretrainingConfig(), progress: bool = True) -> ViTForImageClassification:
-    """The tiny transformer pretrained on upright digits; about a minute on a CPU the first time, then from the cache.
+    """The tiny transformer pretrained on upright digits, in evaluation mode.
 
-    The cache is the folder RMBOOK_CACHE, or the user's cache folder for rmbook. A damaged file is made again.
+    The default one comes with the package. Another is pretrained here, about a minute on a CPU, and kept in the folder
+    RMBOOK_CACHE, or the user's cache folder for rmbook; a damaged file there is made again.
     """
     model = new_vit(config)
+    if config == PretrainingConfig():
+        model.load_state_dict(safetensors.torch.load_file(WEIGHTS))
+        return model.eval()
     key = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
     path = cache_folder() / f"digits_vit_{key}.safetensors"
     try:
         model.load_state_dict(safetensors.torch.load_file(path))
     except (FileNotFoundError, SafetensorError, RuntimeError):
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # sums in another order give another model; and one is as fast for one so small
-        try:
-            _pretrain(model, config, progress)
-        finally:
-            torch.set_num_threads(threads)
+        pretrain_vit(model, config, progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             safetensors.torch.save_file(model.state_dict(), temporary)
@@ -120,6 +124,16 @@ def load_vit(config: PretrainingConfig = PretrainingConfig(), progress: bool = T
 def cache_folder() -> Path:
     """Where rmbook keeps what it has computed once."""
     return Path(os.environ.get("RMBOOK_CACHE") or user_cache_dir("rmbook"))
+
+
+def pretrain_vit(model: ViTForImageClassification, config: PretrainingConfig, progress: bool = True) -> None:
+    """Train the network on upright digits, in place; the same bits each time on one kind of processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in another order give another model; and one is as fast for one so small
+    try:
+        _pretrain(model, config, progress)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _pretrain(model, config: PretrainingConfig, progress: bool) -> None:
@@ -149,3 +163,16 @@ def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     shifted = padded[torch.arange(count)[:, None, None], 0, (down + pixel)[:, :, None], (right + pixel)[:, None, :]]
     contrast = 0.7 + 0.6 * torch.rand(count, 1, 1, generator=generator)
     return (shifted * contrast + 0.1 * torch.randn(shifted.shape, generator=generator)).unsqueeze(1)
+
+
+def _write_weights() -> None:
+    model, config = new_vit(), PretrainingConfig()
+    made = stamp("python -m rmbook.digits")
+    pretrain_vit(model, config)
+    metadata = {"config": json.dumps(asdict(config)), "stamp": json.dumps(made)}
+    with replacing(WEIGHTS) as temporary:
+        safetensors.torch.save_file(model.state_dict(), temporary, metadata)
+
+
+if __name__ == "__main__":
+    _write_weights()
