@@ -185,6 +185,7 @@ class Ledger:
                 f"WHERE {_MINE}",
                 (state, None if result is None else json.dumps(result), error, _now(), uncount, *self._mine(lease)),
             )
+        self._file.empty_log()  # here, after a run, and not in `claim`
         return changed.rowcount == 1
 
     def _mine(self, lease: Lease) -> tuple:

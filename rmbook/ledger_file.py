@@ -6,10 +6,11 @@ SQLite's write-ahead log needs shared memory: all processes that have the file o
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 BUSY_SECONDS = 60.0  # how long another process's transaction is waited for
+LOG_CALLS = 256  # after so many calls of `empty_log` the write-ahead log is moved into the file
 
 
 class LedgerError(OSError):
@@ -33,11 +34,12 @@ class LedgerFile:
     """
 
     def __init__(self, path: Path, schema: str):
-        self.path = path
+        self.path, self._calls = path, 0
         with self.explaining():
             self.db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
             self.db.row_factory = sqlite3.Row
             self.db.execute("PRAGMA synchronous = NORMAL")
+            self.db.execute("PRAGMA wal_autocheckpoint = 0")  # else any transaction may have to wait for the disk
             until = time.monotonic() + BUSY_SECONDS
             while not self._begin_log(last=time.monotonic() > until):
                 time.sleep(0.01)
@@ -54,6 +56,13 @@ class LedgerFile:
             except BaseException:
                 self.db.rollback()
                 raise
+
+    def empty_log(self) -> None:
+        """Now and then, move the write-ahead log into the file: the one thing that waits for the disk, some 10 ms."""
+        self._calls += 1
+        if self._calls % LOG_CALLS == 0:
+            with suppress(sqlite3.OperationalError):  # a full disk: nothing is lost, as the log keeps it
+                self.db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

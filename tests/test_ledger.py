@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from rmbook.fingerprints import PlannedRun
 from rmbook.ledger import FINAL, STATES, Ledger
-from rmbook.ledger_file import LedgerError
+from rmbook.ledger_file import LOG_CALLS, LedgerError
 from rmbook.presence import Presence
 
 FORK = multiprocessing.get_context("fork")
@@ -276,6 +276,17 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
     while lease := ledger.claim():
         assert ledger.finish(lease, "done", {})
     assert ledger.counts() == dict.fromkeys(STATES, 0) | {"done": 50}
+
+
+def test_the_log_of_writes_does_not_grow_with_the_number_of_runs(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite", "me")
+    ledger.add(planned(2 * LOG_CALLS + 10))
+    while lease := ledger.claim():
+        ledger.finish(lease, "done", {})
+    without_log = sqlite3.connect(f"file:{tmp_path}/ledger.sqlite?immutable=1", uri=True)
+    (moved,) = without_log.execute("SELECT count(*) FROM runs WHERE state = 'done'").fetchone()
+    without_log.close()
+    assert moved == 2 * LOG_CALLS  # all up to the last call that emptied it
 
 
 def test_a_damaged_file_says_what_to_do(tmp_path):
