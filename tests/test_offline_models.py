@@ -1,10 +1,13 @@
 """MiniLM and the tiny vision transformer: genuine weights, caches that heal, fixed heads, splits that do not leak."""
 
+import json
 import re
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch.utils.data import DataLoader
 
 from rmbook import apply_random_mask, evaluate, train
@@ -195,6 +198,18 @@ def test_an_interrupted_pretraining_leaves_nothing_behind(tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         load_vit(PretrainingConfig(hidden_size=16, layers=1, steps=1), progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_weights_in_the_package_are_the_default_ones_and_say_where_they_come_from(monkeypatch):
+    monkeypatch.setattr(digits_module, "_pretrain", None)  # nothing is trained
+    model = load_vit(progress=False)
+    with safe_open(digits_module.WEIGHTS, "pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["config"]) == asdict(PretrainingConfig())
+    made = json.loads(metadata["stamp"])
+    assert len(made["commit"]) == 40 and made["command"] == "python -m rmbook.digits"
+    scores = {view: evaluate(model, DataLoader(Digits("test", view), 300))[1] for view in ("upright", "mirrored")}
+    assert scores["upright"] > 0.9 and 0.2 < scores["mirrored"] < 0.45
 
 
 def test_the_default_network_has_the_size_the_book_states():
