@@ -1,4 +1,4 @@
-"""What the layers of a decoder-only language model are called, so that "qv" means the same in OPT, Llama and GPT-2."""
+"""What the layers of a model's blocks are called, so that "qv" means the same in OPT, Llama, GPT-2 and CLIP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +46,14 @@ ARCHITECTURES = {
         mlp=("fc1", "fc2"),
         mlp_output=("fc2",),
         norms=("self_attn_layer_norm", "final_layer_norm"),
+    ),
+    "clip": Architecture(
+        qv=("q_proj", "v_proj"),
+        attention=("q_proj", "k_proj", "v_proj", "out_proj"),
+        o_proj=("out_proj",),
+        mlp=("fc1", "fc2"),
+        mlp_output=("fc2",),
+        norms=("layer_norm1", "layer_norm2"),
     ),
     "llama": Architecture(  # Mistral and Qwen use the same names
         qv=("q_proj", "v_proj"),

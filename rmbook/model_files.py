@@ -1,4 +1,4 @@
-"""Where the files of a language model are, in a folder, the hub's cache or the hub itself, and whether they are whole.
+"""Where the files of a model are, in a folder, the hub's cache or the hub itself, and whether they are whole.
 
 Only safetensors count as weights: other formats can run code when they are read.
 """
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 KNOWN_MODELS = (  # the paper's first, then open ones whose layers rmbook.architectures names
     *(f"facebook/opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")),
     *(f"meta-llama/Llama-2-{size}-hf" for size in ("7b", "13b", "70b")),
+    *(f"openai/clip-vit-{name}" for name in ("base-patch16", "base-patch32", "large-patch14")),
     *(f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")),
     *(f"meta-llama/Llama-3.2-{size}" for size in ("1B", "3B")),
     *(f"Qwen/Qwen2.5-{size}" for size in ("0.5B", "1.5B", "3B", "7B")),
@@ -29,13 +30,14 @@ SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = (  # what is downloaded: neither other formats of the weights nor the second copies that some repositories have
     *("config.json", "generation_config.json", SAFE, SAFE_INDEX, "model-*.safetensors"),
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    "preprocessor_config.json",  # of models of images
 )
 CONVERTER = "SFconvertbot"
 ANSWER_SECONDS = 5.0  # how long a hub that does not answer is waited for
 
 
 class ModelError(ValueError):
-    """A language model cannot be loaded; one line that says what came, what was expected and what to do."""
+    """A model cannot be loaded; one line that says what came, what was expected and what to do."""
 
 
 def find_folder(name: str, revision: str | None, whole: bool = True) -> Path:
