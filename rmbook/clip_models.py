@@ -41,7 +41,8 @@ class ClipClassifier(CLIPVisionModelWithProjection):
             labels: numbers of classes.
         """
         features = super().forward(pixel_values=pixel_values, return_dict=True).image_embeds
-        logits = F.normalize(features.to(self.head.dtype), dim=-1) @ self.head.T
+        with torch.autocast(features.device.type, enabled=False):  # logits of up to 100 want more than 8 bits
+            logits = F.normalize(features.to(self.head.dtype), dim=-1) @ self.head.T
         return ImageClassifierOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
 
 

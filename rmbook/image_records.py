@@ -10,6 +10,7 @@ import functools
 import gzip
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,7 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
     try:
         with gzip.open(path) as file:
             content = file.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise TaskError(f"{path} cannot be read ({type(error).__name__}: {error}): get it again.") from None
     head = 4 + 4 * dimensions
     shape = tuple(int(size) for size in np.frombuffer(content[4:head], ">u4")) if len(content) >= head else ()
@@ -199,7 +200,7 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
 def _hub_records(task: ImageTask, split: str) -> Iterator[ImageRecord]:
     source, table = hub_table(task, FOLDERS[split], "image files")
     column, label = task.columns
-    numbers, names = table[label], [_key(name) for name in getattr(table.features[label], "names", ())]
+    numbers, names = table[label], [_key(name) for name in getattr(table.features[label], "names", None) or ()]
     classes = _class_numbers(task)
     # Labels of the same names in another order are put in order; other names, such as GTSRB's, are known by number.
     order = [classes[name] for name in names] if set(names) == set(classes) else range(len(classes))

@@ -254,7 +254,7 @@ def test_images_stand_beside_table_2():
         ({"epochs": 5}, "5 epochs are 1565 steps"),
         ({"train_size": 1000, "train": 1000}, "train_size 1000 is not all images"),
         ({"records": 1000}, "1000 test records, the paper's 10000"),
-        ({"ratio": 0.05}, "no such number"),
+        ({"ratio": 0.05}, "the paper has no such number"),
     ],
 )
 def test_images_in_other_settings_are_not_compared(changes, reason):
