@@ -12,7 +12,7 @@ from pathlib import Path
 from rmbook import __version__
 from rmbook.image_records import original_files
 from rmbook.image_tasks import ImageTask
-from rmbook.model_files import FILES, ModelError, find_folder
+from rmbook.model_files import FILES, ModelError, find_commit
 from rmbook.record_files import find_file
 from rmbook.run_config import RunConfig
 from rmbook.tasks import find_task
@@ -92,7 +92,7 @@ def weights_fingerprint(model: str, revision: str | None) -> tuple[str, str | No
     Raises:
         ModelError: no such model, or the hub is out of reach and its cache does not say which commit it is.
     """
-    folder = find_folder(model, revision, whole=False)
+    folder = find_commit(model, revision)
     if Path(model).expanduser().is_dir():
         names = sorted(path.name for path in folder.iterdir() if any(fnmatch.fnmatch(path.name, f) for f in FILES))
         return _of_files({name: folder / name for name in names}), None

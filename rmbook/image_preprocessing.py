@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 
 from rmbook.image_records import ImageRecord
-from rmbook.model_files import ModelError
+from rmbook.model_files import PREPROCESSING, ModelError
 
-FILE = "preprocessor_config.json"
 BICUBIC = 3  # PIL's number for it, as in the file
 
 
@@ -67,20 +66,24 @@ def read_preprocessing(name: str, folder: Path, image_size: int) -> Preprocessin
         ModelError: no such file, or it does not say what CLIP's does.
     """
     try:
-        found = json.loads((folder / FILE).read_text("utf-8"))
+        found = json.loads((folder / PREPROCESSING).read_text("utf-8"))
         size, crop = found["size"], found["crop_size"]  # plain numbers in older files
         size = size if isinstance(size, int) else size["shortest_edge"]
         crop = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
         mean, std = (tuple(float(value) for value in found[key]) for key in ("image_mean", "image_std"))
         known = len(mean) == len(std) == 3 and found.get("resample", BICUBIC) == BICUBIC
     except FileNotFoundError:
-        raise ModelError(f"{name}: there is no {FILE}, which says how images are prepared: get it, too.") from None
+        raise ModelError(
+            f"{name}: there is no {PREPROCESSING}, which says how images are prepared: get it, too."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ModelError(f"{name}: {FILE} is damaged, or not one of CLIP's ({reason}): get it again.") from None
+        raise ModelError(
+            f"{name}: {PREPROCESSING} is damaged, or not one of CLIP's ({reason}): get it again."
+        ) from None
     if not known or crop != (image_size, image_size):
         raise ModelError(
-            f"{name}: {FILE} must ask for bicubic resizing, three colours and a cut of {image_size} x {image_size} "
-            f"pixels, got {found}: get the one that belongs to this model."
+            f"{name}: {PREPROCESSING} must ask for bicubic resizing (3), three colours and {image_size} x {image_size} "
+            f"pixels, got {found.get('resample', BICUBIC)}, {len(mean)} and {crop[0]} x {crop[1]}: get its own."
         )
     return Preprocessing(size, crop, mean, std)

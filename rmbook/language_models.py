@@ -4,6 +4,7 @@ What `transformers` would only warn of, such as weights that the file lacks and 
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,16 +12,20 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoModelForCausalLM,
+    CLIPConfig,
+    CLIPModel,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from rmbook.architectures import conv1d_to_linear
 from rmbook.files import replacing_folder
-from rmbook.model_files import KNOWN_MODELS, ModelError, check_files, find_folder, quiet, share
+from rmbook.model_files import KNOWN_MODELS, PREPROCESSING, ModelError, check_files, find_folder, quiet, share
 from rmbook.model_reading import read_config, read_model, read_tokenizer
 
+_WANTED = "a causal language model"
 __all__ = [
     "KNOWN_MODELS",
     "ModelError",
@@ -61,7 +66,8 @@ def load_language_model(
     config = _read_config(name, folder)
     tokenizer = read_tokenizer(name, folder)
     onto = {"device_map": {"": device}} if device.type == "cuda" else {}
-    model = _read_model(name, folder, config=config, dtype=dtype, use_safetensors=True, **onto)
+    settings = {"config": config, "dtype": dtype, "use_safetensors": True} | onto
+    model = read_model(name, folder, AutoModelForCausalLM, _WANTED, **settings)
     return conv1d_to_linear(model).to(device), tokenizer
 
 
@@ -78,9 +84,9 @@ def read_configuration(name: str | os.PathLike, revision: str | None = None) -> 
 
 
 def convert_checkpoint(name: str | os.PathLike, folder: str | os.PathLike) -> Path:
-    """Write a model whose weights are only in pytorch_model.bin, as OPT's on the hub, as safetensors; the same dtypes.
+    """Write a model whose weights are only in pytorch_model.bin, as OPT's and CLIP's on the hub, as safetensors.
 
-    torch reads the old file with weights_only=True, so that nothing in it runs.
+    The dtypes stay. torch reads the old file with weights_only=True, so that nothing in it runs.
 
     Args:
         name: a local folder, or a repository of the hub, which is downloaded.
@@ -91,11 +97,15 @@ def convert_checkpoint(name: str | os.PathLike, folder: str | os.PathLike) -> Pa
         OSError: the hub or a file is out of reach, or `folder` has content.
     """
     name, folder = os.fspath(name), Path(folder)
-    config = _read_config(name, name)
+    images = isinstance(config := read_config(name, name), CLIPConfig)
+    kind = (CLIPModel, "a CLIP model") if images else (AutoModelForCausalLM, _WANTED)
+    config = config if images else _read_config(name, name)
     with replacing_folder(folder) as temporary:
-        model = _read_model(name, name, config=config, dtype="auto", use_safetensors=False, weights_only=True)
+        model = read_model(name, name, *kind, config=config, dtype="auto", use_safetensors=False, weights_only=True)
         with quiet():
             model.save_pretrained(temporary)
+        if images:
+            shutil.copy(cached_file(name, PREPROCESSING), temporary)
         read_tokenizer(name, name).save_pretrained(temporary)
         share(temporary)
     return folder
@@ -120,7 +130,3 @@ def _read_config(name: str, folder: str | Path) -> PretrainedConfig:
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{name} is quantized, which cannot be trained here: give the model as it was before.")
     return config
-
-
-def _read_model(name: str, folder: str | Path, **settings) -> PreTrainedModel:
-    return read_model(name, folder, AutoModelForCausalLM, "a causal language model", **settings)

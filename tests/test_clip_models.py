@@ -17,7 +17,7 @@ from rmbook.adapter import load_adapter, save_adapter
 from rmbook.clip_models import ClipClassifier, classifier_without_weights, load_image_classifier
 from rmbook.image_preprocessing import Preprocessing, read_preprocessing
 from rmbook.image_tasks import IMAGE_TASKS, ImageTask
-from rmbook.language_models import load_language_model
+from rmbook.language_models import convert_checkpoint, load_language_model
 from rmbook.methods import apply_method
 from rmbook.model_files import ModelError
 from rmbook.targets import TargetError
@@ -169,6 +169,18 @@ def test_a_checkpoint_without_a_file_is_refused(file, part, clip, tmp_path):  # 
     with pytest.raises(ModelError, match=part) as error:
         load_image_classifier(IMAGE_TASKS["MNIST"], folder)
     one_line(error)
+
+
+def test_weights_in_an_old_file_are_converted_once(clip, tmp_path):  # noqa: F811
+    old = shutil.copytree(clip, tmp_path / "old")
+    torch.save(CLIPModel.from_pretrained(clip).state_dict(), old / "pytorch_model.bin")
+    (old / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="only in pytorch_model.bin.*convert_checkpoint") as error:
+        load_image_classifier(IMAGE_TASKS["MNIST"], old)
+    one_line(error)
+    convert_checkpoint(old, tmp_path / "new")
+    found, wanted = (load_image_classifier(IMAGE_TASKS["MNIST"], folder)[0] for folder in (tmp_path / "new", clip))
+    assert torch.equal(found(pixels()).logits, wanted(pixels()).logits)
 
 
 def test_incomplete_weights_and_endless_class_names_are_refused(clip, tmp_path):  # noqa: F811
