@@ -47,14 +47,6 @@ ARCHITECTURES = {
         mlp_output=("fc2",),
         norms=("self_attn_layer_norm", "final_layer_norm"),
     ),
-    "clip": Architecture(
-        qv=("q_proj", "v_proj"),
-        attention=("q_proj", "k_proj", "v_proj", "out_proj"),
-        o_proj=("out_proj",),
-        mlp=("fc1", "fc2"),
-        mlp_output=("fc2",),
-        norms=("layer_norm1", "layer_norm2"),
-    ),
     "llama": Architecture(  # Mistral and Qwen use the same names
         qv=("q_proj", "v_proj"),
         attention=("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -70,6 +62,14 @@ ARCHITECTURES = {
         mlp=("mlp.c_fc", "mlp.c_proj"),
         mlp_output=("mlp.c_proj",),
         norms=("ln_1", "ln_2"),
+    ),
+    "clip": Architecture(
+        qv=("q_proj", "v_proj"),
+        attention=("q_proj", "k_proj", "v_proj", "out_proj"),
+        o_proj=("out_proj",),
+        mlp=("fc1", "fc2"),
+        mlp_output=("fc2",),
+        norms=("layer_norm1", "layer_norm2"),
     ),
 }
 
