@@ -1,4 +1,4 @@
-"""What the layers of a decoder-only language model are called, so that "qv" means the same in OPT, Llama and GPT-2."""
+"""What the layers of a model's blocks are called, so that "qv" means the same in OPT, Llama, GPT-2 and CLIP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +62,14 @@ ARCHITECTURES = {
         mlp=("mlp.c_fc", "mlp.c_proj"),
         mlp_output=("mlp.c_proj",),
         norms=("ln_1", "ln_2"),
+    ),
+    "clip": Architecture(
+        qv=("q_proj", "v_proj"),
+        attention=("q_proj", "k_proj", "v_proj", "out_proj"),
+        o_proj=("out_proj",),
+        mlp=("fc1", "fc2"),
+        mlp_output=("fc2",),
+        norms=("layer_norm1", "layer_norm2"),
     ),
 }
 

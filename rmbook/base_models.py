@@ -10,9 +10,40 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rmbook.applied import AppliedMethod
+from rmbook.clip_models import load_image_classifier
+from rmbook.image_preprocessing import Preprocessing
+from rmbook.image_tasks import ImageTask
 from rmbook.language_models import load_language_model
+from rmbook.tasks import find_task
 
 LOG = logging.getLogger(__name__)
+
+
+def load_for_task(
+    task: str | None,
+    name: str | os.PathLike,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | Preprocessing]:
+    """The model that a task wants, and what prepares its records.
+
+    Args:
+        task: its name; None for one of language.
+        name, dtype, device, revision: of the model.
+
+    Returns:
+        A language model and its tokenizer, or CLIP's image encoder with the task's head and its preprocessing.
+
+    Raises:
+        TaskError: no such task.
+        ModelError: as `rmbook.language_models.load_language_model` and `rmbook.clip_models.load_image_classifier`.
+    """
+    found, settings = task and find_task(task), {"dtype": dtype, "device": device, "revision": revision}
+    if isinstance(found, ImageTask):
+        return load_image_classifier(found, name, **settings)
+    return load_language_model(name, **settings)
 
 
 class BaseModels:
@@ -37,14 +68,16 @@ class BaseModels:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         revision: str | None = None,
-    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """As `rmbook.language_models.load_language_model`, and raises what that raises."""
-        key = (os.fspath(name), dtype, str(torch.device(device or "cpu")), revision)
+        task: str | None = None,
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | Preprocessing]:
+        """As `load_for_task`, and raises what that raises; all tasks of language share a model."""
+        head = task if task and isinstance(find_task(task), ImageTask) else None
+        key = (os.fspath(name), dtype, str(torch.device(device or "cpu")), revision, head)
         kept, self._kept, self._given = self._kept, None, None
         if not kept or kept.key != key:
             del kept  # before another one needs the memory
             self.loads += 1
-            kept = _Kept(key, *load_language_model(name, dtype=dtype, device=device, revision=revision))
+            kept = _Kept(key, *load_for_task(task, name, dtype=dtype, device=device, revision=revision))
         self._given = kept
         return kept.model, kept.tokenizer
 
@@ -94,7 +127,7 @@ class _Kept:
     modules, their parts, training mode, probabilities of dropout, hooks, gradient checkpointing, flags and settings.
     """
 
-    def __init__(self, key: tuple, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, key: tuple, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Preprocessing):
         self.key, self.model, self.tokenizer, self.checksum = key, model, tokenizer, checksum(model)
         self._modules = [(module, type(module), _copied(vars(module))) for module in model.modules()]
         self._flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -31,6 +31,10 @@ Examples:
   rmbook train --config runs/lora/config.json --seed 1
   rmbook train --resume runs/lora
   accelerate launch --num_processes 4 -m rmbook train --model facebook/opt-13b --task boolq --ratio 1e-5 --lr 1e-1
+Images, in the paper's settings (those of the grid table2; no setting's default is another for images):
+  rmbook train --model openai/clip-vit-base-patch16 --task cifar10 --ratio 1e-3 --lr 1e-2 --targets mlp \\
+    --train-size 1000000 --test-size 1000000 --epochs 20 --max-steps 2000 --batch-size 128 --weight-decay 0.1 \\
+    --schedule cosine --warmup-steps 200
 """
 EVALUATE = """\b
 Examples:
@@ -62,6 +66,9 @@ def train(
     settings: flag.Settings = None,
     learning_rate: flag.LearningRate = None,
     epochs: flag.Epochs = None,
+    max_steps: flag.MaxSteps = None,
+    schedule: flag.Schedule = None,
+    warmup_steps: flag.WarmupSteps = None,
     batch_size: flag.BatchSize = None,
     micro_batch_size: flag.MicroBatchSize = None,
     max_grad_norm: flag.MaxGradNorm = None,
@@ -82,7 +89,7 @@ def train(
     resume: flag.Resume = None,
     quiet: flag.Quiet = False,
 ) -> None:
-    """Fine-tune a language model on one of the paper's tasks; all that comes of it goes to one folder."""
+    """Fine-tune a model on one of the paper's tasks; all that comes of it goes to one folder."""
     given = {name: value for name, value in locals().items() if value is not None}
     values = {n: v for n, v in given.items() if n not in ("config", "output", "resume", "quiet")}
     with one_line_errors():

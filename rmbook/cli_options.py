@@ -13,7 +13,12 @@ Run = Annotated[str | None, typer.Argument(help="Folder of a run.", show_default
 Model = _flag(str, "--model", text="Name on the hub, or folder.")
 Revision = _flag(str, "--revision", text="Commit or branch of the model on the hub.")
 Dtype = _flag(str, "--dtype", text="Of frozen weights: float32 (default), bfloat16, float16, float64.")
-Task = _flag(str, "--task", text="SST-2, RTE, CB, BoolQ, WSC, WiC, MultiRC, COPA, ReCoRD, SQuAD or DROP.")
+Task = _flag(
+    str,
+    "--task",
+    text="SST-2, RTE, CB, BoolQ, WSC, WiC, MultiRC, COPA, ReCoRD, SQuAD or DROP; for CLIP CIFAR10, GTSRB, MNIST, SVHN "
+    "or RESISC45.",
+)
 DataDir = _flag(str, "--data-dir", text="Folder with the task's original files, instead of the hub.")
 Method = _flag(
     str,
@@ -24,10 +29,13 @@ Ratio = _flag(float, "--ratio", text="Masks: trained entries / all parameters of
 Density = _flag(float, "--density", text="Masks: probability that an entry of a target matrix is trained.")
 Targets = _flag(str, "--targets", text="qv (default), attention, o_proj, mlp, all_linear, or layer names with commas.")
 Settings = _flag(list[str], "--set", text="A further setting of the method, as in --set rank=16.")
-LearningRate = _flag(float, "--learning-rate", "--lr", text="Of AdamW, constant.")
+LearningRate = _flag(float, "--learning-rate", "--lr", text="Of AdamW.")
 Epochs = _flag(int, "--epochs", text="Passes over the training records [5].")
 BatchSize = _flag(int, "--batch-size", text="Records a step, over all processes [8].")
 MicroBatchSize = _flag(int, "--micro-batch-size", text="Records computed at a time, to save memory.")
+Schedule = _flag(str, "--schedule", text="Of the learning rate: constant (default) or cosine.")
+WarmupSteps = _flag(int, "--warmup-steps", text="First steps, over which the learning rate rises [0].")
+MaxSteps = _flag(int, "--max-steps", text="The run ends after so many steps, if not after its epochs.")
 MaxGradNorm = _flag(float, "--max-grad-norm", text="The gradient is clipped to this norm [1].")
 WeightDecay = _flag(float, "--weight-decay", text="Of AdamW [0].")
 Dropout = _flag(float, "--dropout", text="Probability of all dropout layers [the model's own].")

@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM, CLIPConfig
 
 from rmbook.adapter import ADAPTER_FORMAT, AdapterCorruptError, read_adapter, read_safetensors
 from rmbook.architectures import conv1d_to_linear, resolve_targets
+from rmbook.clip_models import ClipClassifier, classifier_without_weights
 from rmbook.language_models import read_configuration
 from rmbook.masking import MaskRecipe
 from rmbook.masks import ratio_to_density
 from rmbook.methods import apply_method
+from rmbook.model_files import check_files, find_folder
+from rmbook.model_reading import read_config
 from rmbook.run_config import RunConfig
 from rmbook.run_folder import RunError, run_config
 from rmbook.targets import find_targets
@@ -42,10 +46,10 @@ def describe_method(model_name: str, **values) -> str:
     Raises:
         ModelError, ConfigError, MethodError, TargetError, ValueError: what came does not fit.
     """
-    with torch.device("meta"):
-        model = conv1d_to_linear(AutoModelForCausalLM.from_config(read_configuration(model_name)))
+    model = _without_weights(model_name)
     total = sum(parameter.numel() for parameter in model.parameters())
-    lines = [f"{model_name}: {type(model).__name__}, {total:,} parameters"]
+    encoder = " (the image encoder and its projection)" if isinstance(model, ClipClassifier) else ""
+    lines = [f"{model_name}: {type(model).__name__}, {total:,} parameters{encoder}"]
     if not values:
         return lines[0]
     config = RunConfig(model=model_name, task="RTE", learning_rate=1.0, **values)
@@ -62,6 +66,15 @@ def describe_method(model_name: str, **values) -> str:
     lines.append(f"{config.method} trains {trained:,} of them, ratio {trained / total:.6%}")
     lines.append(f"in {len(shapes)} layers ({', '.join(targets)}) at density {density:.6g}, seed {config.seed}")
     return "\n".join(lines)
+
+
+def _without_weights(model_name: str) -> nn.Module:
+    folder = find_folder(model_name, None, whole=False)
+    check_files(model_name, folder, whole=False)
+    if isinstance(config := read_config(model_name, folder), CLIPConfig):
+        return classifier_without_weights(config)
+    with torch.device("meta"):
+        return conv1d_to_linear(AutoModelForCausalLM.from_config(read_configuration(model_name)))
 
 
 def _run_lines(folder: Path) -> list[str]:

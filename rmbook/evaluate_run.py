@@ -9,17 +9,22 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from rmbook.base_models import load_for_task
 from rmbook.encoding import Encoding, start_token
 from rmbook.evaluation import predict
 from rmbook.files import replacing
 from rmbook.generation import generate_answers
-from rmbook.language_models import load_language_model, max_positions
+from rmbook.image_preprocessing import Preprocessing
+from rmbook.image_records import ImageRecord
+from rmbook.image_tasks import ImageTask
+from rmbook.language_models import max_positions
 from rmbook.metrics import task_score
 from rmbook.preparation import longest_prompt
 from rmbook.records import Record, load_records
 from rmbook.run_config import DTYPES, ConfigError, RunConfig, closest
 from rmbook.run_folder import load_run
 from rmbook.splits import sample_splits
+from rmbook.tasks import find_task
 
 SPLITS = ("test", "dev", "train", "validation")
 
@@ -46,7 +51,7 @@ def evaluate_run(
 
     Raises:
         ConfigError: what came is not enough, or too much.
-        Also what `load_run`, `load_language_model` and `load_records` raise.
+        Also what `load_run`, `load_for_task` and `load_records` raise.
     """
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}: {closest(split, SPLITS)}")
@@ -58,7 +63,7 @@ def evaluate_run(
         raise ConfigError("--task must be given for a model that no run trained.")
     model, tokenizer, config = _load(run, model_name, changes, dtype)
     records = _records(config, split)
-    longest = longest_prompt(model, config.max_length)
+    longest = None if isinstance(tokenizer, Preprocessing) else longest_prompt(model, config.max_length)
     with tqdm(total=len(records), unit="record", leave=False, disable=not progress) as bar:
         answers = predict(model, tokenizer, records, longest, bar.update)
     if predictions is not None:
@@ -72,7 +77,9 @@ def continue_text(run: str | None, model_name: str | None, text: str, max_new_to
     Raises:
         ConfigError: the text is empty, or too long for the model.
     """
-    model, tokenizer, _ = _load(run, model_name, {"task": "SQuAD"} if run is None else {}, dtype)
+    model, tokenizer, config = _load(run, model_name, {"task": "SQuAD"} if run is None else {}, dtype)
+    if isinstance(tokenizer, Preprocessing):
+        raise ConfigError(f"the run in {run} is of {config.task}, images: its model writes no text.")
     start = start_token(tokenizer, model.config.model_type)
     ids = ([] if start is None else [start]) + tokenizer.encode(text, add_special_tokens=False)
     if not text:
@@ -93,7 +100,7 @@ def _check_source(run: str | None, model_name: str | None) -> None:
 
 def _load(
     run: str | None, model_name: str | None, changes: dict, dtype: str | None
-) -> tuple[nn.Module, PreTrainedTokenizerBase, RunConfig]:
+) -> tuple[nn.Module, PreTrainedTokenizerBase | Preprocessing, RunConfig]:
     _check_source(run, model_name)
     if run is not None and dtype is not None:
         raise ConfigError("a run has its own dtype: leave out --dtype.")
@@ -101,13 +108,17 @@ def _load(
         raise ConfigError(f"unknown dtype {dtype!r}: {closest(dtype, DTYPES)}")
     if run is not None:
         model, tokenizer, config = load_run(run)
-        return model, tokenizer, dataclasses.replace(config, **changes)
+        changed = dataclasses.replace(config, **changes)
+        images = any(isinstance(find_task(task), ImageTask) for task in (config.task, changed.task))
+        if changed.task != config.task and images:  # a head of class names is one task's
+            raise ConfigError(f"the run in {run} is of {config.task} and cannot do {changed.task}: leave out --task.")
+        return model, tokenizer, changed
     # The method plays no part: a configuration must have one.
     config = RunConfig(model=model_name, learning_rate=1.0, method="full", dtype=dtype or "float32", **changes)
-    return *load_language_model(model_name, dtype=DTYPES[config.dtype]), config
+    return *load_for_task(config.task, model_name, dtype=DTYPES[config.dtype]), config
 
 
-def _records(config: RunConfig, split: str) -> Sequence[Record]:
+def _records(config: RunConfig, split: str) -> Sequence[Record | ImageRecord]:
     if split == "validation":
         return load_records(config.task, "validation", config.data_dir)
     train, validation = (load_records(config.task, name, config.data_dir) for name in ("train", "validation"))
@@ -116,7 +127,7 @@ def _records(config: RunConfig, split: str) -> Sequence[Record]:
     )
 
 
-def _write_predictions(path: Path, records: Sequence[Record], answers: Sequence) -> None:
+def _write_predictions(path: Path, records: Sequence[Record | ImageRecord], answers: Sequence) -> None:
     rows = (
         {"answer": answer, "right": list(record.answers or record.gold)}
         for record, answer in zip(records, answers, strict=True)

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rmbook.encoding import MAX_LENGTH, encode_options, encode_question, start_token
 from rmbook.generation import generate_answers
+from rmbook.image_preprocessing import Preprocessing
+from rmbook.image_records import ImageRecord
 from rmbook.objectives import Question
 from rmbook.records import Record
 from rmbook.scoring import score_options
 from rmbook.tasks import find_task
+
+EVALUATION_IMAGES = 128  # in memory at once
 
 
 def to_questions(
@@ -31,28 +36,43 @@ def to_questions(
 
 def predict(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[Record],
-    max_length: int = MAX_LENGTH,
+    tokenizer: PreTrainedTokenizerBase | Preprocessing,
+    records: Sequence[Record] | Sequence[ImageRecord],
+    max_length: int | None = MAX_LENGTH,
     advance: Callable[[int], None] | None = None,
 ) -> list[int] | list[str]:
     """What the model answers, for `rmbook.metrics.task_score`.
 
     Args:
+        tokenizer: of a model of images, its preprocessing.
         records: of one task.
-        max_length: longest prompt in tokens, generated ones included.
+        max_length: longest prompt in tokens, generated ones included; of no meaning for images.
         advance: called with the number of records as they are done.
 
     Returns:
-        For each record the number of the option with the largest mean log-probability; for SQuAD and DROP the text
-        that the model writes.
+        For each record the number of the option with the largest mean log-probability, or of the class with the
+        largest logit; for SQuAD and DROP the text that the model writes.
 
     Raises:
-        TaskError: as for `to_questions`.
+        TaskError: as for `to_questions`; an image is damaged.
     """
+    if isinstance(tokenizer, Preprocessing):
+        return _classify(model, tokenizer, records, advance)
     start = start_token(tokenizer, model.config.model_type)
     if find_task(records[0].task).generates:
         questions = [encode_question(record, tokenizer, start, max_length) for record in records]
         return generate_answers(model, tokenizer, questions, advance=advance)
     prompts = [encode_options(record, tokenizer, start, max_length) for record in records]
     return [int(scores.argmax()) for scores in score_options(model, prompts, advance=advance)]
+
+
+@torch.no_grad()
+def _classify(model, preprocessing, records, advance) -> list[int]:
+    model.eval()
+    device, answers = next(model.parameters()).device, []
+    for start in range(0, len(records), EVALUATION_IMAGES):
+        batch = preprocessing.batch(records[start : start + EVALUATION_IMAGES])
+        answers += model(batch["pixel_values"].to(device)).logits.argmax(-1).tolist()
+        if advance:
+            advance(len(batch["labels"]))
+    return answers

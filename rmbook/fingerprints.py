@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rmbook import __version__
-from rmbook.model_files import FILES, ModelError, find_folder
+from rmbook.image_records import original_files
+from rmbook.image_tasks import ImageTask
+from rmbook.model_files import FILES, ModelError, find_commit
 from rmbook.record_files import find_file
 from rmbook.run_config import RunConfig
 from rmbook.tasks import find_task
@@ -65,7 +67,7 @@ def run_key(config: RunConfig, identity: dict[str, str]) -> str:
 
 @functools.cache
 def data_fingerprint(task: str, data_dir: str | None) -> str:
-    """Of a task's records: a hash of its two original files, or the hub's repository and commit.
+    """Of a task's records: a hash of its two original files, of all images, or the hub's repository and commit.
 
     Raises:
         TaskError: a file is missing.
@@ -73,7 +75,11 @@ def data_fingerprint(task: str, data_dir: str | None) -> str:
     found = find_task(task)
     if data_dir is None:
         return f"{found.repository}/{found.configuration or ''}@{found.revision}"
-    return _of_files({split: find_file(found, split, Path(data_dir)) for split in ("train", "validation")})
+    splits = ("train", "validation")
+    if isinstance(found, ImageTask):
+        files = {split: original_files(found, split, data_dir) for split in splits}
+        return _of_files({f"{split}/{name}": path for split in splits for name, path in files[split].items()})
+    return _of_files({split: find_file(found, split, Path(data_dir)) for split in splits})
 
 
 @functools.cache
@@ -86,7 +92,7 @@ def weights_fingerprint(model: str, revision: str | None) -> tuple[str, str | No
     Raises:
         ModelError: no such model, or the hub is out of reach and its cache does not say which commit it is.
     """
-    folder = find_folder(model, revision, whole=False)
+    folder = find_commit(model, revision)
     if Path(model).expanduser().is_dir():
         names = sorted(path.name for path in folder.iterdir() if any(fnmatch.fnmatch(path.name, f) for f in FILES))
         return _of_files({name: folder / name for name in names}), None

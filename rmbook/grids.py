@@ -31,7 +31,7 @@ PARTS = ("description", "fixed", "axes", "except")
 # Tables and figures whose runs are those of another one, or among them.
 SAME_RUNS = dict.fromkeys(("table6", "table7", "fig1", "fig6", "fig7", "fig8", "fig9", "fig11"), "table5")
 SAME_RUNS |= {"table9": "table8", "fig4a": "fig3", "fig4c": "fig3", "fig5": "table8", "fig10": "fig4b"}
-VISION = ("table2",)
+SAME_RUNS |= {f"{name}-tiny": f"{other}-tiny" for name, other in SAME_RUNS.items()}
 
 
 def ready_made() -> dict[str, str]:
@@ -50,8 +50,6 @@ def read_grid(source: str | os.PathLike) -> dict:
     name, paths = str(source), {path.stem: path for path in _files()}
     path = paths.get(SAME_RUNS.get(name, name))
     if path is None:
-        if name in VISION:
-            raise ConfigError(f"{name} is of image classification, which `rmbook train` does not do.")
         if not Path(name).is_file():
             known = closest(name, [*paths, *SAME_RUNS])
             raise ConfigError(f"{name} is neither a file nor a ready-made grid: {known}")

@@ -70,7 +70,7 @@ def halving_steps(runs: Sequence[PlannedRun], progress: dict[str, Progress]) -> 
     for run in runs:
         rates.setdefault(float(run.config["learning_rate"]), []).append(run)
     epochs = runs[0].config["epochs"]
-    right = find_task(runs[0].config["task"]).objective == "options"
+    right = find_task(runs[0].config["task"]).objective != "answer"
     for rung in [*rungs(epochs), epochs]:
         waiting = [(run, rung) for part in rates.values() for run in part if not _reached(run, rung, epochs, progress)]
         if waiting or rung == epochs:

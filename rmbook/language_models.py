@@ -4,24 +4,28 @@ What `transformers` would only warn of, such as weights that the file lacks and 
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 
 from rmbook.architectures import conv1d_to_linear
 from rmbook.files import replacing_folder
-from rmbook.model_files import KNOWN_MODELS, ModelError, check_files, find_folder, first_line, quiet, share
+from rmbook.model_files import KNOWN_MODELS, PREPROCESSING, ModelError, check_files, find_folder, quiet, share
+from rmbook.model_reading import read_config, read_model, read_tokenizer
 
+_WANTED = "a causal language model"
 __all__ = [
     "KNOWN_MODELS",
     "ModelError",
@@ -60,9 +64,10 @@ def load_language_model(
     folder = find_folder(name, revision)
     check_files(name, folder)
     config = _read_config(name, folder)
-    tokenizer = _read_tokenizer(name, folder)
+    tokenizer = read_tokenizer(name, folder)
     onto = {"device_map": {"": device}} if device.type == "cuda" else {}
-    model = _read_model(name, folder, config=config, dtype=dtype, use_safetensors=True, **onto)
+    settings = {"config": config, "dtype": dtype, "use_safetensors": True} | onto
+    model = read_model(name, folder, AutoModelForCausalLM, _WANTED, **settings)
     return conv1d_to_linear(model).to(device), tokenizer
 
 
@@ -79,9 +84,9 @@ def read_configuration(name: str | os.PathLike, revision: str | None = None) -> 
 
 
 def convert_checkpoint(name: str | os.PathLike, folder: str | os.PathLike) -> Path:
-    """Write a model whose weights are only in pytorch_model.bin, as OPT's on the hub, as safetensors; the same dtypes.
+    """Write a model whose weights are only in pytorch_model.bin, as OPT's and CLIP's on the hub, as safetensors.
 
-    torch reads the old file with weights_only=True, so that nothing in it runs.
+    The dtypes stay. torch reads the old file with weights_only=True, so that nothing in it runs.
 
     Args:
         name: a local folder, or a repository of the hub, which is downloaded.
@@ -92,12 +97,16 @@ def convert_checkpoint(name: str | os.PathLike, folder: str | os.PathLike) -> Pa
         OSError: the hub or a file is out of reach, or `folder` has content.
     """
     name, folder = os.fspath(name), Path(folder)
-    config = _read_config(name, name)
+    images = isinstance(config := read_config(name, name), CLIPConfig)
+    kind = (CLIPModel, "a CLIP model") if images else (AutoModelForCausalLM, _WANTED)
+    config = config if images else _read_config(name, name)
     with replacing_folder(folder) as temporary:
-        model = _read_model(name, name, config=config, dtype="auto", use_safetensors=False, weights_only=True)
+        model = read_model(name, name, *kind, config=config, dtype="auto", use_safetensors=False, weights_only=True)
         with quiet():
             model.save_pretrained(temporary)
-        _read_tokenizer(name, name).save_pretrained(temporary)
+        if images:
+            shutil.copy(cached_file(name, PREPROCESSING), temporary)
+        read_tokenizer(name, name).save_pretrained(temporary)
         share(temporary)
     return folder
 
@@ -112,16 +121,7 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 
 def _read_config(name: str, folder: str | Path) -> PretrainedConfig:
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - a dozen kinds; all mean a config.json that cannot be used
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{name}: its config.json asks for code of its own (auto_map), which is never run here; "
-                "give a model that transformers itself knows."
-            ) from None
-        raise ModelError(f"{name}: config.json cannot be used ({first_line(error)}): get it again.") from None
+    config = read_config(name, folder)
     kind, family = type(config), config.model_type
     # Encoders such as BERT have a class for causal language modelling, too, but their weights are of no use in it.
     encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
@@ -130,33 +130,3 @@ def _read_config(name: str, folder: str | Path) -> PretrainedConfig:
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{name} is quantized, which cannot be trained here: give the model as it was before.")
     return config
-
-
-def _read_tokenizer(name: str, folder: str | Path) -> PreTrainedTokenizerBase:
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - damaged files show as errors of three libraries
-        raise ModelError(f"{name}: its tokenizer cannot be read ({first_line(error)}): get its files again.") from None
-
-
-def _read_model(name: str, folder: str | Path, **settings) -> PreTrainedModel:
-    with quiet():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True, **settings
-        )
-    for key, in_file, in_model in info["mismatched_keys"]:
-        raise ModelError(
-            f"{name}: {key} has shape {tuple(in_file)} in the weights, but {tuple(in_model)} by config.json: "
-            "the two belong to different models; get both from one place."
-        )
-    # Weights that the model has no place for mean another config.json; buffers that old versions saved do not.
-    unexpected = [key for key in info["unexpected_keys"] if key.endswith(".weight")]
-    for what, keys in (("lack", info["missing_keys"]), ("have, though config.json has no place for it,", unexpected)):
-        if keys:
-            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ModelError(
-                f"{name}: the weights {what} {min(keys)}{more}: this is no complete {type(model).__name__}; "
-                "get a causal language model whose config.json and weights belong together."
-            )
-    return model

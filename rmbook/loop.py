@@ -16,6 +16,7 @@ from rmbook.applied import AppliedMethod
 from rmbook.checkpoint import Checkpoint, CheckpointError, TrainingInterrupted, optimizer_tensors, restore_optimizer
 from rmbook.objectives import Objective
 from rmbook.results import peak_memory
+from rmbook.schedule import schedule_share
 
 if TYPE_CHECKING:
     from rmbook.training import TrainingConfig
@@ -68,7 +69,7 @@ class TrainingLoop:
         )
         self.model, self.optimizer = accelerator.prepare(method.model, optimizer)
         self.best = self._weights()
-        self.stop, self.due, self.speed = False, False, 0.0
+        self.stop, self.due, self.speed, self.last_step = False, False, 0.0, 0
 
     def run(self, train_data: Sequence, dev_data: Sequence, progress: bool) -> TrainingState:
         """All epochs, from wherever the checkpoint is; at the end the model has the best epoch's weights."""
@@ -80,7 +81,7 @@ class TrainingLoop:
                 self.state.seconds = earlier + time.perf_counter() - started
                 if self.checkpoint and (keep or self.stop or self.due):
                     self._save()
-                if self.stop and self.state.epoch <= self.config.epochs:
+                if self.stop and not self._over():
                     raise TrainingInterrupted(f"stopped after step {self.state.step}.")
             self.state.seconds = earlier + time.perf_counter() - started
             self._load_weights(self.best)
@@ -97,12 +98,11 @@ class TrainingLoop:
         )
         for _ in range(1, state.epoch):  # epochs that are done: draw what they drew
             list(order)
-        with tqdm(
-            total=config.epochs * len(order), initial=state.step, unit="step", leave=False, disable=not progress
-        ) as bar:
-            while state.epoch <= config.epochs and state.status == "completed":
+        self.last_step = config.steps(len(train_data))
+        with tqdm(total=self.last_step, initial=state.step, unit="step", leave=False, disable=not progress) as bar:
+            while not self._over() and state.status == "completed":
                 self.model.train()
-                for indices in list(order)[state.batch :]:
+                for indices in list(order)[state.batch :][: self.last_step - state.step]:
                     if not self._step([train_data[index] for index in indices]):
                         state.status = "diverged"
                         return
@@ -112,6 +112,16 @@ class TrainingLoop:
                 self._finish_epoch(dev_data)
                 bar.set_postfix_str(self._postfix())
                 yield True
+
+    def _over(self) -> bool:
+        """Whether all steps are taken and the last epoch is finished."""
+        return self.state.step >= self.last_step and self.state.batch == 0
+
+    def _set_learning_rate(self) -> None:
+        config = self.config
+        share = schedule_share(self.state.step, self.last_step, config.schedule, config.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * config.learning_rate
 
     def _step(self, examples: list) -> bool:
         """One optimiser step on a batch; False, and nothing is changed, where loss or gradient are not finite."""
@@ -137,6 +147,7 @@ class TrainingLoop:
         # A gradient scaler (fp16) finds its scale by infinite gradients, and skips those steps.
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
             return False
+        self._set_learning_rate()
         self.optimizer.step()
         self.state.step, self.state.batch = self.state.step + 1, self.state.batch + 1
         self.method.after_step(self.state.step)
@@ -217,7 +228,8 @@ class TrainingLoop:
             return
         info, tensors = found
         # The size of parts changes the memory and not the step: a run that needed too much may go on with smaller ones.
-        if info["config"] | {"micro_batch_size": self.config.micro_batch_size} != asdict(self.config):
+        saved = asdict(type(self.config)(**info["config"] | {"micro_batch_size": self.config.micro_batch_size}))
+        if saved != asdict(self.config):  # older files lack settings that then had one value, today's default
             raise CheckpointError(
                 f"{self.checkpoint.path} is of a run with other settings, {info['config']}: use these, or remove it."
             )

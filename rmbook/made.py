@@ -1,20 +1,26 @@
 """Models and records that are made on this machine, for grids that need no network: "made:opt", "made:sentences"."""
 
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
 from rmbook.digits import cache_folder
 from rmbook.files import replacing_folder
 from rmbook.fingerprints import source_fingerprint
 from rmbook.offline_files import tiny_checkpoint, write_generated_records
 from rmbook.run_config import ConfigError, closest
+from rmbook.tiny_clip import make_tiny_clip, write_digits
 
-MADE = ("made:opt", "made:llama", "made:sentences")
+MADE = ("made:opt", "made:llama", "made:sentences", "made:clip", "made:digits")
 SENTENCES = {"train": 2000, "test": 1000}
 
 
 def resolve(name: str) -> str:
-    """The folder that "made:opt", "made:llama" (checkpoints) or "made:sentences" (records of SST-2) stands for.
+    """The folder that a name stands for.
 
-    It is made when it is first asked for, some 10 s for a checkpoint, and then kept in rmbook's cache. Other names are
-    given back as they are.
+    "made:opt", "made:llama" and "made:clip" are checkpoints, "made:sentences" records of SST-2, "made:digits" mirrored
+    digits in MNIST's files. Each is made when it is first asked for, some 10 s for a checkpoint, and then kept in
+    rmbook's cache. Other names are given back as they are.
 
     Raises:
         ConfigError: it begins with "made:" and is none of these.
@@ -23,15 +29,25 @@ def resolve(name: str) -> str:
         return name
     if name not in MADE:
         raise ConfigError(f"{name} cannot be made: {closest(name, MADE)}")
-    if name != "made:sentences":
-        return str(tiny_checkpoint(name.removeprefix("made:")))
-    folder = cache_folder() / f"made-sentences-{source_fingerprint('offline_files')[:8]}"
+    kind = name.removeprefix("made:")
+    if kind == "sentences":
+        return str(_kept("made-sentences", "offline_files", functools.partial(write_generated_records, **SENTENCES)))
+    if kind == "clip":
+        return str(_kept("made-clip", "tiny_clip", make_tiny_clip))
+    if kind == "digits":
+        return str(_kept("made-digits", "tiny_clip", write_digits))
+    return str(tiny_checkpoint(kind))
+
+
+def _kept(name: str, module: str, write: Callable[[Path], object]) -> Path:
+    """A folder in the cache, written if it is not there yet, by this or earlier code of the module."""
+    folder = cache_folder() / f"{name}-{source_fingerprint(module)[:8]}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             with replacing_folder(folder) as temporary:
-                write_generated_records(temporary, **SENTENCES)
+                write(temporary)
         except OSError:  # another process was faster
             if not folder.is_dir():
                 raise
-    return str(folder)
+    return folder

@@ -1,4 +1,4 @@
-"""Where the files of a language model are, in a folder, the hub's cache or the hub itself, and whether they are whole.
+"""Where the files of a model are, in a folder, the hub's cache or the hub itself, and whether they are whole.
 
 Only safetensors count as weights: other formats can run code when they are read.
 """
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 KNOWN_MODELS = (  # the paper's first, then open ones whose layers rmbook.architectures names
     *(f"facebook/opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")),
     *(f"meta-llama/Llama-2-{size}-hf" for size in ("7b", "13b", "70b")),
+    *(f"openai/clip-vit-{name}" for name in ("base-patch16", "base-patch32", "large-patch14")),
     *(f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")),
     *(f"meta-llama/Llama-3.2-{size}" for size in ("1B", "3B")),
     *(f"Qwen/Qwen2.5-{size}" for size in ("0.5B", "1.5B", "3B", "7B")),
@@ -26,16 +27,18 @@ KNOWN_MODELS = (  # the paper's first, then open ones whose layers rmbook.archit
     "mistralai/Mistral-7B-v0.3",
 )
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
+PREPROCESSING = "preprocessor_config.json"  # of models of images
 FILES = (  # what is downloaded: neither other formats of the weights nor the second copies that some repositories have
     *("config.json", "generation_config.json", SAFE, SAFE_INDEX, "model-*.safetensors"),
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    PREPROCESSING,
 )
 CONVERTER = "SFconvertbot"
 ANSWER_SECONDS = 5.0  # how long a hub that does not answer is waited for
 
 
 class ModelError(ValueError):
-    """A language model cannot be loaded; one line that says what came, what was expected and what to do."""
+    """A model cannot be loaded; one line that says what came, what was expected and what to do."""
 
 
 def find_folder(name: str, revision: str | None, whole: bool = True) -> Path:
@@ -96,6 +99,27 @@ def find_folder(name: str, revision: str | None, whole: bool = True) -> Path:
         ) from None
     except Exception as error:  # noqa: BLE001 - offline shows as any of a dozen errors of three libraries
         raise ModelError(_out_of_reach(name, revision, problem, first_line(error))) from None
+
+
+def find_commit(name: str, revision: str | None) -> Path:
+    """The folder of config.json of what `find_folder` would load: it can be the hub's conversion to safetensors.
+
+    No weights are downloaded. A run that is planned keeps this folder's commit as its revision.
+
+    Raises:
+        ModelError: as `find_folder` with whole=False.
+    """
+    folder = find_folder(name, revision, whole=False)
+    local = Path(name).expanduser().is_dir()
+    if local or revision or not _problem({path.name for path in folder.iterdir()}, name, whole=True):
+        return folder
+    with contextlib.suppress(Exception):  # the hub is out of reach: the run itself will say what is missing
+        if cached := _cached_conversions(name):
+            return _snapshot(name, cached[0], whole=False, local_files_only=True)
+        info = huggingface_hub.model_info(name, revision=folder.name, timeout=ANSWER_SECONDS)
+        if _problem({file.rfilename for file in info.siblings}, name, whole=True) and (offered := _conversion(name)):
+            return find_folder(name, offered, whole=False)
+    return folder
 
 
 def _snapshot(name: str, revision: str | None, whole: bool, **arguments) -> Path:

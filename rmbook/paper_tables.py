@@ -34,6 +34,7 @@ TEST_RECORDS = {
     "SQuAD": 1000,
     "DROP": 1000,
 }
+TEST_IMAGES = {"CIFAR10": 10000, "GTSRB": 12630, "MNIST": 10000, "SVHN": 26032, "RESISC45": 6300}  # all there are
 _NAMES = {"full": "full", "lora": "LoRA", "adalora": "AdaLoRA", "adapter": "adapter", "prefix": "prefix",
           "bitfit": "BitFit", "random_masking": "mask", "structured_masking": "structured"}  # fmt: skip
 

@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rmbook.architectures import block_layers, find_architecture
+from rmbook.targets import TargetError
 
 ATTENTION = "rmbook_prefix"
 
@@ -78,11 +79,15 @@ def add_prefix(model: nn.Module, *, seed: int = 0, length: int = 5, words: Seque
         words: token ids to start from, instead of random ones; as many as `length` says.
 
     Raises:
-        TargetError: the architecture is unknown.
+        TargetError: the architecture is unknown, or the model takes no words.
         ValueError: length is not a positive integer or not the number of words, or a word is not in the vocabulary.
     """
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ValueError(f"length must be a positive integer, got {length!r}.")
+    if getattr(model, "main_input_name", "input_ids") != "input_ids":
+        raise TargetError(
+            f"a prefix starts from words, which {type(model).__name__} does not take: use another method."
+        )
     if words is not None and len(words) != length:
         raise ValueError(f"the prefix has {length} positions, but {len(words)} words were given to start from.")
     if words is not None and not all(0 <= word < model.config.vocab_size for word in words):

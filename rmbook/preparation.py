@@ -1,6 +1,5 @@
 """Everything that a run needs, loaded and checked before anything is written."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,13 +12,16 @@ from transformers import PreTrainedTokenizerBase
 
 from rmbook.adapter import base_fingerprint
 from rmbook.applied import AppliedMethod
-from rmbook.base_models import BaseModels
+from rmbook.base_models import BaseModels, load_for_task
 from rmbook.encoding import MAX_LENGTH
 from rmbook.evaluation import predict, to_questions
-from rmbook.language_models import load_language_model, max_positions
+from rmbook.image_preprocessing import Preprocessing
+from rmbook.image_records import ImageRecord
+from rmbook.image_tasks import ImageTask
+from rmbook.language_models import max_positions
 from rmbook.methods import apply_method
 from rmbook.metrics import task_score
-from rmbook.objectives import Question
+from rmbook.objectives import Answering, Classification, Objective, OptionChoice, Question
 from rmbook.records import Record, load_records
 from rmbook.run_config import DTYPES, ConfigError, RunConfig
 from rmbook.splits import Splits, sample_splits
@@ -34,11 +36,12 @@ class PreparedRun:
         config: the settings.
         accelerator: the processes and the device.
         model: with the method applied.
-        tokenizer: of the model.
+        tokenizer: of the model; of one of images, its preprocessing.
         method: what was applied.
         splits: the records.
-        questions: train and dev records with their tokens.
-        max_length: longest prompt in tokens.
+        questions: train and dev records with their tokens; images as they are.
+        objective: what is minimised.
+        max_length: longest prompt in tokens; None for images.
         fingerprint: of the base model, for methods that are no masks.
         bases: what the model was taken from, if it is to be put back.
     """
@@ -46,11 +49,12 @@ class PreparedRun:
     config: RunConfig
     accelerator: Accelerator
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | Preprocessing
     method: AppliedMethod
     splits: Splits
-    questions: dict[str, list[Question]]
-    max_length: int
+    questions: dict[str, list[Question] | list[ImageRecord]]
+    objective: Objective
+    max_length: int | None
     fingerprint: str | None
     bases: BaseModels | None = None
 
@@ -70,14 +74,18 @@ def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedR
     splits = sample_splits(*records, config.seed, config.train_size, config.dev_size, config.test_size)
     AcceleratorState._reset_state()  # it keeps one precision a process, where a notebook may want another run's
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    model, tokenizer = (bases.take if bases else load_language_model)(
-        config.model, dtype=DTYPES[config.dtype], device=accelerator.device, revision=config.revision
-    )
-    longest = longest_prompt(model, config.max_length)
-    questions = {
-        "train": to_questions(splits.train, model, tokenizer, longest),
-        "dev": to_questions(splits.dev, model, tokenizer, longest),
-    }
+    place = {"dtype": DTYPES[config.dtype], "device": accelerator.device, "revision": config.revision}
+    if bases:
+        model, tokenizer = bases.take(config.model, task=task.name, **place)
+    else:
+        model, tokenizer = load_for_task(task.name, config.model, **place)
+    parts = {"train": splits.train, "dev": splits.dev}
+    if isinstance(task, ImageTask):  # a batch's images are decoded when it is made
+        longest, objective = None, Classification(tokenizer.batch)
+    else:
+        longest = longest_prompt(model, config.max_length)
+        objective = Answering() if task.objective == "answer" else OptionChoice()
+        parts = {name: to_questions(part, model, tokenizer, longest) for name, part in parts.items()}
     if config.dropout is not None:
         set_dropout(model, config.dropout)
     masks = config.method.endswith("_masking")
@@ -93,7 +101,9 @@ def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedR
     )
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return PreparedRun(config, accelerator, model, tokenizer, method, splits, questions, longest, fingerprint, bases)
+    return PreparedRun(
+        config, accelerator, model, tokenizer, method, splits, parts, objective, longest, fingerprint, bases
+    )
 
 
 def longest_prompt(model: nn.Module, wanted: int | None) -> int:
@@ -117,11 +127,11 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 def _settings(config: RunConfig, examples: int) -> dict:
     settings = dict(config.settings)
     if config.method == "adalora" and "initial_rank" in settings:  # its schedule needs to know the run's length
-        settings.setdefault("total_steps", config.epochs * math.ceil(examples / config.batch_size))
+        settings.setdefault("total_steps", config.training().steps(examples))
     return settings
 
 
-def score_records(prepared: PreparedRun, records: Sequence[Record], progress: bool) -> dict[str, float]:
+def score_records(prepared: PreparedRun, records: Sequence[Record | ImageRecord], progress: bool) -> dict[str, float]:
     """The task's metric over records, which the processes share."""
     accelerator = prepared.accelerator
     own = records[accelerator.process_index :: accelerator.num_processes]

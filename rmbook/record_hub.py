@@ -1,5 +1,6 @@
 """Rows of the tasks from the Hugging Face hub: parquet files at a pinned commit, read by the package `datasets`."""
 
+from rmbook.image_tasks import ImageTask
 from rmbook.tasks import Task, TaskError
 
 
@@ -11,12 +12,30 @@ def hub_rows(task: Task, split: str) -> tuple[str, list[dict]]:
         rows: one dict a row.
 
     Raises:
-        TaskError: `datasets` is not installed; the hub is out of reach and its cache has no copy; columns are missing.
+        TaskError: as `hub_table`.
     """
     if split not in task.files:
         raise TaskError(f"split must be train or validation, got {split!r}.")
-    files = " and ".join(task.files.values())
-    instead = f"or give data_dir (--data-dir), a folder with {task.name}'s original files ({files})"
+    source, table = hub_table(task, split, f"original files ({' and '.join(task.files.values())})")
+    return source, list(table)
+
+
+def hub_table(task: Task | ImageTask, split: str, files: str):
+    """The `datasets.Dataset` of one split with the task's columns.
+
+    Args:
+        task: which task.
+        split: as the hub calls it.
+        files: what a folder would have to hold instead, for messages.
+
+    Returns:
+        source: repository, configuration and split, for messages.
+        table: its rows are read when they are asked for.
+
+    Raises:
+        TaskError: `datasets` is not installed; the hub is out of reach and its cache has no copy; columns are missing.
+    """
+    instead = f"or give data_dir (--data-dir), a folder with {task.name}'s {files}"
     try:
         import datasets
     except ImportError:
@@ -36,4 +55,4 @@ def hub_rows(task: Task, split: str) -> tuple[str, list[dict]]:
             f"{name} has no column {', '.join(missing)}, only {', '.join(table.column_names)}: "
             f"{task.name} needs {', '.join(task.columns)}."
         )
-    return f"{name}, {split}", list(table.select_columns(list(task.columns)))
+    return f"{name}, {split}", table.select_columns(list(task.columns))

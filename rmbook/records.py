@@ -1,8 +1,10 @@
-"""Records of the eleven tasks in one form, whether they come from original files or from the hub."""
+"""Records of the tasks in one form, whether they come from original files or from the hub."""
 
 import os
 from dataclasses import dataclass
 
+from rmbook.image_records import ImageRecord, load_images
+from rmbook.image_tasks import ImageTask
 from rmbook.record_files import read_rows
 from rmbook.record_hub import hub_rows
 from rmbook.tasks import Task, TaskError, find_task
@@ -27,8 +29,8 @@ class Record:
     answers: tuple[str, ...] = ()
 
 
-def load_records(name: str, split: str, data_dir: str | os.PathLike | None = None) -> list[Record]:
-    """All records of a split, in the order of the original file.
+def load_records(name: str, split: str, data_dir: str | os.PathLike | None = None) -> list[Record] | list[ImageRecord]:
+    """All records of a split, in the order of the original file; of a set of images, see `load_images`.
 
     Args:
         name: of the task.
@@ -39,6 +41,8 @@ def load_records(name: str, split: str, data_dir: str | os.PathLike | None = Non
         TaskError: unknown task, files that are missing or of another form, an empty split, labels out of range, no hub.
     """
     task = find_task(name)
+    if isinstance(task, ImageTask):
+        return load_images(task, split, data_dir)
     source, rows = hub_rows(task, split) if data_dir is None else read_rows(task, split, data_dir)
     if not rows:
         raise TaskError(f"{source} holds no records: get {task.name}'s {split} split again.")

@@ -172,7 +172,7 @@ def _models(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _paper_order(column: str) -> list[str]:
-    return list(load_paper_table(5)[column].unique())
+    return list(pd.concat([load_paper_table(5), load_paper_table(2)])[column].unique())
 
 
 def _title(model: str, rows: pd.DataFrame) -> str:

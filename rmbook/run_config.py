@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from rmbook.image_tasks import ImageTask
 from rmbook.learning_rate import suggest_learning_rate
 from rmbook.methods import METHODS
 from rmbook.tasks import find_task
@@ -30,19 +31,22 @@ class RunConfig:
 
     Attributes:
         model: name on the hub, or folder.
-        task: one of the eleven; see `rmbook.tasks`.
-        learning_rate: of AdamW, constant.
+        task: one of the eleven, see `rmbook.tasks`, or a set of images, see `rmbook.image_tasks`. The paper's settings
+            for images are not the defaults: they are in the ready-made grid table2.
+        learning_rate: of AdamW.
         method: see `rmbook.methods.apply_method`.
-        ratio: trained entries / all parameters of the model (masks only). Give this or density.
+        ratio: trained entries / all parameters of the model (masks only); of CLIP, of the image encoder with its
+            projection. Give this or density.
         density: probability that an entry of a target matrix is trained (masks only).
         targets: preset or names of the target layers; the method's own if None.
         settings: further settings of the method, such as {"rank": 16}.
         revision: commit or branch of the model on the hub.
         data_dir: folder with the task's original files; None reads the hub's.
         seed: of the records drawn, the mask, the order of the batches and dropout.
-        epochs, batch_size, micro_batch_size, max_grad_norm, weight_decay: see `rmbook.TrainingConfig`.
+        epochs, batch_size, micro_batch_size, max_grad_norm, weight_decay, schedule, warmup_steps, max_steps: see
+            `rmbook.TrainingConfig`.
         train_size, dev_size, test_size: see `rmbook.splits.sample_splits`.
-        max_length: longest prompt in tokens; 2,048 or what the model can take if None.
+        max_length: longest prompt in tokens; 2,048 or what the model can take if None. Not for images.
         dtype: of the frozen weights: float32, bfloat16, float16 or float64.
         mixed_precision: "no", "bf16" or "fp16": computation under autocast, as `accelerate` does it.
         gradient_checkpointing: compute activations twice instead of keeping them.
@@ -73,6 +77,9 @@ class RunConfig:
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
     dropout: float | None = None
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    max_steps: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "task", find_task(self.task).name)
@@ -105,6 +112,8 @@ class RunConfig:
             optional = value is None and name in ("dev_size", "max_length")
             if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        if self.max_length is not None and isinstance(find_task(self.task), ImageTask):
+            raise ConfigError(f"max_length is of prompts, and {self.task} has none: leave it out.")
 
     def training(self) -> TrainingConfig:
         """The settings of the training loop."""

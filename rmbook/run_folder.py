@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rmbook.base_models import load_for_task
 from rmbook.files import replacing
-from rmbook.language_models import load_language_model
+from rmbook.image_preprocessing import Preprocessing
 from rmbook.run_config import DTYPES, RunConfig, make_config
 from rmbook.trained import load_trained
 
@@ -33,8 +34,10 @@ def run_config(folder: Path) -> RunConfig:
         raise RunError(f"{folder / 'config.json'} is damaged ({error}): start the run again.") from None
 
 
-def load_run(folder: str | os.PathLike) -> tuple[nn.Module, PreTrainedTokenizerBase, RunConfig]:
+def load_run(folder: str | os.PathLike) -> tuple[nn.Module, PreTrainedTokenizerBase | Preprocessing, RunConfig]:
     """The base model of a finished run with what the run trained, in evaluation mode, its tokenizer and settings.
+
+    For a task of images, CLIP's image encoder with the task's head, and its preprocessing instead of a tokenizer.
 
     Raises:
         RunError: there is no run in the folder, or it is not finished, or it diverged before its first epoch ended.
@@ -45,7 +48,7 @@ def load_run(folder: str | os.PathLike) -> tuple[nn.Module, PreTrainedTokenizerB
     if not (folder / "adapter.safetensors").exists():
         why = "diverged" if (folder / "result.json").exists() else f"not finished: rmbook train --resume {folder}"
         raise RunError(f"the run in {folder} has no adapter.safetensors: it is {why}.")
-    model, tokenizer = load_language_model(config.model, dtype=DTYPES[config.dtype], revision=config.revision)
+    model, tokenizer = load_for_task(config.task, config.model, dtype=DTYPES[config.dtype], revision=config.revision)
     load_trained(model, folder / "adapter.safetensors")
     return model.eval(), tokenizer, config
 

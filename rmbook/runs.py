@@ -16,7 +16,6 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from rmbook.base_models import BaseModels
 from rmbook.checkpoint import Checkpoint, TrainingInterrupted
-from rmbook.objectives import Answering, OptionChoice
 from rmbook.preparation import PreparedRun, prepare_run, score_records
 from rmbook.results import peak_memory, stamp, write_json
 from rmbook.run_config import RunConfig
@@ -108,7 +107,6 @@ def _run(
 ) -> dict:
     config, accelerator = prepared.config, prepared.accelerator
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", writes=accelerator.is_main_process)
-    objective = Answering() if find_task(config.task).objective == "answer" else OptionChoice()
     metrics = MetricsFile(folder / "metrics.jsonl", *checkpoint.progress(), writes=accelerator.is_main_process)
     with _explaining_memory(config, folder):
         with metrics as log, checkpoint.catching_signals(), _saying_how_to_go_on(folder):
@@ -117,7 +115,7 @@ def _run(
                 prepared.questions["train"],
                 prepared.questions["dev"],
                 config.training(),
-                objective=objective,
+                objective=prepared.objective,
                 method=prepared.method,
                 accelerator=accelerator,
                 checkpoint=checkpoint,
@@ -140,9 +138,8 @@ def _run(
 def _result(prepared: PreparedRun, outcome: TrainingResult, test: dict | None, metrics: MetricsFile) -> dict:
     steps = [row for row in metrics.rows() if "tokens" in row]
     tokens, seconds = sum(row["tokens"] for row in steps), sum(row["seconds"] for row in steps)
-    encoded = {
-        name: [option for question in part for option in question.options] for name, part in prepared.questions.items()
-    }
+    questions = [question for part in prepared.questions.values() for question in part]
+    encoded = [option for question in questions for option in getattr(question, "options", ())]  # images have none
     return {
         "status": outcome.status,
         "config": prepared.config.to_dict(),
@@ -151,7 +148,7 @@ def _result(prepared: PreparedRun, outcome: TrainingResult, test: dict | None, m
         "ratio": prepared.method.ratio,
         "records": {name: len(getattr(prepared.splits, name)) for name in ("train", "dev", "test")},
         "max_length": prepared.max_length,
-        "cut_prompts": sum(option.cut > 0 for part in encoded.values() for option in part),
+        "cut_prompts": sum(option.cut > 0 for option in encoded),
         "steps": outcome.steps,
         "best_epoch": outcome.best_epoch,
         "history": [finite(row) for row in outcome.history],
@@ -196,5 +193,5 @@ def _explaining_memory(config: RunConfig, folder: Path | None = None) -> Iterato
         advice += [] if config.gradient_checkpointing else ["--gradient-checkpointing"]
         onward = f" `rmbook train --resume {folder}` goes on, with either of these." if folder and advice else ""
         advice += [] if config.dtype in ("bfloat16", "float16") else ["a new run with --dtype bfloat16"]
-        advice += ["a new run with a smaller --max-length"]
+        advice += ["a new run with a smaller --max-length"] if find_task(config.task).objective != "classes" else []
         raise MemoryShortage(f"out of memory: use {', or '.join(advice)}.{onward}") from None

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import MISSING
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ COUNTED = ("trainable", "total", "cut_prompts", "steps", "epochs_finished", "bes
 LOSSES = ("train_loss", "dev_loss", "dev_accuracy")
 SHARES = ("trained_ratio", *LOSSES, "accuracy", "f1")
 SPEED = ("seconds", "tokens_per_second", "peak_memory", "processes", "attempts")
+DEFAULTS = {entry.name: entry.default for entry in dataclasses.fields(RunConfig) if entry.default is not MISSING}
 PLACE = ("date", "commit", "hardware")
 
 
@@ -74,7 +76,7 @@ def _columns(timing: bool) -> list[str]:
 
 
 def _row(row: dict, timing: bool) -> dict:
-    config, result = row["config"], row["result"] or {}
+    config, result = DEFAULTS | row["config"], row["result"] or {}
     cells = {name: value for name, value in config.items() if name != "data_dir"}
     if Path(config["model"]).is_absolute():
         cells["model"] = Path(config["model"]).name

@@ -3,6 +3,8 @@
 import difflib
 from dataclasses import dataclass, field
 
+from rmbook.image_tasks import IMAGE_TASKS, ImageTask
+
 
 class TaskError(ValueError):
     """A task, its records or its prompts cannot be used; one line that says what to do."""
@@ -105,18 +107,18 @@ _TASKS = (
 TASKS = {task.name: task for task in _TASKS}
 
 
-def find_task(name: str) -> Task:
-    """The task of a name; capitals, hyphens and underscores do not matter.
+def find_task(name: str) -> Task | ImageTask:
+    """The task of a name, of language or of images; capitals, hyphens and underscores do not matter.
 
     Raises:
         TaskError: no such task; the message names the closest ones.
     """
-    keys = {_key(known): task for known, task in TASKS.items()}
+    keys = {_key(known): task for known, task in (TASKS | IMAGE_TASKS).items()}
     if _key(name) in keys:
         return keys[_key(name)]
     close = [keys[key].name for key in difflib.get_close_matches(_key(name), keys)]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise TaskError(f"unknown task {name!r}: {hint}The tasks are {', '.join(TASKS)}.")
+    raise TaskError(f"unknown task {name!r}: {hint}The tasks are {', '.join(TASKS | IMAGE_TASKS)}.")
 
 
 def _key(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Training, for every method: AdamW at a constant learning rate, with the best epoch chosen on a dev set.
+"""Training, for every method: AdamW, at a constant learning rate or a cosine's, with the best epoch by a dev set.
 
 The settings are the paper's (appendix B; `TrainingConfig` has them as defaults). Whatever parameters of the model
 require a gradient are trained, so full fine-tuning, LoRA and random masks all go through the same loop.
@@ -18,6 +18,7 @@ from rmbook.applied import AppliedMethod
 from rmbook.checkpoint import Checkpoint
 from rmbook.loop import TrainingLoop
 from rmbook.objectives import Classification, Objective, classify
+from rmbook.schedule import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class TrainingConfig:
     """Settings of one run; checked when made.
 
     Attributes:
-        learning_rate: of AdamW, constant over the run; positive.
+        learning_rate: of AdamW, the largest one of the run; positive.
         epochs: passes over the training data; the dev set is scored after each.
         batch_size: examples a step, over all processes.
         micro_batch_size: examples that a process computes at a time, to save memory; all of its share if None. The
@@ -33,6 +34,10 @@ class TrainingConfig:
         max_grad_norm: the gradient is clipped to this l2 norm.
         weight_decay: of AdamW.
         seed: of batch order and dropout.
+        schedule: "constant", or "cosine": from the learning rate down to 0 at the run's last step.
+        warmup_steps: first steps, over which the learning rate rises from 0 in a line.
+        max_steps: the run ends after so many steps, if not earlier; the epoch under way ends there, and counts. No
+            limit if None.
     """
 
     learning_rate: float
@@ -42,6 +47,9 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     seed: int = 0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    max_steps: int | None = None
 
     def __post_init__(self):
         for name in ("learning_rate", "max_grad_norm", "weight_decay"):
@@ -50,12 +58,18 @@ class TrainingConfig:
             if not number or value < 0 or (value == 0 and not zero_ok):
                 wanted = "zero or a positive" if zero_ok else "a positive"
                 raise ValueError(f"{name} must be {wanted} finite number, got {value!r}.")
-        for name in ("epochs", "batch_size", "micro_batch_size", "seed"):
-            value, least = getattr(self, name), 0 if name == "seed" else 1
-            if name == "micro_batch_size" and value is None:
+        for name in ("epochs", "batch_size", "micro_batch_size", "seed", "warmup_steps", "max_steps"):
+            value, least = getattr(self, name), 0 if name in ("seed", "warmup_steps") else 1
+            if name in ("micro_batch_size", "max_steps") and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be {' or '.join(SCHEDULES)}, got {self.schedule!r}.")
+
+    def steps(self, examples: int) -> int:
+        """Optimiser steps of a whole run on so many training examples."""
+        return min(self.epochs * math.ceil(examples / self.batch_size), self.max_steps or math.inf)
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,22 @@ import math
 
 import pandas as pd
 
-from rmbook.paper_tables import TEST_RECORDS, load_paper_table
+from rmbook.image_tasks import IMAGE_TASKS
+from rmbook.paper_tables import TEST_IMAGES, TEST_RECORDS, load_paper_table
 from rmbook.run_config import ConfigError, closest
 from rmbook.tasks import find_task
 
 PAPER_MODELS = {f"facebook/opt-{size}": f"OPT-{size}" for size in ("125m", "1.3b", "13b")}
-PAPER_MODELS |= {"meta-llama/Llama-2-7b-hf": "Llama-2-7b"}
+PAPER_MODELS |= {"meta-llama/Llama-2-7b-hf": "Llama-2-7b", "openai/clip-vit-base-patch16": "CLIP-ViT-B/16"}
 VERDICTS = ("agrees", "above", "below", "too few seeds", "not comparable")
-LEAST_SEEDS = 3  # the paper's number
+LEAST_SEEDS = 3  # the paper's number; it gives none for images
 # The paper's settings as far as they decide an outcome; precision and the size of parts are left free.
 PROTOCOL = {"targets": None, "settings": "{}", "epochs": 5, "batch_size": 8, "max_grad_norm": 1.0, "weight_decay": 0.0}
 PROTOCOL |= {"dev_size": None, "test_size": 1000, "max_length": None, "dropout": None}
+PROTOCOL |= {"schedule": "constant", "warmup_steps": 0, "max_steps": None}
+# Of images (appendix B.2), which the paper trains for a number of steps; it says nothing of the part for dev.
+IMAGE_PROTOCOL = {"settings": "{}", "batch_size": 128, "max_grad_norm": 1.0, "weight_decay": 0.1, "dropout": None}
+IMAGE_PROTOCOL |= {"schedule": "cosine", "warmup_steps": 200, "max_steps": 2000}
 
 
 def compare(summary: pd.DataFrame, model: str | None = None) -> pd.DataFrame:
@@ -81,11 +86,11 @@ def paper_numbers(model: str, task: str, method: str, ratio: float | None, all_r
     Args:
         model: by the paper's name.
         ratio: of a mask; None for other methods, which have one row each.
-        all_records: trained on all records (table 3) instead of 1,000.
+        all_records: trained on all records (table 3) instead of 1,000; of images there is no other number.
     """
-    key = (model, task, method, _share(method, ratio))
-    score = _numbers("score", (3,) if all_records else (5, 8, 4)).get(key, math.nan)
-    return score, math.nan if all_records else _numbers("learning_rate", (6, 7, 9, 4)).get(key, math.nan)
+    key, fewer = (model, task, method, _share(method, ratio)), not all_records or task in IMAGE_TASKS
+    score = _numbers("score", (5, 8, 4, 2) if fewer else (3,)).get(key, math.nan)
+    return score, _numbers("learning_rate", (6, 7, 9, 4, 2)).get(key, math.nan) if fewer else math.nan
 
 
 def _compared(row: pd.Series, paper_model: str | None) -> dict:
@@ -100,7 +105,8 @@ def _compared(row: pd.Series, paper_model: str | None) -> dict:
     if reason := _not_comparable(row, paper_model, paper, everything):
         return found | {"verdict": "not comparable", "reason": reason}
     if row["seeds"] < LEAST_SEEDS:
-        return found | {"verdict": "too few seeds", "reason": f"{row['seeds']}, the paper's {LEAST_SEEDS}"}
+        wanted = f"at least {LEAST_SEEDS}" if row["task"] in IMAGE_TASKS else f"the paper's {LEAST_SEEDS}"
+        return found | {"verdict": "too few seeds", "reason": f"{row['seeds']}, {wanted}"}
     error = standard_error(row["score"], row["deviation"], row["seeds"], row["test_records"])
     found["tolerance"] = 2 * math.sqrt(2) * error
     if abs(found["difference"]) <= found["tolerance"]:
@@ -113,11 +119,13 @@ def _not_comparable(row: pd.Series, paper_model: str | None, paper: float, every
     config = row["config"]
     if not paper_model:
         return "the model is a folder" if row["local"] else "the model is not in the paper"
-    for name, wanted in PROTOCOL.items():
+    images = row["task"] in IMAGE_TASKS
+    protocol = _image_protocol(row["method"]) if images else PROTOCOL
+    for name, wanted in protocol.items():
         default = name == "dev_size" and config[name] == find_task(row["task"]).dev_size
         if config[name] != wanted and not default:
             return f"{name} {config[name]}, the paper's {'default' if wanted in (None, '{}') else wanted}"
-    if config["train_size"] < 1000:
+    if not images and config["train_size"] < 1000:
         return f"train_size {config['train_size']}, the paper's 1000"
     if row["missing"]:
         return f"incomplete: {row['missing']}"
@@ -125,11 +133,19 @@ def _not_comparable(row: pd.Series, paper_model: str | None, paper: float, every
         return "runs diverged at every learning rate"
     if math.isnan(paper):
         return "the paper has no such number"
-    if everything and not row["train_records"] < config["train_size"]:
-        return f"train_size {config['train_size']} is neither the paper's 1000 nor all records"
-    if row["test_records"] != TEST_RECORDS[row["task"]]:
-        return f"{row['test_records']} test records, the paper's {TEST_RECORDS[row['task']]}"
-    return ""
+    if (everything or images) and not row["train_records"] < config["train_size"]:
+        wanted = "not all images" if images else "neither the paper's 1000 nor all records"
+        return f"train_size {config['train_size']} is {wanted}"
+    steps = config["epochs"] * math.ceil(row["train_records"] / config["batch_size"])
+    if images and steps < config["max_steps"]:
+        return f"{config['epochs']} epochs are {steps} steps, the paper's {config['max_steps']}"
+    tested = (TEST_IMAGES if images else TEST_RECORDS)[row["task"]]
+    return f"{row['test_records']} test records, the paper's {tested}" if row["test_records"] != tested else ""
+
+
+def _image_protocol(method: str) -> dict:
+    """Masks and LoRA are in the MLP layers; full fine-tuning takes no targets."""
+    return IMAGE_PROTOCOL | {"targets": None if method == "full" else "mlp"}
 
 
 def _share(method: str, ratio: float | None) -> str:

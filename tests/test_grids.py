@@ -5,11 +5,13 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 from test_cli import call, refused
 
 from rmbook import fingerprints
+from rmbook.digits import Digits
 from rmbook.fingerprints import plan_run, source_fingerprint
 from rmbook.grids import SAME_RUNS, expand, override, plan, read_grid, ready_made
 from rmbook.made import SENTENCES, resolve
@@ -96,7 +98,7 @@ def test_a_bad_grid_is_refused_in_one_line(grid, part, tmp_path):
 def test_a_grid_that_is_none(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     (tmp_path / "torn.yaml").write_text("{")
-    for source, part in (("tabel1", "table1"), ("table2", "image"), ("list.yaml", "list"), ("torn.yaml", "YAML")):
+    for source, part in (("tabel1", "table1"), ("list.yaml", "list"), ("torn.yaml", "YAML")):
         with pytest.raises(ConfigError, match=part):
             read_grid(tmp_path / source if "." in source else source)
     refused(call("sweep", "run", "tabel1", "--output", tmp_path / "sweep"), "table1")
@@ -110,12 +112,14 @@ def test_ready_made_grids_expand_and_say_what_they_are(monkeypatch):
     monkeypatch.setattr("rmbook.made.resolve", lambda name: "/somewhere")
     names = ready_made()
     assert all(read_grid(name) == read_grid(other) for name, other in SAME_RUNS.items())
-    assert {f"table{number}" for number in (1, 3, 4, 5, 6, 7, 8, 9)} <= names.keys() and len(SAME_RUNS) > 5
+    figures = [f"fig{number}" for number in ("1", "3", "4a", "4b", "4c", *range(5, 12))]
+    for name in [*(f"table{number}" for number in range(1, 10)), *figures]:
+        assert {name, f"{name}-tiny"} <= names.keys(), name
     for name in names.keys() - SAME_RUNS.keys():
         assert f"{len(expand(read_grid(name))):,} runs" in names[name], name
 
 
-@pytest.mark.parametrize(("name", "number"), [("table5", 5), ("table4", 4)])
+@pytest.mark.parametrize(("name", "number"), [("table5", 5), ("table4", 4), ("table3", 3), ("table2", 2)])
 def test_grids_of_tables_hold_what_the_tables_hold(name, number):
     """Each cell of the paper's table has its runs, and no run is without a cell."""
     paper = load_paper_table(number)
@@ -123,12 +127,39 @@ def test_grids_of_tables_hold_what_the_tables_hold(name, number):
     masks = paper["method"] == "random_masking"
     cells = set(zip(paper["model"], paper["task"], paper["method"], paper["ratio"].where(masks, 0.0), strict=True))
     names = {f"facebook/{name.lower()}": name for name in set(paper["model"])}
-    names["meta-llama/Llama-2-7b-hf"] = "Llama-2-7b"
+    names |= {"meta-llama/Llama-2-7b-hf": "Llama-2-7b", "openai/clip-vit-base-patch16": "CLIP-ViT-B/16"}
     runs = expand(read_grid(name))
     assert {(names[run.model], run.task, run.method, run.ratio or 0.0) for run in runs} == cells
     assert {run.seed for run in runs} == {0, 1, 2}
-    if number == 4:  # the best of the search are among those searched
+    if number in (2, 4):  # the best of the search are among those searched
         assert set(paper["learning_rate"].astype(float)) <= {run.learning_rate for run in runs}
+
+
+@pytest.mark.parametrize("name", [name for name in ready_made() if name.endswith("-tiny") and name not in SAME_RUNS])
+def test_a_grid_in_small_has_the_methods_of_the_large_one(name, monkeypatch):
+    monkeypatch.setattr("rmbook.made.resolve", lambda name: "/somewhere")
+    small, large = (expand(read_grid(grid)) for grid in (name, name.removesuffix("-tiny")))
+    # table 8 in small has random masks beside the structured ones, which in large are those of table 5
+    beside = {"random_masking"} if name == "table8-tiny" else set()
+    assert {run.method for run in small} == {run.method for run in large} | beside
+    assert {run.targets for run in small} == {run.targets for run in large}
+    settings = ("schedule", "weight_decay")
+    assert {tuple(getattr(run, s) for s in settings) for run in small} == {
+        tuple(getattr(run, s) for s in settings) for run in large
+    }
+
+
+def test_made_digits_are_mnists_own_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path / "cache"))
+    folder = resolve("made:digits")
+    assert resolve("made:digits") == folder
+    train, test = (load_records("MNIST", split, folder) for split in ("train", "validation"))
+    assert (len(train), len(test)) == (700, 300)
+    wanted = Digits("test", "upright")
+    for number in (0, 17, 299):
+        image = np.asarray(test[number].read())[:, ::-1, 0]
+        assert (image == (wanted.images[number, 0] * 255).round().numpy()).all()
+        assert test[number].gold == (wanted.labels[number].item(),)
 
 
 def test_made_records_are_the_tasks_own_format(monkeypatch, tmp_path):

@@ -86,11 +86,14 @@ CHILD = """
 import sys
 import rmbook.model_files
 rmbook.model_files.ANSWER_SECONDS = 0.5
+from rmbook.fingerprints import weights_fingerprint
 from rmbook.language_models import ModelError, load_language_model, read_configuration
 for name in sys.argv[1:]:
     name, _, revision = name.partition("@")
     try:
-        if name.startswith("config:"):
+        if name.startswith("commit:"):
+            print(weights_fingerprint(name.removeprefix("commit:"), None)[1])
+        elif name.startswith("config:"):
             print(read_configuration(name.removeprefix("config:")).model_type)
         else:
             print(load_language_model(name, revision=revision or None)[0].num_parameters())
@@ -129,7 +132,8 @@ def test_the_hub_is_asked_once_and_says_what_is_wrong_in_one_line(saved, tmp_pat
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_port}"
     names = ["a/good", "a/good@v9", "a/old", "meta-llama/Llama-2-7b-hf", "facebok/opt-1.3b", "a/silent", "config:a/old"]
-    names.append("a/both")  # its main branch is as old, but the hub's robot has offered safetensors
+    # The main branch of a/both is as old, but the hub's robot has offered safetensors: a plan keeps that commit.
+    names += ["commit:a/good", "commit:a/old", "commit:a/both", "a/both"]
     try:
         lines, _ = child(names, tmp_path, endpoint)
     finally:
@@ -143,16 +147,17 @@ def test_the_hub_is_asked_once_and_says_what_is_wrong_in_one_line(saved, tmp_pat
     assert "no model 'facebok/opt-1.3b'" in lines[4] and "names like it: facebook/opt-1.3b" in lines[4]
     assert "out of reach" in lines[5] and "hf download a/silent" in lines[5]
     assert lines[6] == "llama" and all(len(line) < 500 for line in lines[1:])
-    assert lines[7] == str(model.num_parameters())
+    assert lines[7:] == ["c" * 40, "c" * 40, "d" * 40, str(model.num_parameters())]
     assert not [path for path in Hub.requests if "a/old/resolve" in path and not path.endswith("config.json")]
     fetched = {path.rpartition("/")[2] for path in Hub.requests if "/resolve/" in path and "a/good" in path}
     assert "config.json" in fetched and not fetched & {"pytorch_model.bin", "consolidated.safetensors", "README.md"}
 
     # The server is gone: what is in the cache needs none, and says nothing on standard error.
-    cached = ["a/good", str(folder), "a/both", "config:a/old", "facebook/opt-1.3b"]
+    cached = ["a/good", str(folder), "a/both", "config:a/old", "facebook/opt-1.3b", "commit:a/both", "commit:a/old"]
     lines, stderr = child(cached, tmp_path, endpoint)
     assert lines[:4] == [str(model.num_parameters())] * 3 + ["llama"] and stderr == ""
     assert "out of reach" in lines[4] and "run `hf download facebook/opt-1.3b`" in lines[4]
+    assert lines[5:] == ["d" * 40, "c" * 40]
     (part,) = tmp_path.glob("hub/models--a--good/snapshots/*/model-00001-*.safetensors")
     part.unlink()
     lines, _ = child(["a/good", "a/other"], tmp_path, endpoint, HF_HUB_OFFLINE="1")

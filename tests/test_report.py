@@ -19,7 +19,8 @@ from scipy.stats import binom
 from test_cli import call, refused
 from tiny_sweep import tiny_settings
 
-from rmbook.paper_tables import TEST_RECORDS, load_paper_table
+from rmbook.grids import read_grid
+from rmbook.paper_tables import TEST_IMAGES, TEST_RECORDS, load_paper_table
 from rmbook.report import STOPPED, rank_rates, read_runs, summarize
 from rmbook.report_page import page, text_report
 from rmbook.run_config import ConfigError, RunConfig
@@ -216,12 +217,60 @@ def test_training_on_all_records_stands_beside_table_3():
     assert "5000" in one(seeds([0.5] * 3, [0.9] * 3, train=5000, **part))["reason"]
 
 
+def image_runs(paper, tests=None, **changes):
+    """Runs in the settings of the grid table2, with the scores of a row of table 2."""
+    fixed, masks = read_grid("table2")["fixed"], {}
+    if paper["method"] == "random_masking":
+        masks = {"ratio": paper["ratio"]}
+    places = {"task": paper["task"], "method": paper["method"], "targets": None if paper["method"] == "full" else "mlp"}
+    settings = {"train": 40_000, "records": TEST_IMAGES[paper["task"]]} | fixed | places | masks | changes
+    return seeds([0.5] * 3, tests or [paper["score"] / 100] * 3, **settings)
+
+
+def test_images_stand_beside_table_2():
+    paper = load_paper_table(2).to_dict("records")
+    table = compare(summarize(frame([run for row in paper for run in image_runs(row)])))
+    assert len(table) == len(paper) == 25 and set(table["verdict"]) == {"agrees"}
+    assert table["difference"].abs().max() < 1e-9
+    assert sorted(table["paper_learning_rate"]) == sorted(row["learning_rate"] for row in paper)
+    text = page(table, [], "s", "c")
+    scores = [cells(found) for found in parsed(text).findall(nodes.table)][1]
+    assert set(scores[0][1:]) == set(TEST_IMAGES) and len(scores) == 6
+    row = compare(summarize(frame(image_runs(paper[0], tests=[0.979, 0.98, 0.981])))).iloc[0]
+    q = (10_000 * 0.98 + 2) / 10_004
+    assert row["tolerance"] == pytest.approx(2 * math.sqrt(2) * math.sqrt(0.1**2 / 3 + 1e4 * q * (1 - q) / 10_000))
+    assert row["verdict"] == "below"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"max_steps": None}, "max_steps None, the paper's 2000"),
+        ({"schedule": "constant"}, "schedule constant, the paper's cosine"),
+        ({"warmup_steps": 0}, "warmup_steps 0"),
+        ({"batch_size": 8}, "batch_size 8, the paper's 128"),
+        ({"weight_decay": 0.0}, "weight_decay 0.0"),
+        ({"targets": None}, "targets None, the paper's mlp"),
+        ({"epochs": 5}, "5 epochs are 1565 steps"),
+        ({"train_size": 1000, "train": 1000}, "train_size 1000 is not all images"),
+        ({"records": 1000}, "1000 test records, the paper's 10000"),
+        ({"ratio": 0.05}, "the paper has no such number"),
+    ],
+)
+def test_images_in_other_settings_are_not_compared(changes, reason):
+    paper = load_paper_table(2).query("method == 'random_masking' and task == 'CIFAR10'").iloc[0]
+    row = compare(summarize(frame(image_runs(paper, **changes)))).iloc[0]
+    assert row["verdict"] == "not comparable" and row["reason"].startswith(reason)
+
+
 NOT = {
     "another model": ({"model": "facebook/opt-350m"}, "the model is not in the paper"),
     "a folder": ({"model": "/m/opt-125m", "local": True}, "the model is a folder"),
     "fewer records": ({"train_size": 240}, "train_size 240"),
     "another batch": ({"batch_size": 16}, "batch_size 16"),
     "another rank": ({"settings": {"rank": 16}}, "settings"),
+    "a schedule": ({"schedule": "cosine"}, "schedule cosine"),
+    "fewer steps": ({"max_steps": 100}, "max_steps 100"),
     "other targets": ({"targets": "all-linear"}, "targets"),
     "another test set": ({"records": 400}, "400 test records, the paper's 872"),
     "no such ratio": ({"method": "random_masking", "ratio": 0.3}, "no such number"),
