@@ -26,6 +26,7 @@ from rmbook.interference import (
     shared_entries,
     view_accuracy,
 )
+from rmbook.science import best_cells, load_runs
 
 strengths = st.floats(-2, 2, width=32)
 
@@ -194,8 +195,10 @@ def test_a_record_holds_every_task_and_pair(monkeypatch, tmp_path, learned):
     json.dumps(rest)
 
 
-def test_the_grid_takes_the_best_rates_of_the_recorded_one():
-    cells = interference.grid()
-    assert len(cells) == 8 and all(cell["learning_rate"] > 0 for cell in cells)
-    sparse = [cell["learning_rate"] for cell in cells if cell["method"] == "mask"]
-    assert sparse == sorted(sparse)
+def test_the_record_has_the_cells_of_the_grid_and_rates_near_the_best():
+    names = ("method", "density", "learning_rate")
+    recorded = results.load_recorded("science/interference")["cells"]
+    assert [{name: cell[name] for name in names} for cell in recorded] == interference.grid()
+    best = best_cells(load_runs("vit_grid").fillna({"density": -1}), ["method", "density"])["learning_rate"]
+    for (method, density), rate in interference.RATES.items():
+        assert 0.25 < rate / best[method, density or -1] < 4  # within a half decade
