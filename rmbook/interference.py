@@ -22,8 +22,8 @@ from rmbook.results import load_recorded
 from rmbook.science import SEEDS
 
 TASKS = ("mirrored", "upside_down", "turned", "negative")
-# Of each method: the best for mirrored digits, by dev accuracy, when this was recorded. The grid "vit_grid" was made again
-# since, and some of its best rates are a half decade larger.
+# Of each method: the best for mirrored digits, by dev accuracy, when this was recorded. The grid "vit_grid" was made
+# again since, and some of its best rates are a half decade larger.
 RATES = {("full", None): 3e-4, ("lora", None): 3e-3, ("mask", 0.3): 3e-3, ("mask", 0.1): 1e-2, ("mask", 0.03): 1e-2}
 RATES |= {("mask", 0.01): 3e-2, ("mask", 0.003): 1e-1, ("mask", 0.001): 1.0}
 STRENGTHS = (0.5, 0.7, 1.0)

@@ -20,7 +20,7 @@ RUNS = {  # how often a chapter trains the reader's model
     "does_randomness_matter": 12,
     "flatter_networks": 1,
     "further_away": 13,
-    "how_much_data": 7,
+    "how_much_data": 5,
     "it_is_the_pretraining": 2,
     "one_learning_rate": 4,
     "small_steps_long_walks": 4,
