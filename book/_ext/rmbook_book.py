@@ -7,6 +7,7 @@ def execute_on_request(app, config):
     """Run every notebook if RMBOOK_EXECUTE=1 (set by `make book`); otherwise pages show the stored outputs."""
     if os.environ.get("RMBOOK_EXECUTE") == "1":
         config.nb_execution_mode = "force"  # myst-nb reads its configuration later, at builder-inited
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the kernels, as in book/conftest.py
 
 
 def drop_scripts(app, pagename, templatename, context, doctree):
