@@ -20,7 +20,7 @@ from rmbook.sweep import POLL_SECONDS, Report, stopping_on_signals
 from rmbook.sweep_driver import Driver, SweepError
 
 WORKER_STARTS = 3  # failures in a row after which no more are started
-STOP_SECONDS = 30.0  # for the step under way and a checkpoint
+STOP_SECONDS = 120.0  # for the step under way and a checkpoint
 
 
 def run_sweep_ray(
