@@ -43,8 +43,8 @@ SCORES = (
         *("masks_match_vision", ("Table 2",), "Random masks match full fine-tuning in vision, with a fixed head."),
         *("bigger_steps", "claim-accuracy-stays", REPEATS, SMALL, (GRID,)),
         partial(measured.masks_match, "vit_grid", 0.1),
-        "A transformer of 202,186 parameters on mirrored digits, in place of CLIP ViT-B/16 on five sets of images, whose "
-        "grid is ready: `rmbook sweep run table2`.",
+        "A transformer of 202,186 parameters on mirrored digits, in place of CLIP ViT-B/16 on five sets of images, "
+        "whose grid is ready: `rmbook sweep run table2`.",
     ),
     Claim(
         *("sparse_masks_match_vision", ("Table 2",), "So do masks that train less than 1 % of the parameters."),
