@@ -50,7 +50,7 @@ book: $(STAMP)  ## run every chapter and build the book: _build/html/index.html
 
 test: $(STAMP)  ## check the code, the chapters' stored outputs and the pages
 	$(RUN) ruff check .
-	$(RUN) pytest tests --ignore-glob 'tests/test_built_*'
+	$(RUN) pytest tests --ignore-glob 'tests/test_built_*' -n 2 --dist loadfile
 	$(RUN) pytest book --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadscope
 	rm -rf $(STRICT)
 	$(VENV)/bin/jupyter-book build . --path-output $(STRICT) -W -n --keep-going
