@@ -13,7 +13,9 @@ from rmbook.tiny_models import make_tiny_checkpoint
 
 def tiny_runs(folder: Path, count: int, **settings) -> list[PlannedRun]:
     """`count` different runs on a tiny model; one in ten diverges."""
-    model = make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
+    model = folder / "tiny"
+    if not model.exists():  # there may be several grids in one folder
+        make_tiny_checkpoint(model, pretrain_steps=0)
     fixed = {"model": str(model), "task": "SST-2", "data_dir": resolve("made:sentences"), "epochs": 3, "ratio": 1e-2}
     fixed |= {"train_size": 48, "dev_size": 12, "test_size": 20} | settings
     rates = [1e30, *(0.1 * 0.5**number for number in range(9))]
