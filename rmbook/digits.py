@@ -26,6 +26,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from rmbook.files import replacing
 from rmbook.results import stamp
+from rmbook.threads import one_thread
 
 MLP_TARGETS = ("mlp.fc1", "mlp.fc2")
 VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # of images, (..., 8, 8)
@@ -128,12 +129,8 @@ def cache_folder() -> Path:
 
 def pretrain_vit(model: ViTForImageClassification, config: PretrainingConfig, progress: bool = True) -> None:
     """Train the network on upright digits, in place; the same bits each time on one kind of processor."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in another order give another model; and one is as fast for one so small
-    try:
+    with one_thread():
         _pretrain(model, config, progress)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _pretrain(model, config: PretrainingConfig, progress: bool) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from rmbook.image_tasks import ImageTask
 from rmbook.record_hub import hub_table
-from rmbook.tasks import TaskError
+from rmbook.tasks import TaskError, plain_name
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".tif", ".tiff")
 FOLDERS = {"train": "train", "validation": "test"}  # what runs call validation is the standard test split
@@ -152,8 +152,8 @@ def _table(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, ...
 def _class_number(task: ImageTask, label: str, where: object) -> int:
     """From a class's name, whatever its capitals, spaces and underscores, or from its number."""
     numbers = _class_numbers(task)
-    if _key(label) in numbers:
-        return numbers[_key(label)]
+    if plain_name(label) in numbers:
+        return numbers[plain_name(label)]
     if label.isdecimal() and int(label) < len(numbers):
         return int(label)
     shown = ", ".join(task.classes[:3])
@@ -162,11 +162,7 @@ def _class_number(task: ImageTask, label: str, where: object) -> int:
 
 @functools.cache
 def _class_numbers(task: ImageTask) -> dict[str, int]:
-    return {_key(name): number for number, name in enumerate(task.classes)}
-
-
-def _key(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    return {plain_name(name): number for number, name in enumerate(task.classes)}
 
 
 def _idx_records(task: ImageTask, images_path: Path, labels_path: Path) -> list[ImageRecord]:
@@ -200,7 +196,7 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
 def _hub_records(task: ImageTask, split: str) -> Iterator[ImageRecord]:
     source, table = hub_table(task, FOLDERS[split], "image files")
     column, label = task.columns
-    numbers, names = table[label], [_key(name) for name in getattr(table.features[label], "names", None) or ()]
+    numbers, names = table[label], [plain_name(name) for name in getattr(table.features[label], "names", None) or ()]
     classes = _class_numbers(task)
     # Labels of the same names in another order are put in order; other names, such as GTSRB's, are known by number.
     order = [classes[name] for name in names] if set(names) == set(classes) else range(len(classes))

@@ -113,13 +113,14 @@ def find_task(name: str) -> Task | ImageTask:
     Raises:
         TaskError: no such task; the message names the closest ones.
     """
-    keys = {_key(known): task for known, task in (TASKS | IMAGE_TASKS).items()}
-    if _key(name) in keys:
-        return keys[_key(name)]
-    close = [keys[key].name for key in difflib.get_close_matches(_key(name), keys)]
+    keys = {plain_name(known): task for known, task in (TASKS | IMAGE_TASKS).items()}
+    if plain_name(name) in keys:
+        return keys[plain_name(name)]
+    close = [keys[key].name for key in difflib.get_close_matches(plain_name(name), keys)]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise TaskError(f"unknown task {name!r}: {hint}The tasks are {', '.join(TASKS | IMAGE_TASKS)}.")
 
 
-def _key(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name without capitals, spaces and signs, for comparing it with what people write."""
     return "".join(letter for letter in str(name).casefold() if letter.isalnum())

@@ -21,6 +21,7 @@ from rmbook.files import replacing_folder
 from rmbook.image_records import IDX
 from rmbook.image_tasks import IMAGE_TASKS
 from rmbook.model_files import quiet, share
+from rmbook.threads import one_thread
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 PIXELS, POSITIONS, WIDTH, PROJECTION = 8, 64, 64, 32
@@ -42,15 +43,11 @@ def make_tiny_clip(folder: str | os.PathLike, *, seed: int = 0, pretrain_steps: 
     Raises:
         FileExistsError, FileNotFoundError: see `rmbook.files.replacing_folder`.
     """
-    tokenizer, threads = _tokenizer(), torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in another order give another model
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = CLIPModel(_config(tokenizer)).eval()
-            _pretrain(model, tokenizer, pretrain_steps, torch.Generator().manual_seed(seed))
-    finally:
-        torch.set_num_threads(threads)
+    tokenizer = _tokenizer()
+    with torch.random.fork_rng(devices=[]), one_thread():
+        torch.manual_seed(seed)
+        model = CLIPModel(_config(tokenizer)).eval()
+        _pretrain(model, tokenizer, pretrain_steps, torch.Generator().manual_seed(seed))
     preparation = {"size": {"shortest_edge": PIXELS}, "crop_size": {"height": PIXELS, "width": PIXELS}, "resample": 3}
     with replacing_folder(folder) as temporary:
         with quiet():

@@ -8,7 +8,6 @@ Measured for "opt", seed 0, on 200 test sentences: before, all plain ones right 
 with a mask of density 0.1 in queries and values (1,571 entries) at a learning rate of 0.01, 93 % of all.
 """
 
-import contextlib
 import json
 import os
 import random
@@ -25,6 +24,7 @@ from rmbook.model_files import quiet, share
 from rmbook.prompts import prompt
 from rmbook.records import Record
 from rmbook.sentences import NEGATED, NEGATIVE, NOUNS, PLAIN, POSITIVE
+from rmbook.threads import one_thread
 
 VOCABULARY = 768
 POSITIONS = 1024
@@ -55,7 +55,7 @@ def make_tiny_checkpoint(
     if isinstance(pretrain_steps, bool) or not isinstance(pretrain_steps, int) or pretrain_steps < 0:
         raise ValueError(f"pretrain_steps must be an integer of at least 0, got {pretrain_steps!r}.")
     tokenizer = _train_tokenizer(kind)
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         model = _new_model(kind, tokenizer.get_vocab_size())
         _pretrain(model, tokenizer, kind, pretrain_steps, random.Random(seed))
@@ -178,13 +178,3 @@ def _pretrain(model: PreTrainedModel, tokenizer: Tokenizer, kind: str, steps: in
         loss.backward()
         optimizer.step()
         schedule.step()
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -11,6 +11,7 @@ import yaml
 from dense_script import MaskedChange
 from image_files import clip_fixture, small_cifar10, small_mnist  # noqa: F401 - one is a fixture
 from test_cli import call, refused
+from test_runs import rows, untimed
 from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, get_cosine_schedule_with_warmup
 
@@ -29,7 +30,6 @@ from rmbook.tiny_clip import write_digits
 from rmbook.tiny_models import make_tiny_checkpoint
 
 SCHEDULE = {"batch_size": 8, "weight_decay": 0.1, "schedule": "cosine", "warmup_steps": 3, "max_steps": 10}
-UNTIMED = ("seconds", "tokens_per_second", "peak_memory", "stamp")
 
 
 @pytest.fixture(scope="module", name="digits")
@@ -41,16 +41,6 @@ def digits_fixture(tmp_path_factory) -> Path:
 def settings_fixture(clip, digits) -> dict:  # noqa: F811
     places = {"model": str(clip), "task": "MNIST", "data_dir": str(digits), "learning_rate": 1e-2}
     return places | {"train_size": 48, "dev_size": 12, "test_size": 20, "ratio": 0.05, "targets": "mlp"} | SCHEDULE
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def untimed(folder):
-    result = {k: v for k, v in json.loads((folder / "result.json").read_text()).items() if k not in UNTIMED}
-    metrics = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder)]
-    return result, metrics, (folder / "adapter.safetensors").read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------------------- plain torch
