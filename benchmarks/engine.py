@@ -6,8 +6,9 @@
 All methods take turns in one process; a round runs each of them once, and every figure is the median over rounds of
 the ratio to the frozen limit *of the same round*, with the quartiles. The limit trains nothing: the forward pass and
 the gradient of the input, which every method needs. A step is forward, backward and the optimiser's update (fused
-AdamW). Weights are random: speed does not depend on them. `--write` stores the table with its stamp in
-results/benchmarks/, where a chapter reads it.
+AdamW). Weights are random: speed does not depend on them. On a GPU each step is also captured as a CUDA graph and
+replayed: its time is the GPU's alone, while a plain step may wait for the host's Python. `--write` stores the table
+with its stamp in results/benchmarks/, where a chapter reads it.
 """
 
 import argparse
@@ -63,6 +64,22 @@ def ratios(seconds: dict[str, list[float]], to: str = "frozen") -> dict[str, dic
     return rows
 
 
+def compared(methods: dict, rounds: int) -> dict[str, dict]:
+    """Times, as `ratios` gives them, and counts of all methods; "graph" holds the times of captured steps."""
+    rows = ratios(time_in_turn({name: method.step for name, method in methods.items()}, rounds))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        pool = torch.cuda.graph_pool_handle()  # one after the other, they can use the same memory
+        graphs = {name: method.captured(pool) for name, method in methods.items()}
+        graphs = {name: replay for name, replay in graphs.items() if replay}
+        for name, row in ratios(time_in_turn(graphs, rounds)).items():
+            rows[name]["graph"] = row
+        del graphs
+    for name, method in methods.items():
+        rows[name] |= {"trained": method.trained, "saved_bytes": method.saved_bytes()}
+    return rows
+
+
 def run_layer(options, dtype) -> list[dict]:
     """One table for each width."""
     tables = []
@@ -70,10 +87,7 @@ def run_layer(options, dtype) -> list[dict]:
         for density in options.density:
             torch.manual_seed(0)
             methods = layer_methods(width, density, options.tokens, dtype, options.device, options.only)
-            seconds = time_in_turn({name: method.step for name, method in methods.items()}, options.rounds)
-            rows = ratios(seconds)
-            for name, method in methods.items():
-                rows[name] |= {"trained": method.trained, "saved_bytes": method.saved_bytes()}
+            rows = compared(methods, options.rounds)
             tables.append({"width": width, "density": density, "tokens": options.tokens, "rows": rows})
             show(f"layer {width} x {width}, density {density:g}, {options.tokens} tokens, {options.dtype}", rows)
             del methods
@@ -82,50 +96,42 @@ def run_layer(options, dtype) -> list[dict]:
 
 
 def run_model(options, dtype) -> list[dict]:
-    """One table for the model, all densities side by side; peak memory from a process for each method."""
+    """One table for the model, all densities side by side; the peak memory of each method alone."""
     torch.manual_seed(0)
-    methods = model_methods(
-        options.shape, options.density, options.batch, options.length, dtype, options.device, options.only
-    )
-    seconds = time_in_turn({name: method.step for name, method in methods.items()}, options.rounds)
-    rows = ratios(seconds)
-    for name, method in methods.items():
-        rows[name] |= {"trained": method.trained, "saved_bytes": method.saved_bytes()}
-    del methods
+    sizes = options.shape, options.density, options.batch, options.length, dtype, options.device
+    methods = model_methods(*sizes, options.only)
+    rows = compared(methods, options.rounds)
+    del methods  # their memory is wanted
     gc.collect()
-    if options.memory:
-        for name in rows:
-            rows[name]["peak_bytes"] = peak_of(name, options)
+    for name in rows if options.memory else ():
+        rows[name]["peak_bytes"] = peak_of(name, options, dtype)
     show(f"{options.shape}, {options.batch} x {options.length} tokens, {options.dtype}", rows)
     return [{"shape": options.shape, "batch": options.batch, "length": options.length, "rows": rows}]
 
 
-def peak_of(name: str, options) -> int:
-    """Peak memory of three steps of one method, in a process of its own."""
-    command = [
-        sys.executable,
-        __file__,
-        "peak",
-        "--shape",
-        options.shape,
-        "--dtype",
-        options.dtype,
-        "--device",
-        options.device,
-        "--batch",
-        options.batch,
-        "--length",
-        options.length,
-        "--threads",
-        options.threads,
-        "--only",
-        name,
-        "--density",
-        *options.density,
-    ]
+def peak_of(name: str, options, dtype) -> int:
+    """Peak memory of three steps of one method: on a GPU as PyTorch counts it, else of a process of its own."""
+    if options.device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        three_steps_alone(name, options, dtype)
+        return torch.cuda.max_memory_allocated()
+    own = {key: getattr(options, key) for key in ("shape", "dtype", "device", "batch", "length", "threads")}
+    command = [sys.executable, __file__, "peak", "--only", name, "--density", *options.density]
+    command += [part for key, value in own.items() for part in (f"--{key}", value)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
+
+
+def three_steps_alone(name: str, options, dtype) -> None:
+    """Make a model, apply one method and train three steps."""
+    torch.manual_seed(0)
+    sizes = options.shape, options.density, options.batch, options.length, dtype, options.device
+    (method,) = model_methods(*sizes, [name], alone=True).values()
+    for _ in range(3):
+        method.step()
 
 
 def resident_bytes(field: str) -> int:
@@ -138,23 +144,9 @@ def resident_bytes(field: str) -> int:
 
 def run_peak(options, dtype) -> None:
     """Print as JSON what one method adds at its peak to the memory after the imports; called by `peak_of`."""
-    torch.manual_seed(0)
-    before = resident_bytes("VmRSS") if options.device == "cpu" else 0
-    methods = model_methods(
-        options.shape,
-        options.density,
-        options.batch,
-        options.length,
-        dtype,
-        options.device,
-        options.only,
-        alone=True,
-    )
-    (method,) = methods.values()
-    for _ in range(3):
-        method.step()
-    peak = torch.cuda.max_memory_allocated() if options.device == "cuda" else resident_bytes("VmHWM") - before
-    print(json.dumps({"peak_bytes": peak}))
+    before = resident_bytes("VmRSS")
+    three_steps_alone(*options.only, options, dtype)
+    print(json.dumps({"peak_bytes": resident_bytes("VmHWM") - before}))
 
 
 def show(title: str, rows: dict) -> None:
@@ -163,9 +155,10 @@ def show(title: str, rows: dict) -> None:
     for name, row in rows.items():
         low, high = row["quartiles"]
         peak = f"  peak {row['peak_bytes'] / 1e6:7,.0f} MB" if "peak_bytes" in row else ""
+        graph = f"  graph {row['graph']['milliseconds']:8.3f} ms {row['graph']['ratio']:.3f}" if "graph" in row else ""
         print(
             f"  {name:<24} {row['milliseconds']:9.2f} ms  {row['ratio']:.3f} ({low:.3f} to {high:.3f})  "
-            f"trained {row['trained']:>11,}  saved {row['saved_bytes'] / 1e6:8.1f} MB{peak}",
+            f"trained {row['trained']:>11,}  saved {row['saved_bytes'] / 1e6:8.1f} MB{peak}{graph}",
             flush=True,
         )
 

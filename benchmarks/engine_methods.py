@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from peft import ShiraConfig, inject_adapter_in_model
 from torch import nn
-from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, OPTConfig
+from transformers import AutoModel, AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig, OPTConfig
 
 from rmbook.masking import apply_random_mask
 from rmbook.methods import full_finetuning, lora
+from rmbook.targets import find_targets
 
 SHAPES = {
     "opt-125m": OPTConfig(),  # transformers' defaults are this model
@@ -28,7 +29,9 @@ class Method:
         self.model, self.loss = model, loss
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.trained = sum(p.numel() for p in parameters)
-        self.optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0, fused=True) if parameters else None
+        on_gpu = next(model.parameters()).is_cuda  # there, an optimiser must be told that it may be captured
+        settings = {"lr": 1e-5, "weight_decay": 0.0, "fused": True, "capturable": on_gpu}
+        self.optimizer = torch.optim.AdamW(parameters, **settings) if parameters else None
 
     def step(self):
         """Forward, backward, update."""
@@ -37,6 +40,23 @@ class Method:
         self.loss(self.model).backward()
         if self.optimizer:
             self.optimizer.step()
+
+    def captured(self, pool):
+        """The same step as a CUDA graph: the GPU's work without the host's. None if a step waits for the GPU."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # whatever is only done in the first steps must not be captured
+                self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                self.step()
+        except RuntimeError:
+            torch.cuda.synchronize()
+            return None
+        return graph.replay
 
     def saved_bytes(self) -> int:
         """Bytes that the forward pass keeps for the backward pass: each storage once, parameters not counted."""
@@ -49,7 +69,7 @@ class Method:
                 storage = part.untyped_storage()
                 if storage.data_ptr() not in parameters:
                     kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # an output that is saved itself would keep its own graph alive for ever
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = self.loss(self.model)
@@ -86,6 +106,8 @@ def _naive(model: nn.Module, targets: list[str], density: float) -> nn.Module:
 
 
 def _random_mask(model: nn.Module, targets: list[str], density: float) -> nn.Module:
+    for layer in find_targets(model, targets).values():
+        layer.weight = nn.Parameter(layer.weight.detach().clone())  # W + S is its own, also where weights are shared
     apply_random_mask(model, targets, density=density)
     return model
 
@@ -99,9 +121,9 @@ def _build(base, loss, targets, densities, width, only, alone=False) -> dict[str
         if density >= 2 / width:  # SHiRA of rank 1 trains this share
             makers[f"shira {density:g}"] = lambda model, density=density: shira(model, targets, density, width)
     makers[f"naive mask {densities[0]:g}"] = lambda model: _naive(model, targets, densities[0])
-    makers["full"] = lambda model: full_finetuning(model)
+    makers["full"] = full_finetuning
     wanted = [name for name in makers if only is None or name in only or (name == "frozen" and not alone)]
-    return {name: Method(makers[name](base()), loss) for name in wanted}
+    return {name: Method(makers[name](base(own=name == "full")), loss) for name in wanted}
 
 
 def layer_methods(width: int, density: float, tokens: int, dtype, device, only=None) -> dict[str, Method]:
@@ -115,7 +137,7 @@ def layer_methods(width: int, density: float, tokens: int, dtype, device, only=N
         input.grad = None
         return (model(input) * direction).sum()
 
-    return _build(lambda: copy.deepcopy(base), loss, ["linear"], [density], width, only)
+    return _build(lambda own: copy.deepcopy(base), loss, ["linear"], [density], width, only)
 
 
 def model_methods(shape, densities, batch, length, dtype, device, only=None, alone=False) -> dict[str, Method]:
@@ -124,8 +146,7 @@ def model_methods(shape, densities, batch, length, dtype, device, only=None, alo
     config._attn_implementation = "sdpa"
     vision = isinstance(config, CLIPVisionConfig)
     with torch.device(device):
-        make = CLIPVisionModel if vision else AutoModelForCausalLM.from_config
-        model = make(config).to(dtype)
+        model = (AutoModel if vision else AutoModelForCausalLM).from_config(config, dtype=dtype)
         if vision:
             inputs = {"pixel_values": torch.randn(batch, 3, config.image_size, config.image_size, dtype=dtype)}
         else:
@@ -142,5 +163,10 @@ def model_methods(shape, densities, batch, length, dtype, device, only=None, alo
         embedded = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_()
         return model(inputs_embeds=embedded, labels=inputs["labels"]).loss
 
-    base = (lambda: model) if alone else (lambda: copy.deepcopy(model))
+    def base(own=False):
+        # On a GPU, frozen weights are shared by all methods, or a large model would not fit. On a CPU that would give
+        # a method the cache as another one left it.
+        shared = {} if own or device == "cpu" else {id(parameter): parameter for parameter in model.parameters()}
+        return model if alone else copy.deepcopy(model, shared)
+
     return _build(base, loss, TARGETS[config.model_type], densities, config.hidden_size, only, alone)

@@ -22,11 +22,11 @@ from rmbook.product_costs import crossover_density, product_seconds
 from rmbook.sampled import expand_rows, sampled_product, sampled_product_reference
 
 DEVICE = "cuda"
-HELPERS = "gemm", "copies"  # timed for comparison; they are no ways to get the result
+HELPERS = "gemm", "gemm32", "copies"  # timed for comparison; they are no ways to get the result
 MEMORY = 4.8e12  # bytes a second by an H200's data sheet
 OPERANDS = 2**28  # bytes of operands that a graph goes through: several times the second-level cache
 DENSITIES = (1e-1, 3e-2, 1e-2, 5e-3, 2e-3, 1e-3, 1e-4, 1e-5)
-TUNED = [(e, t, w) for e in (1, 4, 8, 16, 32) for t in (128, 256, 512, 1024) for w in (2, 4, 8) if 512 <= e * t <= 8192]
+TUNED = [(e, t, w) for e, t in ((1, 1024), (4, 512), (4, 1024), (8, 512), (16, 256), (32, 128)) for w in (2, 4, 8)]
 
 
 def captured(call, sets):
@@ -67,6 +67,7 @@ def gather_ways(mask, triton_product):
     starts, columns, rows = mask.row_starts, mask.columns, expand_rows(mask.row_starts, mask.nnz)
     ways = {
         "gemm": lambda g, x: g.t() @ x,
+        "gemm32": lambda g, x: torch.mm(g.t(), x, out_dtype=torch.float32),
         "copies": lambda g, x: triton_product._transpose(g, x, g.shape[0]),
         "direct": lambda g, x: triton_product.sampled_product(g, x, starts, columns, "direct"),
         "transposed": lambda g, x: triton_product.sampled_product(g, x, starts, columns, "transposed"),
@@ -80,27 +81,30 @@ def gather_ways(mask, triton_product):
     return ways
 
 
-def measure(width, tokens, dtype, density, options, triton_product):
-    """One row of the table: medians of every way for a square layer, checked against the product in double."""
-    mask = sample_mask((width, width), density, 0, "benchmark").to(DEVICE)
-    pair = 2 * width * tokens * dtype.itemsize
-    count = max(2, math.ceil(OPERANDS / pair))
-    sets = [tuple(torch.randn(2, tokens, width, device=DEVICE).to(dtype)) for _ in range(count)]
+def measure(shape, tokens, dtype, density, options, triton_product):
+    """One row of the table: medians of every way for a layer, checked against the product in double."""
+    mask = sample_mask(shape, density, 0, "benchmark").to(DEVICE)
+    pair = sum(shape) * tokens * dtype.itemsize
+    sets = [
+        tuple(torch.randn(tokens, side, device=DEVICE).to(dtype) for side in shape)
+        for _ in range(max(2, math.ceil(OPERANDS / pair)))
+    ]
     ways = gather_ways(mask, triton_product)
     exact = sampled_product_reference(*(operand.double() for operand in sets[0]), mask.rows, mask.columns)
     errors = {n: float((w(*sets[0]) - exact).norm() / exact.norm()) for n, w in ways.items() if n not in HELPERS}
     seconds, graphs = medians(ways, sets, options.rounds)
+    tuned = {}
     if options.tune:
-        kept, tuned = triton_product.TILES, {}
+        kept = triton_product.TILES
         for tile in TUNED:
-            triton_product.TILES = (tile,)
+            triton_product.TILES = {0: tile}
             tuned[str(tile)] = medians({"t": ways["transposed"]}, sets, options.rounds)[0]["t"]
         triton_product.TILES = kept
         best = sorted(tuned, key=tuned.get)[:3]
         print("    best (entries, tokens, warps): " + ", ".join(f"{b} {1e6 * tuned[b]:.1f} us" for b in best))
     vector = tokens * dtype.itemsize
     limits = {"read": mask.nnz * vector / MEMORY, "inputs": (pair + 4 * mask.nnz) / MEMORY}
-    print(f"  {str(dtype)[6:]:9s} {width:5d} {density:8.0e} {mask.nnz:9,d}")
+    print(f"  {str(dtype)[6:]:9s} {shape} {density:8.0e} {mask.nnz:9,d}")
     for name, time in seconds.items():
         shares = " ".join(f"{limit / time:8.2f}" for limit in limits.values())
         predicted = product_seconds(mask.shape, tokens, mask.nnz, dtype).get(name)
@@ -109,10 +113,12 @@ def measure(width, tokens, dtype, density, options, triton_product):
             f"{errors.get(name, 0):.0e}" + (f", predicted {1e6 * predicted:.1f} us" if predicted else "")
             + ("" if graphs[name] else "  (waits for the GPU: timed with its launches)")
         )  # fmt: skip
-    rates = {"copy": 2 * pair / seconds["copies"], "operations": 2 * width**2 * tokens / seconds["gemm"]}
-    rates["gather"] = (mask.nnz + min(mask.nnz, width)) * vector / max(seconds["transposed"] - seconds["copies"], 1e-9)
+    rates = {"copy": 2 * pair / seconds["copies"], "operations": 2 * mask.numel * tokens / seconds["gemm"]}
+    rates["gather"] = (
+        (mask.nnz + min(mask.nnz, shape[0])) * vector / max(seconds["transposed"] - seconds["copies"], 1e-9)
+    )
     print("    rates: " + ", ".join(f"{name} {rate:.2e}" for name, rate in rates.items()))
-    row = {"dtype": str(dtype), "width": width, "tokens": tokens, "density": density, "nnz": mask.nnz}
+    row = {"dtype": str(dtype), "shape": shape, "tokens": tokens, "density": density, "nnz": mask.nnz, "tuned": tuned}
     return row | {"seconds": seconds, "captured": graphs, "errors": errors, "limits": limits, "rates": rates}
 
 
@@ -120,6 +126,7 @@ def main() -> None:
     """Print the table and the crossovers; write everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=int, nargs="+", default=[768, 2048, 5120])
+    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tune", action="store_true", help="also try other tiles of the transposed way")
@@ -134,9 +141,10 @@ def main() -> None:
     rows = []
     for dtype in (torch.bfloat16, torch.float32):
         for width in options.widths:
-            some = [measure(width, options.tokens, dtype, density, options, triton_product) for density in DENSITIES]
+            shape = width, width
+            some = [measure(shape, options.tokens, dtype, p, options, triton_product) for p in options.densities]
             wins = [r["density"] for r in some if min(("transposed", "dense"), key=r["seconds"].get) == "dense"]
-            predicted = crossover_density((width, width), options.tokens, dtype)
+            predicted = crossover_density(shape, options.tokens, dtype)
             measured = min(wins, default="none of these")
             print(f"  {str(dtype)[6:]} {width}: dense wins from density {measured} on, predicted {predicted:.1e}")
             rows += some

@@ -1,6 +1,7 @@
 """Who computes the sampled product: the choice of a backend, and the reason for it."""
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -48,6 +49,7 @@ def choose_backend(wanted: str, weight: torch.Tensor) -> tuple[str, str]:
     return wanted, "asked for"
 
 
+@cache  # it is looked up in every backward pass of every layer
 def product(backend: str, device_type: str) -> Callable[..., torch.Tensor]:
     """The function with the signature of `rmbook.sampled.sampled_product` that a backend stands for."""
     if backend == "spops":

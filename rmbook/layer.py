@@ -5,6 +5,8 @@ layer and autograd's own frozen path gives the input's gradient. A tiny autograd
 the gradient of the values by a sampled product. No dense copy of W and no dense gradient of W is ever made.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +17,7 @@ from rmbook.tap import Tap, merge
 
 OWN_ATTRIBUTES = (
     *("values", "mask", "row_starts", "columns", "touched", "original", "merged", "merged_into"),
-    *("wanted_backend", "backend", "backend_reason", "scale"),
+    *("wanted_backend", "backend", "backend_reason", "scale", "writes", "up_to_date"),
 )
 COMPACT_BELOW = 0.3  # keep only the touched columns of the input when they are at most this share of all columns
 
@@ -61,6 +63,8 @@ class MaskedLinear(nn.Linear):
         mask: positions of S.
         original: (nnz,) entries of W at the mask's positions, in W's dtype.
         dense_form: whether forward is `masked_linear_reference` (slow, differentiable any number of times).
+        writes: how often `weight` was, or on a GPU may have been, written.
+        up_to_date: ids of values that need no merge in this forward pass; `rmbook.refresh` fills and empties it.
     """
 
     values: nn.Parameter
@@ -84,6 +88,7 @@ class MaskedLinear(nn.Linear):
         linear.__class__ = cls
         linear.wanted_backend, (linear.backend, linear.backend_reason) = backend, chosen
         linear.scale = scale
+        linear.writes, linear.up_to_date = 0, frozenset()
         linear._set_mask(mask.to(weight.device))
         linear.values = nn.Parameter(torch.zeros(mask.nnz, dtype=_values_dtype(weight), device=weight.device))
         linear._save_original()
@@ -114,11 +119,24 @@ class MaskedLinear(nn.Linear):
 
     @torch.no_grad()
     def _merge(self, delta: torch.Tensor) -> None:
-        self._refuse_another_weight()
-        write = torch.ops.rmbook.merge_ if torch.compiler.is_compiling() else merge
-        write(self.weight, self.merged, delta, self.original, self.mask.positions)
+        self.check_weight()
+        state = self.weight, self.merged, delta, self.original, self.mask.positions
+        if torch.compiler.is_compiling():
+            torch.ops.rmbook.merge_(*state)
+        elif merge(*state):
+            self.writes += 1
 
-    def _refuse_another_weight(self) -> None:
+    def _merge_again(self, writes: int, delta: torch.Tensor) -> None:
+        # Before a backward pass: W + S of its forward pass. Nothing to do where nothing was written since.
+        if self.writes != writes:
+            self._merge(delta)
+
+    def check_weight(self) -> None:
+        """Raise if `weight` is no longer the tensor that was masked.
+
+        Raises:
+            RuntimeError: it was replaced or sharded.
+        """
         # FSDP shards the weight, and hands the layer a rebuilt copy at each forward, in which a merge would be lost.
         weight, (ours,) = self.weight, self.merged_into
         if weight is ours or torch.compiler.is_compiling():
@@ -132,16 +150,22 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y = x (W + S)^T + b; (..., in) to (..., out)."""
+        values, weight = self.values, self.weight  # looked up once: it costs a module more than a step of arithmetic
         delta = self.delta
         if self.dense_form:
-            return masked_linear_reference(input, self.weight, self.bias, self.mask, delta)
-        self._merge(delta)
-        output = F.linear(input, self.weight, self.bias)
-        if not (torch.is_grad_enabled() and (self.values.requires_grad or output.requires_grad)):
+            return masked_linear_reference(input, weight, self.bias, self.mask, delta)
+        compiling = torch.compiler.is_compiling()
+        if compiling or id(values) not in self.up_to_date:
+            self._merge(delta)
+        elif weight is not self.merged_into[0]:
+            self.check_weight()
+        output = F.linear(input, weight, self.bias)
+        if not (torch.is_grad_enabled() and (values.requires_grad or output.requires_grad)):
             return output
         if self.touched is not None:
             input = input.index_select(-1, self.touched)  # all that the backward pass needs
-        merge_again = None if torch.compiler.is_compiling() else self._merge  # a compiled graph keeps its own W + S
+        # A compiled graph keeps its own W + S.
+        merge_again = None if compiling else partial(self._merge_again, self.writes)
         return Tap.apply(output, delta, input.detach(), self.row_starts, self.columns, self.backend, merge_again)
 
     def train(self, mode: bool = True) -> "MaskedLinear":
@@ -178,12 +202,14 @@ class MaskedLinear(nn.Linear):
     def _save_original(self) -> None:
         self.original = self.weight.view(-1).index_select(0, self.mask.positions)
         self.merged = torch.zeros_like(self.values)  # W + 0 is what the weight holds now
+        self.writes += 1
         self.merged_into = (self.weight,)  # in a tuple, so that nn.Module does not register it a second time
 
     @torch.no_grad()
     def _restore(self) -> None:
         self.weight.view(-1).index_copy_(0, self.mask.positions.long(), self.original)
         self.merged.zero_()
+        self.writes += 1
 
     def _forget(self) -> nn.Linear:
         for name in OWN_ATTRIBUTES:

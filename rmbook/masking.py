@@ -12,6 +12,7 @@ from torch import nn
 from rmbook.backends import choose_backend, explain_way
 from rmbook.layer import MaskedLinear
 from rmbook.masks import Mask, check_density, check_seed, ratio_to_density, sample_mask
+from rmbook.refresh import Refresh
 from rmbook.structured import leading_columns, random_columns
 from rmbook.targets import TargetError, check_targets, find_targets
 
@@ -165,6 +166,7 @@ class RandomMask:
         self.density: float | None = recipe.density if recipe else None
         self.seed: int | None = recipe.seed if recipe else None
         self._were_trainable: list[nn.Parameter] = were_trainable
+        self._refresh = Refresh(model, layers.values())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The values of each layer, (nnz,), with their names in the model."""
@@ -247,6 +249,7 @@ class RandomMask:
         return self._end(MaskedLinear.bake)
 
     def _end(self, how) -> nn.Module:
+        self._refresh.remove()
         for layer in self.layers.values():
             how(layer)
         for parameter in self._were_trainable:

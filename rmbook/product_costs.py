@@ -9,23 +9,29 @@ The product has nnz entries, each a dot product of `tokens` numbers of `itemsize
   the cores, so nnz + min(nnz, out) vectors of tokens * itemsize bytes are left.
 - **dense**: a matrix product, 2 * out * in * tokens operations, then pick the entries. Tensor cores make it hard to
   beat in 16 bits: where the copies are small change, dense wins from the density 2 * GATHER / (itemsize * RATE) on,
-  about 0.7 % in bfloat16 and 5 % in float32, whatever the shape.
+  1 % in bfloat16 and 8 % in float32, whatever the shape. It wants operands whose sides are multiples of 8.
 
-Rates are an H200's. PREDICTED, NOT YET MEASURED, except the copy rate: `benchmarks/gpu_products.py` measures them.
+Rates are those of an H200, fitted to what `benchmarks/gpu_products.py` measured there (results/benchmarks holds the
+record); only float64's is a guess. On another GPU the order of the ways near a border may differ, not their results.
 """
+
+from functools import lru_cache
 
 import torch
 
-COPY = 4.3e12  # bytes a second, read plus written; measured on an H200 (4.8e12 by its data sheet)
-GATHER = 4.5e12  # bytes a second of scattered vectors, from the second-level cache where they fit; predicted
-RATE = {  # operations a second of one layer's dense product; predicted (an 8192-wide one was measured at 780e12)
-    torch.bfloat16: 600e12,
-    torch.float16: 600e12,
-    torch.float32: 50e12,  # without TF32, which rounds the operands
+COPY = 3.6e12  # bytes a second, read plus written, of the two transposed copies
+GATHER = 8e12  # bytes a second of scattered vectors, most of them from the second-level cache
+SCATTER = 6e12  # bytes a second of scattered sectors
+RATE = {  # operations a second of the dense product
+    torch.bfloat16: 800e12,
+    torch.float16: 800e12,
+    torch.float32: 51e12,  # without TF32, which rounds the operands
     torch.float64: 50e12,
 }
-LAUNCH = 3e-6  # seconds a kernel costs beside its work; predicted
+LAUNCH = 2.2e-6  # seconds a kernel costs beside its work
+TOKEN = {"direct": 1e-9, "dense": 2.7e-9}  # seconds a token at least: one program's way through the tokens
 SECTOR = 32  # bytes, the smallest piece of memory that is read
+UNALIGNED = 4  # times the work of a dense product that a side costs which is no multiple of 8
 
 
 def product_seconds(shape: tuple[int, int], tokens: int, nnz: int, dtype: torch.dtype) -> dict[str, float]:
@@ -42,15 +48,17 @@ def product_seconds(shape: tuple[int, int], tokens: int, nnz: int, dtype: torch.
     """
     out, width = shape
     vector = tokens * dtype.itemsize
+    operations = 2 * out * width * tokens * (UNALIGNED if dtype.itemsize == 2 and (out % 8 or width % 8) else 1)
     return {
-        "direct": 2 * LAUNCH + 2 * SECTOR * nnz * tokens / GATHER,
+        "direct": 2 * LAUNCH + TOKEN["direct"] * tokens + 2 * SECTOR * nnz * tokens / SCATTER,
         "transposed": 3 * LAUNCH + 2 * (out + width) * vector / COPY + (nnz + min(nnz, out)) * vector / GATHER,
         "dense": 2 * LAUNCH
-        + 2 * out * width * tokens / RATE[dtype]
-        + (out * width * dtype.itemsize + nnz * SECTOR) / COPY,
+        + max(operations / RATE[dtype], TOKEN["dense"] * tokens)
+        + (out * width * max(dtype.itemsize, 4) + nnz * SECTOR) / COPY,
     }
 
 
+@lru_cache(1024)  # it is asked in every backward pass of every layer
 def cheapest_way(shape: tuple[int, int], tokens: int, nnz: int, dtype: torch.dtype) -> str:
     """The way that `product_seconds` finds cheapest. Sizes alone decide, so results do not depend on timing."""
     seconds = product_seconds(shape, tokens, nnz, dtype)

@@ -35,7 +35,7 @@ def stamp(command: str) -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **{name: _version(name) for name in PACKAGES},
             "torch": torch.__version__,  # says which build, which its package's version does not always
         },
         "commit": _commit(),
@@ -90,7 +90,17 @@ def write_json(path: Path, data: Any) -> None:
         file.write("\n")
 
 
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # rmbook itself where it runs from its folder
+        return None
+
+
 def _commit() -> str:
+    if commit := os.environ.get("RMBOOK_COMMIT"):  # of a copy that is no checkout, on a machine without git
+        return commit
+
     def git(*arguments):
         return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True)
 

@@ -23,7 +23,9 @@ from rmbook.product_costs import cheapest_way, product_seconds
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PROGRAMS = 1024  # wanted at least: about eight for each of an H200's 132 processors
 MOST_SLICES = 8
-TILES = ((16, 256, 4), (4, 1024, 4), (1, 1024, 4))  # (entries, tokens, warps) of a program, largest first
+# From how many entries on a program takes which tile: (entries, tokens, warps). More entries a program mean more reads
+# in flight, but fewer programs. Measured on an H200: python benchmarks/gpu_products.py --tune
+TILES = {16384: (32, 128, 8), 8192: (16, 256, 8), 2048: (4, 512, 8), 0: (1, 1024, 4)}
 COPIED = 2**26  # most elements of the transposed copies: longer batches are taken in pieces
 DENSE = 2**25  # most elements of the dense product that exist at once
 TRANSPOSE_TILE = 64
@@ -68,7 +70,7 @@ def sampled_product(
     if way == "transposed" and tokens > piece:
         pieces = zip(grad_output.split(piece), input.split(piece), strict=True)
         return reduce(torch.add, (sampled_product(g, x, row_starts, columns, way) for g, x in pieces))
-    entries, block, warps = _tile(nnz)
+    entries, block, warps = next(tile for least, tile in TILES.items() if nnz >= least)
     blocks, steps = triton.cdiv(nnz, entries), triton.cdiv(tokens, block)
     slice_steps = triton.cdiv(steps, max(1, min(MOST_SLICES, PROGRAMS // blocks)))
     slices = triton.cdiv(steps, slice_steps)
@@ -91,18 +93,20 @@ def dense_product(
 ) -> torch.Tensor:
     """As `sampled_product`, by matrix products of blocks of rows from which the entries are picked.
 
-    Each entry is rounded once to the operands' dtype. Unlike a gather with tensor indices, picking needs no list of
-    rows and no sizes on the host.
+    Sums of 16-bit operands are kept in float32, as in the other ways. Unlike a gather with tensor indices, picking
+    needs no list of rows and no sizes on the host.
     """
     _check_device(grad_output)
     common = torch.promote_types(grad_output.dtype, input.dtype)
-    grad_output, input = grad_output.to(common), input.to(common)
+    if grad_output.dtype != input.dtype:
+        grad_output, input = grad_output.to(common), input.to(common)
     dtype = torch.float64 if common == torch.float64 else torch.float32
+    wider = {"out_dtype": dtype} if common.itemsize == 2 and grad_output.is_cuda else {}  # torch has it for GPUs alone
     result = torch.empty(columns.numel(), dtype=dtype, device=columns.device)
     block = max(1, DENSE // input.shape[1])
     with torch.cuda.device_of(grad_output):
         for start in range(0, grad_output.shape[1], block):
-            dense = grad_output[:, start : start + block].t() @ input  # (block, in)
+            dense = torch.mm(grad_output[:, start : start + block].t(), input, **wider)  # (block, in)
             _pick_kernel[dense.shape[0],](dense, row_starts[start:], columns, result, dense.stride(0), BLOCK=128)
     return result
 
@@ -126,11 +130,6 @@ def _check_device(tensor: torch.Tensor) -> None:
         )
 
 
-def _tile(nnz: int) -> tuple[int, int, int]:
-    # The largest tile that leaves enough programs: more entries a program mean more reads in flight.
-    return next((tile for tile in TILES if nnz >= tile[0] * PROGRAMS), TILES[-1])
-
-
 def _transpose(grad_output, input, padded):
     """Copies of both with the tokens last, (out, padded) and (in, padded), zero beyond the tokens: in one launch."""
     grad_output, input = grad_output.contiguous(), input.contiguous()
@@ -138,9 +137,9 @@ def _transpose(grad_output, input, padded):
     left = torch.empty(out, padded, dtype=grad_output.dtype, device=input.device)
     right = torch.empty(width, padded, dtype=input.dtype, device=input.device)
     left_tiles = triton.cdiv(out, TRANSPOSE_TILE)
-    _transpose_kernel[triton.cdiv(padded, TRANSPOSE_TILE), left_tiles + triton.cdiv(width, TRANSPOSE_TILE)](
-        grad_output, input, left, right, tokens, padded, out, width, left_tiles, TILE=TRANSPOSE_TILE
-    )
+    grid = triton.cdiv(padded, TRANSPOSE_TILE), left_tiles + triton.cdiv(width, TRANSPOSE_TILE)
+    sizes = tokens, padded, out, width, left_tiles
+    _transpose_kernel[grid](grad_output, input, left, right, *sizes, TILE=TRANSPOSE_TILE)
     return left, right
 
 

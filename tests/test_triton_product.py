@@ -69,7 +69,7 @@ def ptx(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("element, reads", [("bf16", 2), ("fp32", 4)])
 def test_the_product_reads_16_bytes_at_a_time_and_uses_no_atomics(ptx, element, reads):
-    for entries, tokens, _ in triton_product.TILES:
+    for entries, tokens, _ in triton_product.TILES.values():
         code = ptx(
             triton_product._product_kernel, left=f"*{element}", right=f"*{element}", row_starts="*i32",
             columns="*i32", sums="*fp32", nnz="i32", out="i32", bisections="i32", tokens="i32", slice_steps="i32",

@@ -22,8 +22,10 @@ WAYS = ["direct", "transposed"]
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    """Small problems then reach all tile sizes: with 8 programs the largest tile is taken from 128 entries on."""
+    """Small problems then reach all tile sizes, and slices."""
     monkeypatch.setattr(triton_product, "PROGRAMS", 8)
+    tiles = {least // 128: tile for least, tile in triton_product.TILES.items()}
+    monkeypatch.setattr(triton_product, "TILES", tiles)
 
 
 def operands(tokens, shape, dtypes):
