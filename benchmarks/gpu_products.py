@@ -9,16 +9,17 @@ read the vectors of all entries once from memory, `inputs` the time to read each
 """
 
 import argparse
-import json
 import math
-import platform
+import shlex
 import statistics
+import sys
 from pathlib import Path
 
 import torch
 
 from rmbook import sample_mask
 from rmbook.product_costs import crossover_density, product_seconds
+from rmbook.results import stamp, write_json
 from rmbook.sampled import expand_rows, sampled_product, sampled_product_reference
 
 DEVICE = "cuda"
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tune", action="store_true", help="also try other tiles of the transposed way")
-    parser.add_argument("--output", type=Path, help="a JSON file for the results")
+    parser.add_argument("--output", type=Path, help="a JSON file for the results, with their stamp")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit(
@@ -149,8 +150,10 @@ def main() -> None:
             print(f"  {str(dtype)[6:]} {width}: dense wins from density {measured} on, predicted {predicted:.1e}")
             rows += some
     if options.output:
-        device = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "python": platform.python_version()}
-        options.output.write_text(json.dumps({"device": device, "rows": rows}, indent=1) + "\n")
+        write_json(
+            options.output,
+            {"stamp": stamp(f"python benchmarks/gpu_products.py {shlex.join(sys.argv[1:])}"), "rows": rows},
+        )
 
 
 if __name__ == "__main__":

@@ -24,8 +24,7 @@ class Refresh:
     def __init__(self, model: nn.Module, layers: Iterable[MaskedLinear]):
         self._layers = list(layers)
         self._up_to_date: set[int] = set()  # shared with the layers
-        self._together: dict[tuple, object] = {}  # one launch for each combination of dtypes and device
-        self._scaled: dict[MaskedLinear, torch.Tensor] = {}  # S of layers whose scale is not 1
+        self._state = None  # of the layers when they were arranged
         for layer in self._layers:
             layer.up_to_date = self._up_to_date
         self._hooks = (
@@ -43,38 +42,51 @@ class Refresh:
     def _open(self, *_) -> None:
         if torch.compiler.is_compiling():  # a compiled graph holds the merge of each layer
             return
-        layers = [layer for layer in self._layers if isinstance(layer, MaskedLinear) and not layer.dense_form]
-        apart = [layer for layer in layers if not (HAS_TRITON and layer.weight.is_cuda)]
-        for layer in apart:
+        state = [_state(layer) for layer in self._layers]
+        if state != self._state:
+            self._arrange()
+            self._state = state
+        for layer in self._one_by_one:
             layer.refresh()
-        if len(apart) < len(layers):
-            self._merge_together([layer for layer in layers if HAS_TRITON and layer.weight.is_cuda])
-        self._up_to_date.update(id(layer.values) for layer in layers)
+        for layer, delta in self._scaled:
+            torch.mul(layer.values, layer.scale, out=delta)
+        for merge, layers in self._together:
+            merge()
+            for layer in layers:
+                layer.__dict__["writes"] += 1  # past nn.Module's own bookkeeping, which costs more than all the rest
+        self._up_to_date.update(self._ids)
 
     def _close(self, *_) -> None:
         self._up_to_date.clear()
 
-    def _merge_together(self, layers: list[MaskedLinear]) -> None:
-        from rmbook.triton_merge import MergeLayers
-
-        groups: dict[tuple, list] = {}
+    def _arrange(self) -> None:
+        """Sort the layers into those of one launch, by dtypes and device, and those that merge one by one."""
+        layers = [layer for layer in self._layers if isinstance(layer, MaskedLinear) and not layer.dense_form]
+        self._ids = [id(layer.values) for layer in layers]
+        self._one_by_one, self._scaled, groups = [], [], {}
         for layer in layers:
             layer.check_weight()
-            kind = layer.weight.device, layer.weight.dtype, layer.values.dtype, layer.mask.positions.dtype
-            groups.setdefault(kind, []).append(layer)
-        for kind, group in groups.items():
-            deltas = [self._delta(layer) for layer in group]
-            self._together.setdefault(kind, MergeLayers())(
-                [(m.weight, m.merged, s, m.original, m.mask.positions) for m, s in zip(group, deltas, strict=True)]
-            )
-            for layer in group:
-                layer.writes += 1
+            if not (HAS_TRITON and layer.weight.is_cuda):
+                self._one_by_one.append(layer)
+                continue
+            delta = layer.values
+            if layer.scale != 1:  # S in memory of its own: its address is kept
+                delta = torch.empty_like(delta)
+                self._scaled.append((layer, delta))
+            tensors = layer.weight, layer.merged, delta, layer.original, layer.mask.positions
+            kind = (layer.weight.device, *(tensor.dtype for tensor in tensors))
+            groups.setdefault(kind, []).append((layer, tensors))
+        self._together = []
+        for group in groups.values():
+            from rmbook.triton_merge import MergeLayers
 
-    def _delta(self, layer: MaskedLinear) -> torch.Tensor:
-        # In memory of its own where it is not the values themselves: a table of addresses is kept.
-        if layer.scale == 1:
-            return layer.values
-        kept = self._scaled.get(layer)
-        if kept is None or (kept.dtype, kept.device) != (layer.values.dtype, layer.values.device):
-            kept = self._scaled[layer] = torch.empty_like(layer.values)
-        return torch.mul(layer.values, layer.scale, out=kept)
+            members, tensors = zip(*group, strict=True)
+            self._together.append((MergeLayers(tensors), members))
+
+
+def _state(layer: nn.Module) -> tuple:
+    # Changes whenever the layers must be arranged anew: `.to`, functional_call, dense_form, detach. Looked up in the
+    # module's dictionaries, many times faster than as attributes. The arrangement keeps the tensors, so that no other
+    # one gets their ids.
+    own, parameters = layer.__dict__, layer._parameters
+    return own.get("dense_form"), id(own.get("merged")), id(parameters.get("values")), id(parameters.get("weight"))

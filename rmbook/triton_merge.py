@@ -8,7 +8,7 @@ Importing this module needs the package `triton`; TRITON_INTERPRET=1 in the envi
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 import triton
@@ -54,44 +54,45 @@ def merge(
 
 
 class MergeLayers:
-    """`merge` for many layers in one launch. Make it once and call it at each step; it keeps a table of addresses."""
+    """`merge` for many layers in one launch, as often as it is called.
 
-    def __init__(self):
-        self._layers = None
-        self._table = self._starts = None
+    Args:
+        layers: of each the arguments of `merge`: weight, merged, values, original, positions. All layers must be on one
+            GPU and agree in the dtypes of their weights, values and positions. Weights and values may change their
+            memory between calls (`values.data = ...`), the others may not.
 
-    def __call__(self, layers: Sequence[tuple[torch.Tensor, ...]]) -> None:
-        """Merge every layer.
+    Raises:
+        RuntimeError: if the tensors are not on a GPU and Triton's interpreter is off.
+        TypeError: if dtypes or devices differ.
+    """
 
-        Args:
-            layers: of each the arguments of `merge`: weight, merged, values, original, positions. All layers must be
-                on one GPU and agree in the dtypes of their weights, values and positions.
-
-        Raises:
-            RuntimeError: if the tensors are not on a GPU and Triton's interpreter is off.
-            TypeError: if dtypes or devices differ.
-        """
-        layers = [layer for layer in layers if layer[2].numel()]
-        if not layers:
-            return
-        weight, _, values, _, positions = layers[0]
-        kinds = {(w.dtype, v.dtype, p.dtype, w.device) for w, _, v, _, p in layers}
+    def __init__(self, layers: Iterable[tuple[torch.Tensor, ...]]):
+        self._layers = [layer for layer in layers if layer[2].numel()]
+        kinds = {(w.dtype, v.dtype, p.dtype, w.device) for w, _, v, _, p in self._layers}
         if len(kinds) > 1:
             raise TypeError(f"layers merged in one launch must agree in dtypes and device, got {kinds}: group them.")
-        # Addresses change when a tensor is replaced (`.to`, `values.data = ...`), so they are looked at every time.
-        addresses = [[*(tensor.data_ptr() for tensor in layer), layer[2].numel()] for layer in layers]
-        if addresses != self._layers:
-            for layer in layers:
-                _check(layer)
-            starts = [0]
-            for *_, nnz in addresses:
-                starts.append(starts[-1] + triton.cdiv(nnz, BLOCK))
-            self._table = torch.tensor(addresses).to(weight.device, non_blocking=True)
+        for layer in self._layers:
+            _check(layer)
+        self._movable = [tensor for weight, _, values, _, _ in self._layers for tensor in (weight, values)]
+        self._addresses = self._table = self._starts = None
+
+    def __call__(self) -> None:
+        """Merge every layer."""
+        if not self._layers:
+            return
+        weight, _, values, _, positions = self._layers[0]
+        addresses = [tensor.data_ptr() for tensor in self._movable]
+        if addresses != self._addresses:
+            rows, starts = [], [0]
+            for layer in self._layers:
+                rows.append([*(tensor.data_ptr() for tensor in layer), layer[2].numel()])
+                starts.append(starts[-1] + triton.cdiv(rows[-1][-1], BLOCK))
+            self._table = torch.tensor(rows).to(weight.device, non_blocking=True)
             self._starts = torch.tensor(starts, dtype=torch.int32).to(weight.device, non_blocking=True)
-            self._layers, self._blocks = addresses, starts[-1]
+            self._addresses, self._blocks = addresses, starts[-1]
         with torch.cuda.device_of(weight):
             _merge_layers_kernel[self._blocks,](
-                self._table, self._starts, len(layers), (len(layers) - 1).bit_length(),
+                self._table, self._starts, len(self._layers), (len(self._layers) - 1).bit_length(),
                 WEIGHT=ELEMENT[weight.dtype], VALUE=ELEMENT[values.dtype], POSITION=ELEMENT[positions.dtype],
                 BLOCK=BLOCK,
             )  # fmt: skip

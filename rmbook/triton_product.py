@@ -106,8 +106,11 @@ def dense_product(
     block = max(1, DENSE // input.shape[1])
     with torch.cuda.device_of(grad_output):
         for start in range(0, grad_output.shape[1], block):
-            dense = torch.mm(grad_output[:, start : start + block].t(), input, **wider)  # (block, in)
-            _pick_kernel[dense.shape[0],](dense, row_starts[start:], columns, result, dense.stride(0), BLOCK=128)
+            some, starts = grad_output, row_starts
+            if block < grad_output.shape[1]:
+                some, starts = grad_output[:, start : start + block], row_starts[start:]
+            dense = torch.mm(some.t(), input, **wider)  # (block, in)
+            _pick_kernel[dense.shape[0],](dense, starts, columns, result, dense.stride(0), BLOCK=128)
     return result
 
 

@@ -204,16 +204,16 @@ def test_merge_writes_only_where_the_bits_have_changed():
 def test_many_layers_in_one_launch(dtype):
     layers = [layer(dtype, density, seed) for seed, density in enumerate((0.5, 0.0, 1.0, 0.001, 0.9))]
     others = copy.deepcopy(layers)
-    merge_layers = MergeLayers()
+    merge_layers = MergeLayers(layers)
     for step in range(3):
-        merge_layers(layers)
+        merge_layers()
         for one, other in zip(layers, others, strict=True):
             torch_merge(*other)
             assert same_bytes(one, other)
             for values in (one[2], other[2]):
                 values[::2] -= 1
-        if step == 1:  # a new tensor at another address
-            layers[2][2] = layers[2][2].clone()
+        if step == 1:  # new memory at another address
+            layers[2][2].data = layers[2][2].clone()
 
 
 def test_merge_refuses_what_it_cannot_compare():
@@ -221,5 +221,5 @@ def test_merge_refuses_what_it_cannot_compare():
     with pytest.raises(TypeError, match="float64.*float32"):
         merge(weight, merged, values.double(), original, positions)
     with pytest.raises(TypeError, match="must agree"):
-        MergeLayers()([layer(torch.float32, 0.5), layer(torch.float16, 0.5)])
-    MergeLayers()([])
+        MergeLayers([layer(torch.float32, 0.5), layer(torch.float16, 0.5)])
+    MergeLayers([])()
