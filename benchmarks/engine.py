@@ -77,6 +77,7 @@ def compared(methods: dict, rounds: int) -> dict[str, dict]:
         del graphs
     for name, method in methods.items():
         rows[name] |= {"trained": method.trained, "saved_bytes": method.saved_bytes()}
+        rows[name]["adapter_bytes"] = method.adapter_bytes()
     return rows
 
 
@@ -158,7 +159,8 @@ def show(title: str, rows: dict) -> None:
         graph = f"  graph {row['graph']['milliseconds']:8.3f} ms {row['graph']['ratio']:.3f}" if "graph" in row else ""
         print(
             f"  {name:<24} {row['milliseconds']:9.2f} ms  {row['ratio']:.3f} ({low:.3f} to {high:.3f})  "
-            f"trained {row['trained']:>11,}  saved {row['saved_bytes'] / 1e6:8.1f} MB{peak}{graph}",
+            f"trained {row['trained']:>11,}  saved {row['saved_bytes'] / 1e6:8.1f} MB  "
+            f"file {row['adapter_bytes'] / 1e3:10,.1f} kB{peak}{graph}",
             flush=True,
         )
 

@@ -1,13 +1,17 @@
 """The methods that `benchmarks/engine.py` compares, each as something that makes one training step."""
 
 import copy
+import tempfile
+from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from peft import ShiraConfig, inject_adapter_in_model
+from peft import ShiraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig, OPTConfig
 
+from rmbook.adapter import save_adapter
 from rmbook.masking import apply_random_mask
 from rmbook.methods import full_finetuning, lora
 from rmbook.targets import find_targets
@@ -57,6 +61,19 @@ class Method:
             torch.cuda.synchronize()
             return None
         return graph.replay
+
+    def adapter_bytes(self) -> int:
+        """Size of the file that one would keep: rmbook's or peft's adapter, else all that is trained."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "adapter.safetensors"
+            if masking := getattr(self.model, "random_mask", None):
+                save_adapter(masking, path)
+            elif hasattr(self.model, "peft_config"):
+                safetensors.torch.save_file(get_peft_model_state_dict(self.model, adapter_name="default"), path)
+            else:
+                trained = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+                safetensors.torch.save_file(trained, path)
+            return path.stat().st_size
 
     def saved_bytes(self) -> int:
         """Bytes that the forward pass keeps for the backward pass: each storage once, parameters not counted."""
@@ -108,7 +125,7 @@ def _naive(model: nn.Module, targets: list[str], density: float) -> nn.Module:
 def _random_mask(model: nn.Module, targets: list[str], density: float) -> nn.Module:
     for layer in find_targets(model, targets).values():
         layer.weight = nn.Parameter(layer.weight.detach().clone())  # W + S is its own, also where weights are shared
-    apply_random_mask(model, targets, density=density)
+    model.random_mask = apply_random_mask(model, targets, density=density)
     return model
 
 
