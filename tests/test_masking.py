@@ -37,6 +37,7 @@ from rmbook import (
     masked_linear_reference,
     sample_mask,
 )
+from rmbook import layer as layer_module
 
 
 def tiny_opt(**changes):
@@ -262,6 +263,101 @@ def test_masking_is_deep_copied_with_its_model():
     with torch.no_grad():
         next(twin.parameters()).fill_(1)
     assert masking.distance() == 0 < twin.distance()
+
+
+# ------------------------------------------------------------------------------------- merging when the model is called
+
+
+def merges(monkeypatch):
+    """Counts the calls of `tap.merge` that write, and those that only look."""
+    counts, real = {"wrote": 0, "looked": 0}, layer_module.merge
+
+    def counting(*state):
+        wrote = real(*state)
+        counts["wrote" if wrote else "looked"] += 1
+        return wrote
+
+    monkeypatch.setattr(layer_module, "merge", counting)
+    return counts
+
+
+def test_each_layer_is_looked_at_once_a_forward_pass_and_never_in_its_backward_pass(monkeypatch):
+    model, counts = TwoLayers(), merges(monkeypatch)
+    masking = apply_random_mask(model, ["first", "second"], density=0.3)
+    optimizer = torch.optim.AdamW(masking.parameters(), lr=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 24)).sum().backward()
+        optimizer.step()
+        assert counts == {"wrote": 2 * step, "looked": 2}  # the first time, all values are still 0
+
+
+def test_values_that_change_between_a_model_and_its_layer_are_noticed():
+    model = TwoLayers()
+    masking = apply_random_mask(model, ["first"], density=0.3)
+    x = torch.randn(4, 24)
+
+    def outside():
+        return model.last(torch.tanh(model.second(torch.tanh(model.first(x)))))
+
+    before = model(x)
+    with torch.no_grad():
+        next(masking.parameters()).fill_(0.5)
+    assert torch.equal(outside(), model(x)) and not torch.equal(model(x), before)
+    doubled = {"first.values": torch.full_like(model.first.values, 1.0)}
+    swapped = torch.func.functional_call(model, doubled, (x,))
+    with torch.no_grad():
+        next(masking.parameters()).fill_(1.0)
+    assert torch.equal(outside(), swapped)
+
+
+def test_a_forward_pass_that_fails_leaves_no_layer_trusting_it():
+    model = TwoLayers()
+    masking = apply_random_mask(model, ["first"], density=0.3)
+    with pytest.raises(RuntimeError, match="shape"):
+        model(torch.randn(4, 23))
+    x = torch.randn(4, 24)
+    before = model.first(x)
+    with torch.no_grad():
+        next(masking.parameters()).fill_(0.5)
+    assert not torch.equal(model.first(x), before)
+
+
+@pytest.mark.parametrize("end", ["remove", "merge"])
+def test_no_hook_stays_on_the_model(end):
+    model = TwoLayers()
+    masking = apply_random_mask(model, ["first"], density=0.3)
+    assert model._forward_pre_hooks and model._forward_hooks
+    getattr(masking, end)()
+    assert not model._forward_pre_hooks and not model._forward_hooks and not model._forward_hooks_always_called
+
+
+def test_a_copied_model_merges_its_own_layers():
+    model = TwoLayers()
+    masking = apply_random_mask(model, ["first", "second"], density=0.3)
+    twin, x = copy.deepcopy(model), torch.randn(4, 24)
+    before = model(x)
+    with torch.no_grad():
+        twin.first.values.fill_(0.5)
+    assert torch.equal(model(x), before) and not torch.equal(twin(x), before)
+    assert masking.distance() == 0 and twin.first.up_to_date is not model.first.up_to_date
+    twin.first.detach()  # one layer alone; the other stays masked
+    with torch.no_grad():
+        twin.second.values.fill_(0.5)
+    assert type(twin.first) is nn.Linear and not torch.equal(twin(x), before)
+
+
+def test_layers_in_dense_form_and_back_are_merged_again():
+    model = TwoLayers()
+    masking = apply_random_mask(model, ["first", "second"], density=0.3)
+    with torch.no_grad():
+        for values in masking.parameters():
+            values.fill_(0.5)
+    x = torch.randn(4, 24)
+    fast = model(x)
+    with masking.dense_form():
+        torch.testing.assert_close(model(x), fast)
+    assert torch.equal(model(x), fast)
 
 
 # ------------------------------------------------------------------------------------------------------ bad input
