@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rmbook.product_costs import GATHER, RATE, cheapest_way, crossover_density, product_seconds
+from rmbook.results import load_recorded
 
 TOKENS = 4096
 
@@ -34,3 +35,15 @@ def test_more_work_never_costs_less(dtype):
     small = product_seconds((768, 512), 100, 30, dtype)
     for larger in (((769, 512), 100, 30), ((768, 513), 100, 30), ((768, 512), 101, 30), ((768, 512), 100, 31)):
         assert all(seconds >= small[way] for way, seconds in product_seconds(*larger, dtype).items())
+
+
+def test_the_rule_chooses_what_was_fastest_on_a_gpu_and_predicts_its_time():
+    rows = load_recorded("benchmarks/products_gpu")["rows"]
+    assert len(rows) == 48  # two dtypes, three widths, eight densities
+    for row in rows:
+        dtype = getattr(torch, row["dtype"].removeprefix("torch."))
+        sizes = tuple(row["shape"]), row["tokens"], row["nnz"], dtype
+        measured = {way: row["seconds"][way] for way in product_seconds(*sizes) if way in row["seconds"]}
+        chosen = cheapest_way(*sizes)
+        assert chosen == min(measured, key=measured.get)
+        assert 0.5 < product_seconds(*sizes)[chosen] / measured[chosen] < 1.5
