@@ -46,4 +46,5 @@ def test_the_rule_chooses_what_was_fastest_on_a_gpu_and_predicts_its_time():
         measured = {way: row["seconds"][way] for way in product_seconds(*sizes) if way in row["seconds"]}
         chosen = cheapest_way(*sizes)
         assert chosen == min(measured, key=measured.get)
-        assert 0.5 < product_seconds(*sizes)[chosen] / measured[chosen] < 1.5
+        for way in ("transposed", "dense"):  # the border that matters lies between these
+            assert 0.7 < product_seconds(*sizes)[way] / measured[way] < 1.4
