@@ -13,15 +13,17 @@ from rmbook.tiny_models import make_tiny_checkpoint
 
 
 def tiny_checkpoint(kind: str, *, seed: int = 0, pretrain_steps: int = 500) -> Path:
-    """The folder of a tiny checkpoint; made the first time (some ten seconds on a CPU), then from the cache.
+    """The folder of a tiny checkpoint; made the first time, then from the cache.
 
-    The cache is keyed by the arguments and by the code that makes checkpoints. A damaged folder is made again.
+    The cache is keyed by the arguments, and by the code and the packaged weights that checkpoints are made with. A
+    damaged folder is made again.
 
     Args:
         kind, seed, pretrain_steps: see `rmbook.tiny_models.make_tiny_checkpoint`.
     """
     code = "".join(Path(module.__file__).read_text() for module in (tiny_models, sentences))
-    key = hashlib.sha256(f"{kind} {seed} {pretrain_steps} {code}".encode()).hexdigest()[:12]
+    weights = b"".join(path.read_bytes() for path in tiny_models.WEIGHTS.values())
+    key = hashlib.sha256(f"{kind} {seed} {pretrain_steps} {code}".encode() + weights).hexdigest()[:12]
     folder = cache_folder() / f"tiny_{kind}_{key}"
     if not _is_whole(folder):
         shutil.rmtree(folder, ignore_errors=True)
