@@ -194,7 +194,7 @@ def _pretrain(model: PreTrainedModel, tokenizer: Tokenizer, kind: str, steps: in
 
 
 def _tokens_hash(tokenizer: Tokenizer) -> str:
-    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
 @torch.no_grad()

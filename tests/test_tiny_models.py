@@ -1,6 +1,7 @@
 """The small checkpoints made here: genuine architectures and files, the same bytes again, and something to learn."""
 
 import itertools
+import json
 import os
 import random
 import re
@@ -13,8 +14,10 @@ import torch.nn.functional as F
 from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from task_files import original
 
+from rmbook import tiny_models
 from rmbook.encoding import encode_options, start_token
 from rmbook.language_models import load_language_model, max_positions
 from rmbook.likelihood import mean_log_probabilities
@@ -176,6 +179,25 @@ def test_pretraining_teaches_words_and_not_negation():
     negated = sum(bool(IS_NEGATED.fullmatch(text.split(" It was ")[0])) for text in texts)
     assert 0.25 < negated / 4000 < 0.35
     assert agree[False] == 4000 - negated and abs(agree[True] / negated - 0.5) < 0.08
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_default_weights_come_with_the_package_and_say_where_they_were_made(kind, tmp_path, monkeypatch):
+    pretrained_here = []
+    monkeypatch.setattr(tiny_models, "_pretrain", lambda *_: pretrained_here.append(kind))
+    folder = make_tiny_checkpoint(tmp_path / "default", kind)
+    model, _ = load_language_model(folder)
+    with safe_open(tiny_models.WEIGHTS[kind], "pt") as file:
+        made = json.loads(file.metadata()["stamp"])
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, file.get_tensor(name))
+        assert set(file.keys()) == {name for name, _ in model.named_parameters()}
+    assert made["command"] == "python -m rmbook.tiny_models" and re.fullmatch(r"[0-9a-f]{40}", made["commit"])
+    assert pretrained_here == []
+    # A tokenizer that cuts other tokens, as another version of tokenizers might train: its model is pretrained here.
+    monkeypatch.setattr(tiny_models, "_tokens_hash", lambda tokenizer: "another")
+    make_tiny_checkpoint(tmp_path / "other", kind)
+    assert pretrained_here == [kind]
 
 
 @pytest.fixture(scope="module")
