@@ -15,7 +15,8 @@ import torch
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
-TOKEN_CHUNK = 64  # tokens per sparse call: both operands, copied with the tokens last, stay in cache
+TOKEN_CHUNK = 64  # most tokens of a sparse call, and
+OPERAND_IN_CACHE = 2**17  # most numbers of the input's copy there: its rows are read in any order, from the cache
 GATHER_AT_ONCE = {"cpu": 2**16, "cuda": 2**24}  # numbers of a gathered operand: on a CPU it should stay in cache
 # Entries for each row and column: with fewer, copying the operands costs more than gathering.
 GATHER_BELOW = {torch.float64: 0.5, torch.float32: 0.5, torch.bfloat16: 0.15, torch.float16: 0.15}
@@ -131,8 +132,9 @@ def _sparse(grad_output, input, row_starts, columns):
     dtype = _result_dtype(grad_output, input)
     values = torch.zeros(columns.numel(), dtype=dtype, device=device)
     total = torch.sparse_csr_tensor(row_starts, columns, values, (out, width), check_invariants=False)
-    for start in range(0, tokens, TOKEN_CHUNK):
-        count = min(TOKEN_CHUNK, tokens - start)
+    chunk = max(TOKEN_CHUNK // 2, min(TOKEN_CHUNK, OPERAND_IN_CACHE // width))
+    for start in range(0, tokens, chunk):
+        count = min(chunk, tokens - start)
         # The kernel wants both operands with the tokens last. In memory that is used again: fresh pages of that size
         # cost as much as the product itself.
         left, right = (

@@ -10,6 +10,9 @@ import torch
 from rmbook import backends
 
 HAS_TRITON = find_spec("triton") is not None
+# Scattering is the fastest way to write single entries on a CPU, up to four times faster than index_put_ where the
+# weight is not in the cache. But in 16 bits it costs out * in, whatever the number of entries.
+SCATTERED = (torch.float32, torch.float64)
 
 
 class Tap(torch.autograd.Function):
@@ -99,10 +102,12 @@ def merge(weight, merged, values, original, positions) -> bool:
     elif _same_bits(values, merged):
         return False
     # Overwrite from the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
-    # index_put_, not scatter_, which costs out * in in bf16 on the CPU, nor index_copy_, which waits for one cache miss
-    # after the other (0.01 of a 2048-wide layer: 1.5 ms instead of 0.9).
     # .data: the write must not invalidate earlier forward passes as a change would; Tap.backward looks after them.
     new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
-    weight.data.view(-1).index_put_((positions,), new)
+    entries = weight.data.view(-1)
+    if weight.dtype in SCATTERED:
+        entries.scatter_(0, positions.long(), new)
+    else:
+        entries.index_put_((positions,), new)
     merged.copy_(values)
     return True

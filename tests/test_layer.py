@@ -15,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from rmbook import Mask, MaskedLinear, apply_random_mask, masked_linear_reference, sample_mask
+from rmbook import Mask, MaskedLinear, apply_random_mask, masked_linear_reference, sample_mask, sampled
 from rmbook.sampled import cheapest_way, expand_rows, sampled_product, sampled_product_reference
 
 OUT, IN = 48, 40
@@ -290,6 +290,16 @@ def test_pitfall_10_the_original_weight_comes_back_bit_for_bit(dtype):
     restored = layer.detach()
     assert type(restored) is nn.Linear
     assert torch.equal(restored.weight.view(torch.uint8), plain.weight.view(torch.uint8))
+
+
+@pytest.mark.parametrize("width", [40, 3000, 200_000])
+def test_pieces_of_any_length_add_up_to_the_dense_product(width):
+    """Wide inputs are taken in shorter pieces of tokens."""
+    mask = sample_mask((7, width), 2 / width, 0, "w") if width > 3000 else sample_mask((7, width), 0.1, 0, "w")
+    left, right = (torch.randn(150, side, dtype=torch.float64) for side in mask.shape)
+    exact = (left[:, mask.rows.long()] * right[:, mask.columns.long()]).sum(0)
+    for compute in (sampled._sparse, sampled_product):
+        torch.testing.assert_close(compute(left, right, mask.row_starts, mask.columns), exact, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("density", [0.001, 0.01])
