@@ -247,7 +247,7 @@ def test_the_pretrained_model_knows_the_words_and_a_mask_teaches_negation(pretra
     model, tokenizer = load_language_model(pretrained)
     encodings, labels, negated = labelled("test", tokenizer)
     before = right(model, encodings, labels)
-    assert before[~negated].mean() > 0.95 and before[negated].mean() < 0.3  # measured: 1.00 and 0.05
+    assert before[~negated].mean() > 0.95 and before[negated].mean() < 0.3  # measured: 1.00 and 0.06
     tuned, _, _ = tune(pretrained, 0.1, 0.01)
     after = right(tuned, encodings, labels)
     assert after.mean() > 0.8 and after[negated].mean() > 0.65
@@ -255,4 +255,4 @@ def test_the_pretrained_model_knows_the_words_and_a_mask_teaches_negation(pretra
 
 def test_a_sparse_mask_needs_a_larger_learning_rate(pretrained):
     losses = {rate: tune(pretrained, 0.01, rate, steps=100)[2] for rate in (0.001, 0.03)}
-    assert losses[0.03] < losses[0.001] - 0.1  # measured: 0.46 and 0.70
+    assert losses[0.03] < losses[0.001] - 0.1  # measured: 0.47 and 0.70
