@@ -66,7 +66,7 @@ class Refresh:
         self._one_by_one, self._scaled, groups = [], [], {}
         for layer in layers:
             layer.check_weight()
-            if not (HAS_TRITON and layer.weight.is_cuda):
+            if not _can_join(layer):
                 self._one_by_one.append(layer)
                 continue
             delta = layer.values
@@ -82,6 +82,10 @@ class Refresh:
 
             members, tensors = zip(*group, strict=True)
             self._together.append((MergeLayers(tensors), members))
+
+
+def _can_join(layer: MaskedLinear) -> bool:
+    return HAS_TRITON and layer.weight.is_cuda
 
 
 def _state(layer: nn.Module) -> tuple:

@@ -5,10 +5,11 @@ import os
 
 import pytest
 import torch
+from conftest import TwoLayers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmbook import Mask, sample_mask, triton_product
+from rmbook import Mask, apply_random_mask, refresh, sample_mask, triton_product
 from rmbook.sampled import sampled_product_reference
 from rmbook.tap import merge as torch_merge
 from rmbook.triton_merge import MergeLayers, merge
@@ -223,3 +224,45 @@ def test_merge_refuses_what_it_cannot_compare():
     with pytest.raises(TypeError, match="must agree"):
         MergeLayers([layer(torch.float32, 0.5), layer(torch.float16, 0.5)])
     MergeLayers([])()
+
+
+# ----------------------------------------------------------------------------- all layers of a model, when it is called
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_that_merges_in_one_launch_takes_the_steps_of_one_that_merges_layer_by_layer(dtype, scale, monkeypatch):
+    launches = []
+    launch = MergeLayers.__call__
+    monkeypatch.setattr(MergeLayers, "__call__", lambda self: launches.append(len(self._layers)) or launch(self))
+    results = []
+    for together in (True, False):
+        monkeypatch.setattr(refresh, "_can_join", lambda layer, together=together: together)
+        model = TwoLayers(dtype).to(DEVICE)
+        masking = apply_random_mask(model, ["first", "second"], density=0.3, scale=scale, backend="torch")
+        optimizer = torch.optim.AdamW(masking.parameters(), lr=0.05)
+        x = torch.randn(8, 24, generator=torch.Generator().manual_seed(3)).to(DEVICE, dtype)
+        for step in range(4):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            if step == 1:  # other memory, other dtypes and back: the layers are arranged anew
+                model.to(torch.float32 if dtype == torch.float64 else torch.float64).to(dtype)
+        doubled = {name: 2 * values for name, values in masking.named_parameters()}
+        results.append([model(x), torch.func.functional_call(model, doubled, (x,)), model(x)])
+        results[-1] += [layer.weight.detach().clone() for layer in masking.layers.values()]
+        assert all(layer.writes for layer in masking.layers.values())
+    assert launches == [2] * 7
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert not torch.equal(results[0][0], results[0][1]) and torch.equal(results[0][0], results[0][2])
+
+
+def test_a_replaced_weight_is_refused_when_the_model_is_called(monkeypatch):
+    monkeypatch.setattr(refresh, "_can_join", lambda layer: True)
+    model = TwoLayers().to(DEVICE)
+    apply_random_mask(model, ["first"], density=0.3, backend="torch")
+    x = torch.randn(8, 24, device=DEVICE)
+    model(x)
+    model.first.weight = torch.nn.Parameter(model.first.weight.detach().clone(), requires_grad=False)
+    with pytest.raises(RuntimeError, match="replaced by another"):
+        model(x)
