@@ -67,7 +67,7 @@ def ratios(seconds: dict[str, list[float]], to: str = "frozen") -> dict[str, dic
 def compared(methods: dict, rounds: int) -> dict[str, dict]:
     """Times, as `ratios` gives them, and counts of all methods; "graph" holds the times of captured steps."""
     rows = ratios(time_in_turn({name: method.step for name, method in methods.items()}, rounds))
-    if torch.cuda.is_available():
+    if all(method.on_gpu for method in methods.values()):  # not where a machine with a GPU measures its CPU
         torch.cuda.empty_cache()
         pool = torch.cuda.graph_pool_handle()  # one after the other, they can use the same memory
         graphs = {name: method.captured(pool) for name, method in methods.items()}

@@ -33,8 +33,8 @@ class Method:
         self.model, self.loss = model, loss
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.trained = sum(p.numel() for p in parameters)
-        on_gpu = next(model.parameters()).is_cuda  # there, an optimiser must be told that it may be captured
-        settings = {"lr": 1e-5, "weight_decay": 0.0, "fused": True, "capturable": on_gpu}
+        self.on_gpu = next(model.parameters()).is_cuda  # there, an optimiser must be told that it may be captured
+        settings = {"lr": 1e-5, "weight_decay": 0.0, "fused": True, "capturable": self.on_gpu}
         self.optimizer = torch.optim.AdamW(parameters, **settings) if parameters else None
 
     def step(self):
@@ -180,7 +180,7 @@ def model_methods(shape, densities, batch, length, dtype, device, only=None, alo
         embedded = model.get_input_embeddings()(inputs["input_ids"]).detach().requires_grad_()
         return model(inputs_embeds=embedded, labels=inputs["labels"]).loss
 
-    def base(own=False):
+    def base(own):
         # On a GPU, frozen weights are shared by all methods, or a large model would not fit. On a CPU that would give
         # a method the cache as another one left it.
         shared = {} if own or device == "cpu" else {id(parameter): parameter for parameter in model.parameters()}

@@ -151,13 +151,13 @@ class MaskedLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y = x (W + S)^T + b; (..., in) to (..., out)."""
         values, weight, bias = self.values, self.weight, self.bias  # once: looking them up is not free in a module
-        delta = values if self.scale == 1 else self.delta
+        delta = self.delta
         if self.dense_form:
             return masked_linear_reference(input, weight, bias, self.mask, delta)
         compiling = torch.compiler.is_compiling()
         if compiling or id(values) not in self.up_to_date:
             self._merge(delta)
-        elif weight is not self.merged_into[0]:
+        else:
             self.check_weight()
         output = F.linear(input, weight, bias)
         if not (torch.is_grad_enabled() and (values.requires_grad or output.requires_grad)):

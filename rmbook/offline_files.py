@@ -12,7 +12,7 @@ from rmbook.tasks import TASKS
 from rmbook.tiny_models import make_tiny_checkpoint
 
 
-def tiny_checkpoint(kind: str, *, seed: int = 0, pretrain_steps: int = 500) -> Path:
+def tiny_checkpoint(kind: str, *, seed: int = 0, pretrain_steps: int = tiny_models.PRETRAIN_STEPS) -> Path:
     """The folder of a tiny checkpoint; made the first time, then from the cache.
 
     The cache is keyed by the arguments, and by the code and the packaged weights that checkpoints are made with. A

@@ -77,9 +77,9 @@ class Refresh:
             kind = (layer.weight.device, *(tensor.dtype for tensor in tensors))
             groups.setdefault(kind, []).append((layer, tensors))
         self._together = []
-        for group in groups.values():
+        if groups:
             from rmbook.triton_merge import MergeLayers
-
+        for group in groups.values():
             members, tensors = zip(*group, strict=True)
             self._together.append((MergeLayers(tensors), members))
 

@@ -64,11 +64,7 @@ def make_tiny_checkpoint(
     if isinstance(pretrain_steps, bool) or not isinstance(pretrain_steps, int) or pretrain_steps < 0:
         raise ValueError(f"pretrain_steps must be an integer of at least 0, got {pretrain_steps!r}.")
     tokenizer = _train_tokenizer(kind)
-    with torch.random.fork_rng(devices=[]), one_thread():
-        torch.manual_seed(seed)
-        model = _new_model(kind, tokenizer.get_vocab_size())
-        if (seed, pretrain_steps) != (0, PRETRAIN_STEPS) or not _load_packaged(model, tokenizer, kind):
-            _pretrain(model, tokenizer, kind, pretrain_steps, random.Random(seed))
+    model = _pretrained(tokenizer, kind, seed, pretrain_steps)
     with replacing_folder(folder) as temporary:
         with quiet():
             model.save_pretrained(temporary)
@@ -171,6 +167,16 @@ def _new_model(kind: str, vocabulary: int) -> PreTrainedModel:
     return LlamaForCausalLM(config).eval()
 
 
+def _pretrained(tokenizer: Tokenizer, kind: str, seed: int, steps: int, use_packaged: bool = True) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]), one_thread():
+        torch.manual_seed(seed)
+        model = _new_model(kind, tokenizer.get_vocab_size())
+        packaged = use_packaged and (seed, steps) == (0, PRETRAIN_STEPS)
+        if not (packaged and _load_packaged(model, tokenizer, kind)):
+            _pretrain(model, tokenizer, kind, steps, random.Random(seed))
+    return model
+
+
 def _pretrain(model: PreTrainedModel, tokenizer: Tokenizer, kind: str, steps: int, chooser: random.Random) -> None:
     """Next-token prediction, without dropout: the little that the model can hold, it shall hold."""
     if steps == 0:
@@ -212,10 +218,7 @@ def _write_packaged() -> None:
     made = stamp("python -m rmbook.tiny_models")
     for kind, path in WEIGHTS.items():
         tokenizer = _train_tokenizer(kind)
-        with torch.random.fork_rng(devices=[]), one_thread():
-            torch.manual_seed(0)
-            model = _new_model(kind, tokenizer.get_vocab_size())
-            _pretrain(model, tokenizer, kind, PRETRAIN_STEPS, random.Random(0))
+        model = _pretrained(tokenizer, kind, 0, PRETRAIN_STEPS, use_packaged=False)
         metadata = {"tokens": _tokens_hash(tokenizer), "stamp": json.dumps(made)}
         with replacing(path) as temporary:
             safetensors.torch.save_file(dict(model.named_parameters()), temporary, metadata)

@@ -106,11 +106,8 @@ def dense_product(
     block = max(1, DENSE // input.shape[1])
     with torch.cuda.device_of(grad_output):
         for start in range(0, grad_output.shape[1], block):
-            some, starts = grad_output, row_starts
-            if block < grad_output.shape[1]:
-                some, starts = grad_output[:, start : start + block], row_starts[start:]
-            dense = torch.mm(some.t(), input, **wider)  # (block, in)
-            _pick_kernel[dense.shape[0],](dense, starts, columns, result, dense.stride(0), BLOCK=128)
+            dense = torch.mm(grad_output[:, start : start + block].t(), input, **wider)  # (block, in)
+            _pick_kernel[dense.shape[0],](dense, row_starts[start:], columns, result, dense.stride(0), BLOCK=128)
     return result
 
 
@@ -140,9 +137,9 @@ def _transpose(grad_output, input, padded):
     left = torch.empty(out, padded, dtype=grad_output.dtype, device=input.device)
     right = torch.empty(width, padded, dtype=input.dtype, device=input.device)
     left_tiles = triton.cdiv(out, TRANSPOSE_TILE)
-    grid = triton.cdiv(padded, TRANSPOSE_TILE), left_tiles + triton.cdiv(width, TRANSPOSE_TILE)
-    sizes = tokens, padded, out, width, left_tiles
-    _transpose_kernel[grid](grad_output, input, left, right, *sizes, TILE=TRANSPOSE_TILE)
+    _transpose_kernel[triton.cdiv(padded, TRANSPOSE_TILE), left_tiles + triton.cdiv(width, TRANSPOSE_TILE)](
+        grad_output, input, left, right, tokens, padded, out, width, left_tiles, TILE=TRANSPOSE_TILE
+    )
     return left, right
 
 

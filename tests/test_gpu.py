@@ -25,9 +25,9 @@ def masked_layer(density, dtype, backend="auto", out=40, width=56):
     return layer, weight
 
 
-def masked_model(dtype=torch.float32, scale=1.0, density=0.2):
+def masked_model(dtype=torch.float32, scale=1.0):
     model = TwoLayers(dtype).cuda()
-    return model, apply_random_mask(model, ["first", "second"], density=density, scale=scale)
+    return model, apply_random_mask(model, ["first", "second"], density=0.2, scale=scale)
 
 
 def trained(steps=5, dtype=torch.float32, scale=1.0, forward=None, set_up=None):
@@ -78,9 +78,8 @@ def test_merging_all_layers_at_once_gives_the_bits_of_merging_one_by_one(scale):
     assert torch.equal(together.model(x), apart.model(x))
     for one, other in zip(together.layers.values(), apart.layers.values(), strict=True):
         assert torch.equal(one.values, other.values) and torch.equal(one.weight, other.weight)
-        assert (
-            one.writes == other.writes == 1 + 5 + 1
-        )  # at the start and in each forward pass, never in a backward pass
+        # At the start and in each forward pass, never in a backward pass.
+        assert one.writes == other.writes == 1 + 5 + 1
 
 
 def test_a_step_never_waits_for_the_gpu():
