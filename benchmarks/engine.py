@@ -27,7 +27,8 @@ from pathlib import Path
 import torch
 from engine_methods import SHAPES, layer_methods, model_methods
 
-from rmbook.results import stamp, write_json
+from rmbook.files import write_json
+from rmbook.stamps import stamp
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -11,10 +11,10 @@ from peft import ShiraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig, OPTConfig
 
-from rmbook.adapter import save_adapter
-from rmbook.masking import apply_random_mask
-from rmbook.methods import full_finetuning, lora
-from rmbook.targets import find_targets
+from rmbook.adapters.adapter_file import save_adapter
+from rmbook.engine.masking import apply_random_mask
+from rmbook.engine.targets import find_targets
+from rmbook.methods.apply import full_finetuning, lora
 
 SHAPES = {
     "opt-125m": OPTConfig(),  # transformers' defaults are this model

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from rmbook.regression import sample_regression
-from rmbook.regression_explorer import explore_regression
+from rmbook.theory.regression import sample_regression
+from rmbook.widgets.regression_explorer import explore_regression
 
 LOADS = 15
 # Milliseconds from the start of loading until the explorer's own script has finished, seen by the page's own clock.

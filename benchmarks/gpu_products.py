@@ -1,4 +1,4 @@
-"""What each way to compute a sampled product costs on a GPU: the figures behind rmbook/product_costs.py.
+"""What each way to compute a sampled product costs on a GPU: the figures behind rmbook/engine/product_costs.py.
 
     python benchmarks/gpu_products.py [--widths 768 2048 5120] [--tokens 4096] [--tune] [--output products.json]
 
@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 from rmbook import sample_mask
-from rmbook.product_costs import crossover_density, product_seconds
-from rmbook.results import stamp, write_json
-from rmbook.sampled import expand_rows, sampled_product, sampled_product_reference
+from rmbook.engine.product_costs import crossover_density, product_seconds
+from rmbook.engine.product_torch import expand_rows, sampled_product, sampled_product_reference
+from rmbook.files import write_json
+from rmbook.stamps import stamp
 
 DEVICE = "cuda"
 HELPERS = "gemm", "gemm32", "copies"  # timed for comparison; they are no ways to get the result
@@ -69,10 +70,10 @@ def gather_ways(mask, triton_product):
     ways = {
         "gemm": lambda g, x: g.t() @ x,
         "gemm32": lambda g, x: torch.mm(g.t(), x, out_dtype=torch.float32),
-        "copies": lambda g, x: triton_product._transpose(g, x, g.shape[0]),
-        "direct": lambda g, x: triton_product.sampled_product(g, x, starts, columns, "direct"),
-        "transposed": lambda g, x: triton_product.sampled_product(g, x, starts, columns, "transposed"),
-        "dense": lambda g, x: triton_product.dense_product(g, x, starts, columns),
+        "copies": lambda g, x: product_triton._transpose(g, x, g.shape[0]),
+        "direct": lambda g, x: product_triton.sampled_product(g, x, starts, columns, "direct"),
+        "transposed": lambda g, x: product_triton.sampled_product(g, x, starts, columns, "transposed"),
+        "dense": lambda g, x: product_triton.dense_product(g, x, starts, columns),
         "torch": lambda g, x: sampled_product(g, x, starts, columns),
     }
     if mask.nnz > 20_000:
@@ -96,11 +97,11 @@ def measure(shape, tokens, dtype, density, options, triton_product):
     seconds, graphs = medians(ways, sets, options.rounds)
     tuned = {}
     if options.tune:
-        kept = triton_product.TILES
+        kept = product_triton.TILES
         for tile in TUNED:
-            triton_product.TILES = {0: tile}
+            product_triton.TILES = {0: tile}
             tuned[str(tile)] = medians({"t": ways["transposed"]}, sets, options.rounds)[0]["t"]
-        triton_product.TILES = kept
+        product_triton.TILES = kept
         best = sorted(tuned, key=tuned.get)[:3]
         print("    best (entries, tokens, warps): " + ", ".join(f"{b} {1e6 * tuned[b]:.1f} us" for b in best))
     vector = tokens * dtype.itemsize
@@ -137,7 +138,6 @@ def main() -> None:
         raise SystemExit(
             "This benchmark times kernels on an NVIDIA GPU, and torch finds none here. Nothing was measured."
         )
-    from rmbook import triton_product
 
     rows = []
     for dtype in (torch.bfloat16, torch.float32):

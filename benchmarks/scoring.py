@@ -3,7 +3,7 @@
     python benchmarks/scoring.py --data-dir FOLDER [--task ReCoRD] [--records 4] [--shape opt-125m]
 
 FOLDER holds the task's original files. Naive scoring runs every option with its whole context, in batches by length
-with padding on the left, as `rmbook.likelihood` does. The two take turns inside one process, so their ratio holds when
+with padding on the left, as `rmbook.models.likelihood` does. The two take turns inside one process, so their ratio holds when
 the machine's speed drifts. Weights are random, since speed does not depend on them, and so that nothing has to be
 downloaded the tokenizer is byte-level BPE like OPT's, but trained on the records themselves (1.34 tokens a word; OPT's
 own was not at hand to compare).
@@ -18,11 +18,11 @@ from engine_methods import SHAPES
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rmbook.encoding import encode_options
-from rmbook.likelihood import mean_log_probabilities
-from rmbook.prompts import prompt
-from rmbook.records import load_records
-from rmbook.scoring import LOGITS, score_options, token_batches
+from rmbook.models.encoding import encode_options
+from rmbook.models.likelihood import mean_log_probabilities
+from rmbook.models.option_scores import LOGITS, score_options, token_batches
+from rmbook.tasks.prompts import prompt
+from rmbook.tasks.records import load_records
 
 
 def trained_tokenizer(records, vocabulary: int) -> PreTrainedTokenizerFast:

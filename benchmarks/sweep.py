@@ -33,16 +33,17 @@ from pathlib import Path
 from sweep_engines import measure_ray, measure_reuse
 from tiny_sweeps import contents, tiny_runs
 
-from rmbook import sweep
-from rmbook.fingerprints import PlannedRun
-from rmbook.ledger import Ledger
-from rmbook.results import stamp, write_json
-from rmbook.run_config import make_config
-from rmbook.runs import start_run
-from rmbook.sweep_display import LineReport
-from rmbook.sweep_driver import open_ledger
-from rmbook.sweep_folder import SweepFolder
-from rmbook.sweep_table import sweep_table
+from rmbook.files import write_json
+from rmbook.runs.config import make_config
+from rmbook.runs.fingerprints import PlannedRun
+from rmbook.runs.run import start_run
+from rmbook.stamps import stamp
+from rmbook.sweeps import local as sweep
+from rmbook.sweeps.display import LineReport
+from rmbook.sweeps.driver import open_ledger
+from rmbook.sweeps.folder import SweepFolder
+from rmbook.sweeps.ledger import Ledger
+from rmbook.sweeps.table import sweep_table
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 SERVER = multiprocessing.get_context("forkserver")
@@ -207,7 +208,7 @@ def main() -> None:
         elif arguments.what == "ray":
             found = measure_ray(folder, arguments.runs or 16)
         else:
-            SERVER.set_forkserver_preload(["rmbook.sweep"])
+            SERVER.set_forkserver_preload(["rmbook.sweeps.local"])
             found = measure_chaos(folder, arguments.runs or 200, arguments.kills, arguments.seed)
     finally:
         shutil.rmtree(folder)

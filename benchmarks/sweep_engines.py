@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from tiny_sweeps import contents, tiny_runs
 
-from rmbook.base_models import BaseModels
-from rmbook.ray_cluster import import_ray, joined_cluster
-from rmbook.results import write_json
-from rmbook.run_config import make_config
-from rmbook.runs import start_run
-from rmbook.sweep import Report
-from rmbook.sweep_ray import run_sweep_ray
+from rmbook.files import write_json
+from rmbook.models.reuse import BaseModels
+from rmbook.runs.config import make_config
+from rmbook.runs.run import start_run
+from rmbook.sweeps.local import Report
+from rmbook.sweeps.ray_cluster import import_ray, joined_cluster
+from rmbook.sweeps.ray_engine import run_sweep_ray
 
 KINDS = (
     *({"method": "random_masking", "density": density} for density in (1.0, 0.1, 0.01, 0.001)),

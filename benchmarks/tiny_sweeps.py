@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from rmbook.fingerprints import PlannedRun
-from rmbook.grids import expand, plan
-from rmbook.made import resolve
-from rmbook.sweep_driver import open_ledger
-from rmbook.sweep_folder import SweepFolder
-from rmbook.sweep_table import sweep_table, write_table
-from rmbook.tiny_models import make_tiny_checkpoint
+from rmbook.offline.made import resolve
+from rmbook.offline.tiny_language import make_tiny_checkpoint
+from rmbook.runs.fingerprints import PlannedRun
+from rmbook.sweeps.driver import open_ledger
+from rmbook.sweeps.folder import SweepFolder
+from rmbook.sweeps.grid import expand, plan
+from rmbook.sweeps.table import sweep_table, write_table
 
 
 def tiny_runs(folder: Path, count: int, **settings) -> list[PlannedRun]:

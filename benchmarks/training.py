@@ -23,14 +23,15 @@ from accelerate import Accelerator
 from engine_methods import SHAPES
 from transformers import AutoModelForCausalLM
 
-from rmbook.checkpoint import Checkpoint
-from rmbook.encoding import Encoding
-from rmbook.loop import TrainingLoop
-from rmbook.methods import apply_method
-from rmbook.objectives import OptionChoice, Question
-from rmbook.results import stamp, write_json
-from rmbook.run_folder import MetricsFile
-from rmbook.training import TrainingConfig
+from rmbook.files import write_json
+from rmbook.methods.apply import apply_method
+from rmbook.models.encoding import Encoding, Question
+from rmbook.runs.folder import MetricsFile
+from rmbook.stamps import stamp
+from rmbook.training.checkpoint import Checkpoint
+from rmbook.training.config import TrainingConfig
+from rmbook.training.loop import TrainingLoop
+from rmbook.training.objectives import OptionChoice
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 BATCH = 8

@@ -1,44 +1,87 @@
-"""rmbook: random masks for parameter-efficient fine-tuning, and the book that teaches them."""
+"""rmbook: random masks for parameter-efficient fine-tuning, and the book that teaches them.
+
+The names below are the public surface. The folders are rooms, each named after something in the paper; the docstring
+of a room's `__init__` says what comes in, what goes out, and which file to open for what. A room imports only those
+above it in this list:
+
+    masks      which entries are trained
+    engine     layers that add a sparse matrix to a frozen weight, W + S
+    adapters   trained values as files
+    methods    the paper's eight methods, one call each
+    tasks      the paper's sixteen tasks: records, prompts, metrics
+    models     loading models, and what they answer
+    training   the loop
+    offline    models and records that need no network
+    theory     masked linear regression (section 5)
+    landscape  the Hessian of a model's loss
+    paper      the paper's printed numbers
+    runs       one fine-tuning run in one folder
+    sweeps     many runs
+    widgets    figures that a reader moves
+    evidence   recorded results, and what they say of the paper's claims
+    cli        the command `rmbook`
+"""
 
 # ruff: noqa: F401 - the imports for editors
 
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from rmbook.version import __version__
 
 if TYPE_CHECKING:  # for editors; at run time a name is loaded when it is used, so that `rmbook --help` does not wait
-    from rmbook.adapter import AdapterBaseError, AdapterCorruptError, AdapterError, load_adapter, save_adapter
-    from rmbook.bank import AdapterBank
-    from rmbook.layer import MaskedLinear, masked_linear_reference
-    from rmbook.learning_rate import suggest_learning_rate
-    from rmbook.masking import RandomMask, apply_masks, apply_random_mask
-    from rmbook.masks import Mask, density_to_ratio, ratio_to_density, sample_mask
-    from rmbook.targets import TargetError
-    from rmbook.training import TrainingConfig, TrainingResult, evaluate, train
+    from rmbook.adapters.adapter_file import (
+        AdapterBaseError,
+        AdapterCorruptError,
+        AdapterError,
+        load_adapter,
+        save_adapter,
+    )
+    from rmbook.adapters.bank import AdapterBank
+    from rmbook.adapters.merged import save_merged
+    from rmbook.adapters.shira import load_from_shira, save_as_shira
+    from rmbook.engine.layer import MaskedLinear, masked_linear_reference
+    from rmbook.engine.masking import RandomMask, apply_masks, apply_random_mask
+    from rmbook.engine.targets import TargetError
+    from rmbook.masks.sample import Mask, density_to_ratio, ratio_to_density, sample_mask
+    from rmbook.methods.apply import apply_method
+    from rmbook.models.language import convert_checkpoint
+    from rmbook.runs.config import RunConfig
+    from rmbook.runs.run import resume_run, start_run
+    from rmbook.training.config import TrainingConfig, TrainingResult
+    from rmbook.training.learning_rate import suggest_learning_rate
+    from rmbook.training.train import evaluate, train
 
 _HOMES = {
-    "AdapterBank": "bank",
-    "AdapterBaseError": "adapter",
-    "AdapterCorruptError": "adapter",
-    "AdapterError": "adapter",
-    "Mask": "masks",
-    "MaskedLinear": "layer",
-    "RandomMask": "masking",
-    "TargetError": "targets",
-    "TrainingConfig": "training",
-    "TrainingResult": "training",
-    "apply_masks": "masking",
-    "apply_random_mask": "masking",
-    "density_to_ratio": "masks",
-    "evaluate": "training",
-    "load_adapter": "adapter",
-    "masked_linear_reference": "layer",
-    "ratio_to_density": "masks",
-    "sample_mask": "masks",
-    "save_adapter": "adapter",
-    "suggest_learning_rate": "learning_rate",
-    "train": "training",
+    "AdapterBank": "adapters.bank",
+    "AdapterBaseError": "adapters.adapter_file",
+    "AdapterCorruptError": "adapters.adapter_file",
+    "AdapterError": "adapters.adapter_file",
+    "Mask": "masks.sample",
+    "MaskedLinear": "engine.layer",
+    "RandomMask": "engine.masking",
+    "RunConfig": "runs.config",
+    "TargetError": "engine.targets",
+    "TrainingConfig": "training.config",
+    "TrainingResult": "training.config",
+    "apply_masks": "engine.masking",
+    "apply_method": "methods.apply",
+    "apply_random_mask": "engine.masking",
+    "convert_checkpoint": "models.language",
+    "density_to_ratio": "masks.sample",
+    "evaluate": "training.train",
+    "load_adapter": "adapters.adapter_file",
+    "load_from_shira": "adapters.shira",
+    "masked_linear_reference": "engine.layer",
+    "ratio_to_density": "masks.sample",
+    "resume_run": "runs.run",
+    "sample_mask": "masks.sample",
+    "save_adapter": "adapters.adapter_file",
+    "save_as_shira": "adapters.shira",
+    "save_merged": "adapters.merged",
+    "start_run": "runs.run",
+    "suggest_learning_rate": "training.learning_rate",
+    "train": "training.train",
 }
 __all__ = list(_HOMES)
 

@@ -1,5 +1,5 @@
 """`python -m rmbook`, and `accelerate launch -m rmbook`."""
 
-from rmbook.cli import app
+from rmbook.cli.app import app
 
 app(prog_name="rmbook")

@@ -1,12 +1,14 @@
 """Writing files and folders completely or not at all, and the same content as the same bytes."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -72,3 +74,19 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
                 raise ValueError(f"{path.name}: its sorted header has {len(text)} bytes, where {size} are reserved.")
             file.seek(8)
             file.write(text.ljust(size))  # the format allows spaces at the end
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as JSON, completely or not at all."""
+    with replacing(path) as temporary, open(temporary, "w") as file:
+        json.dump(data, file, indent=1)
+        file.write("\n")
+
+
+def digest_tensors(tensors: dict[str, torch.Tensor], description: str) -> str:
+    """SHA-256 of a description and of the names, dtypes, shapes and bytes of tensors."""
+    digest = hashlib.sha256(description.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

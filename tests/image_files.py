@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rmbook.tiny_clip import make_tiny_clip
+from rmbook.offline.tiny_clip import make_tiny_clip
 
 T10K = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rmbook.tiny_models import make_tiny_checkpoint
+from rmbook.offline.tiny_language import make_tiny_checkpoint
 
 
 @pytest.fixture(scope="module", name="tokenizers")

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from rmbook.made import SENTENCES
-from rmbook.offline_files import write_generated_records
-from rmbook.tiny_models import make_tiny_checkpoint
+from rmbook.offline.made import SENTENCES
+from rmbook.offline.offline_files import write_generated_records
+from rmbook.offline.tiny_language import make_tiny_checkpoint
 
 
 def tiny_settings(folder: Path, **settings) -> dict:

@@ -1,0 +1,9 @@
+"""Trained values as files, and several of them on one model.
+
+In: a `RandomMask`. Out: a safetensors file or a folder, and the way back.
+
+    adapter_file  rmbook's own format: values, seed, hashes
+    bank          switching between adapters, and adding them up
+    merged        a plain checkpoint of transformers, with the values in the weights
+    shira         the format of SHiRA in peft, in and out; shira_folder reads and writes its files
+"""

@@ -1,0 +1,67 @@
+"""Merged models: a folder that transformers loads without rmbook, written from a model that is still in training."""
+
+import copy
+import os
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from rmbook.engine.masking import RandomMask
+from rmbook.files import replacing_folder
+
+
+def save_merged(masking: RandomMask, folder: str | os.PathLike) -> None:
+    """Write a copy of the model with W + S in plain weights, for `AutoModel...from_pretrained(folder)` without rmbook.
+
+    The masked model stays as it is and can be trained on; the copies of its masked weights are the memory this takes.
+    Dtypes are kept, and large models are cut into the shards that transformers makes by default. Save a tokenizer into
+    the same folder afterwards, if it is needed there.
+
+    Args:
+        masking: what `apply_random_mask` returned, on a transformers model.
+        folder: a new or an empty folder, whose parent exists. It is written completely or not at all.
+
+    Raises:
+        ValueError: the mask was removed from its model already.
+        TypeError: the model is no transformers model, is quantised, or has an adapter of peft as well.
+        FileExistsError: the folder has content, or is a file.
+        FileNotFoundError: the folder's parent does not exist.
+        OSError: the disk is full, or another failure to write.
+    """
+    model = masking.model
+    if not masking.layers:
+        raise ValueError("this mask was removed from its model; save before remove(), or after merge() as any model.")
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"expected a transformers model, got {type(model).__module__}.{type(model).__qualname__}, which has no "
+            "from_pretrained: call masking.merge(), then safetensors.torch.save_model(model, file)."
+        )
+    if getattr(model, "hf_quantizer", None) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise TypeError(
+            "the model is quantised or has an adapter of peft; a merged copy needs plain weights throughout."
+        )
+    own = {part: getattr(model, part) for part in ("config", "generation_config") if hasattr(model, part)}
+    try:
+        with replacing_folder(folder) as temporary:
+            for part, value in own.items():  # save_pretrained notes dtype and architecture in what it writes
+                setattr(model, part, copy.deepcopy(value))
+            model.save_pretrained(temporary, state_dict=merged_state_dict(masking))
+    except SafetensorError as error:
+        raise OSError(f"cannot write {folder}: {error}.") from None
+    finally:
+        for part, value in own.items():
+            setattr(model, part, value)
+
+
+def merged_state_dict(masking: RandomMask) -> dict[str, torch.Tensor]:
+    """The base model's `state_dict` with W + S in place of W: no values, the base's names, dtypes and shapes."""
+    state = masking.model.state_dict()  # masked layers report copies of W here, so that they may be written to
+    for name, layer in masking.layers.items():
+        values = state.pop(f"{name}.values") * layer.scale
+        weight, original = state[f"{name}.weight"], layer.original
+        # Rounded once, as in rmbook.engine.tap.merge.
+        merged = original.to(torch.promote_types(original.dtype, values.dtype)) + values
+        weight.view(-1).index_copy_(0, layer.mask.positions.long(), merged.to(weight.dtype))
+    return state

@@ -1,0 +1,161 @@
+"""The files of a SHiRA adapter as `peft` lays them out: written in one step, and read with every part checked.
+
+adapter_config.json names r and the layers; adapter_model.safetensors holds, for each layer, `shira_weight` (n,) and
+`shira_indices` (2, n), rows and columns. peft writes the indices' integers as float32 on Windows.
+"""
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from rmbook.adapters.adapter_file import AdapterCorruptError, AdapterError, read_safetensors
+from rmbook.engine.masking import MaskRecipe
+from rmbook.files import digest_tensors, replacing_folder
+from rmbook.version import __version__
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+# Fields of peft's ShiraConfig that do not matter here: most say how a mask is drawn, but the positions are in the file.
+IRRELEVANT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "init_weights", "mask_type", "peft_version"}
+IRRELEVANT |= {"random_seed", "revision", "task_type"}
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class ShiraError(AdapterError):
+    """SHiRA cannot express the mask, or the folder holds what a mask cannot express; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What rmbook notes in a folder that it writes; peft reads past it.
+
+    Attributes:
+        base_fingerprint: of the base model; see `rmbook.adapters.adapter_file.base_fingerprint`.
+        recipe: how the masks were drawn; None if they were given.
+        counts: by layer name, how many entries the mask has; those that follow in the file are padding.
+    """
+
+    base_fingerprint: str
+    recipe: MaskRecipe | None
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ShiraFolder:
+    """What a SHiRA adapter's folder says.
+
+    Attributes:
+        rank: SHiRA's r: every layer has r (in + out) entries.
+        targets: peft's target_modules: a regular expression for whole names, or a list of their endings.
+        entries: by layer name, the indices (2, n) and the weight (n,).
+        origin: None if peft wrote the folder.
+    """
+
+    rank: int
+    targets: str | list[str]
+    entries: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    origin: Origin | None
+
+
+def write_folder(folder: str | os.PathLike, contents: ShiraFolder, base_model_name: str | None) -> None:
+    """Write `contents`, which have an origin, completely or not at all; see `replacing_folder` for what is raised."""
+    config = {
+        "peft_type": "SHIRA",
+        "r": contents.rank,
+        "mask_type": "random",
+        "target_modules": contents.targets,
+        "fan_in_fan_out": False,
+        "init_weights": True,
+        "inference_mode": True,
+        "base_model_name_or_path": base_model_name,
+    }
+    tensors = {}
+    for name, (indices, weight) in contents.entries.items():
+        tensors[f"{PREFIX}{name}.shira_indices"] = indices.to(torch.int32).contiguous()
+        tensors[f"{PREFIX}{name}.shira_weight"] = weight
+    metadata = {"format": "pt", "rmbook": json.dumps({"rmbook_version": __version__, **asdict(contents.origin)})}
+    metadata["rmbook_content"] = digest_tensors(tensors, metadata["rmbook"])
+    with replacing_folder(folder) as temporary:
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (temporary / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata))
+
+
+def read_folder(folder: str | os.PathLike) -> ShiraFolder:
+    """Read what peft or `write_folder` wrote; what can be known without the model is checked.
+
+    Raises:
+        FileNotFoundError: one of the two files does not exist.
+        AdapterCorruptError: a file is truncated or altered.
+        ShiraError: another kind of adapter, or one that changes more than entries of linear layers.
+    """
+    return ShiraFolder(*_read_config(Path(folder) / CONFIG), *_read_entries(Path(folder) / WEIGHTS))
+
+
+def _read_config(path: Path) -> tuple[int, str | list[str]]:
+    # r and target_modules; what else peft's configuration can say is refused or does not matter.
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no adapter configuration at {path}; give a local folder that peft saved.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind, rank, targets = config.pop("peft_type"), config.pop("r", None), config.pop("target_modules", None)
+        re.compile(targets if isinstance(targets, str) else "")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, re.error) as error:
+        raise AdapterCorruptError(f"{path} is no configuration of peft ({error!r}); fetch it again.") from None
+    if kind != "SHIRA":
+        raise ShiraError(f"{path} describes an adapter of type {kind!r}; only SHIRA is a sparse mask. Use peft for it.")
+    if unknown := sorted(field for field, value in config.items() if value and field not in IRRELEVANT):
+        raise ShiraError(f"{path} sets {', '.join(unknown)}, which a mask of linear layers cannot express; use peft.")
+    names = [targets] if isinstance(targets, str) else targets
+    sound = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    if not sound or type(rank) is not int or rank < 1:
+        raise AdapterCorruptError(
+            f"{path}: expected r of at least 1 and target_modules of names, got r = {rank!r}, {targets!r}."
+        )
+    return rank, targets
+
+
+def _read_entries(path: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], Origin | None]:
+    # By layer: indices (2, n) and weight (n,). And what save_as_shira wrote about their origin, if it did.
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; an adapter in pickle format (.bin) is not read: save it anew.")
+    metadata, tensors = read_safetensors(path)
+    entries = {}
+    for key, weight in tensors.items():
+        name, _, part = key.removeprefix(PREFIX).rpartition(".")
+        if part not in ("shira_weight", "shira_indices") or not key.startswith(PREFIX):
+            raise ShiraError(f"{path} holds {key!r}, which a mask of linear layers cannot express; use peft for it.")
+        if part == "shira_weight":
+            indices = tensors.get(f"{PREFIX}{name}.shira_indices", weight)  # if absent: refused for its shape
+            kinds = weight.dtype in FLOATS and indices.dtype in (torch.int32, torch.int64, torch.float32)
+            if not kinds or weight.dim() != 1 or indices.shape != (2, weight.numel()):
+                raise AdapterCorruptError(
+                    f"{path}, {name!r}: expected a weight of shape (n,) and indices of shape (2, n), got "
+                    f"{weight.dtype} {tuple(weight.shape)} and {indices.dtype} {tuple(indices.shape)}; fetch it again."
+                )
+            if not weight.isfinite().all() or not torch.equal(indices.long().to(indices.dtype), indices):
+                raise AdapterCorruptError(
+                    f"{path}, {name!r}: a value is not finite or an index is no integer; fetch it again."
+                )
+            entries[name] = indices, weight
+    if not entries or len(tensors) != 2 * len(entries):
+        raise AdapterCorruptError(f"{path} has not one weight and one indices tensor a layer; fetch it again.")
+    if metadata.keys() <= {"format"}:  # what peft writes
+        return entries, None
+    if metadata.keys() != {"format", "rmbook", "rmbook_content"} or metadata["rmbook_content"] != digest_tensors(
+        tensors, metadata["rmbook"]
+    ):
+        raise AdapterCorruptError(f"{path} was altered after it was saved: its content hash differs; fetch it again.")
+    try:
+        origin = json.loads(metadata["rmbook"])
+        fingerprint, recipe, counts = origin["base_fingerprint"], origin["recipe"], origin["counts"]
+        recipe = recipe and MaskRecipe(**recipe | {"targets": tuple(recipe["targets"])})
+        fitting = all(type(counts[name]) is int and 0 <= counts[name] <= len(entries[name][1]) for name in entries)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:  # made to deceive: its hash fits
+        raise AdapterCorruptError(f"{path} does not describe its origin: {error!r}.") from None
+    if not fitting or not isinstance(fingerprint, str):
+        raise AdapterCorruptError(f"{path} notes an origin that does not fit its entries.")
+    return entries, Origin(fingerprint, recipe, counts)

@@ -1,0 +1,74 @@
+"""Who computes the sampled product: the choice of a backend, and the reason for it."""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from rmbook.engine import product_costs, product_torch
+
+BACKENDS = ("auto", "torch", "triton", "spops", "dense")
+
+
+def choose_backend(wanted: str, weight: torch.Tensor) -> tuple[str, str]:
+    """The backend that serves a layer, and why.
+
+    Args:
+        wanted: "torch" (any device), "triton" (CUDA GPUs), "spops" (IST-DASLab's library, where it was built), "dense"
+            (a dense gradient by blocks of rows: a baseline) or "auto".
+        weight: of the layer; its device and dtype matter.
+
+    Returns:
+        backend: one of BACKENDS, but not "auto".
+        reason: in words.
+
+    Raises:
+        ValueError: an unknown backend, or one that does not work on this device or in this dtype.
+        ImportError: the backend's library is missing; the message says how to get it.
+    """
+    if wanted not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {wanted!r}.")
+    device, has_triton = weight.device, find_spec("triton") is not None
+    if wanted == "auto":
+        if device.type == "cuda" and has_triton:
+            return "triton", "a CUDA GPU, and triton is installed"
+        missing = " without the package triton" if device.type == "cuda" else ""
+        return "torch", f"a device of type {device.type}{missing}: torch's own kernels"
+    if wanted == "triton":
+        if device.type != "cuda":
+            raise ValueError(f"backend 'triton' needs a CUDA GPU, the weight is on {device}: use 'auto' or 'torch'.")
+        if not has_triton:
+            raise ImportError("backend 'triton' needs the package triton: pip install triton, or use 'torch'.")
+    if wanted == "spops":
+        from rmbook.engine.product_spops import check_spops
+
+        check_spops(device.type)
+        if weight.dtype == torch.float64:
+            raise ValueError("backend 'spops' computes in float32, the weight is float64: use 'auto' or 'torch'.")
+    return wanted, "asked for"
+
+
+@cache  # it is looked up in every backward pass of every layer
+def product(backend: str, device_type: str) -> Callable[..., torch.Tensor]:
+    """The function with the signature of `rmbook.engine.product_torch.sampled_product` that a backend stands for."""
+    if backend == "spops":
+        from rmbook.engine import product_spops
+
+        return product_spops.sampled_product
+    if backend == "triton" or (backend == "dense" and device_type == "cuda" and find_spec("triton")):
+        from rmbook.engine import product_triton
+
+        return product_triton.cheapest_product if backend == "triton" else product_triton.dense_product
+    return {"torch": product_torch.sampled_product, "dense": product_torch.dense_product}[backend]
+
+
+def explain_way(backend: str, shape: tuple[int, int], nnz: int, dtype: torch.dtype, device: torch.device) -> str:
+    """How a backend computes a product of these sizes, in words."""
+    if backend == "torch":
+        way, reason = product_torch.cheapest_way(shape, nnz, dtype, device.type)
+        return f"{way}: {reason}"
+    if backend == "triton":
+        way = product_costs.cheapest_way(shape, 4096, nnz, dtype)
+        return f"{way}: the fastest for 4,096 tokens at an H200's rates (rmbook.engine.product_costs)"
+    return {"spops": "spops.sddmm", "dense": "dense: by blocks of rows, at every density"}[backend]

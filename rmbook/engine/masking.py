@@ -1,0 +1,259 @@
+"""Random masking of a whole model: choose entries, freeze the rest, hand out the values to train."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import nn
+
+from rmbook.checks import check_density, check_seed
+from rmbook.engine.backends import choose_backend, explain_way
+from rmbook.engine.layer import MaskedLinear
+from rmbook.engine.merge import Refresh
+from rmbook.engine.targets import TargetError, check_targets, find_targets
+from rmbook.masks.sample import Mask, ratio_to_density, sample_mask
+from rmbook.masks.structured import leading_columns, random_columns
+
+STRUCTURES = {
+    "entries": sample_mask,
+    "random_columns": random_columns,
+    "leading_columns": lambda shape, density, seed, name: leading_columns(shape, density),
+}
+
+
+@dataclass(frozen=True)
+class MaskRecipe:
+    """How the masks of a model are drawn; a stored recipe draws the same ones again.
+
+    Attributes:
+        targets: names of the target layers, as given.
+        density: probability that an entry of a target matrix is trained.
+        seed: each layer's mask depends on it and on the parameter's name alone.
+        structure: "entries" (each on its own, the paper's random masking), "leading_columns" (the paper's structured
+            masking) or "random_columns".
+    """
+
+    targets: tuple[str, ...]
+    density: float
+    seed: int
+    structure: str = "entries"
+
+    def __post_init__(self):
+        check_density(self.density)
+        check_seed(self.seed)
+        if self.structure not in STRUCTURES:
+            raise ValueError(f"structure must be one of {', '.join(STRUCTURES)}, got {self.structure!r}.")
+
+    def draw(self, shapes: dict[str, tuple[int, int]]) -> dict[str, Mask]:
+        """The masks of layers of these shapes, by layer name."""
+        sample = STRUCTURES[self.structure]
+        return {name: sample(shape, self.density, self.seed, f"{name}.weight") for name, shape in shapes.items()}
+
+
+def apply_random_mask(
+    model: nn.Module,
+    targets: Sequence[str] | str,
+    *,
+    ratio: float | None = None,
+    density: float | None = None,
+    seed: int = 0,
+    structure: str = "entries",
+    backend: str = "auto",
+    scale: float | str = 1.0,
+) -> "RandomMask":
+    """Freeze `model` and make a random subset of the entries of some linear layers trainable, in place.
+
+    This is the paper's method (section 3.1): W + S with S zero outside a Bernoulli mask and zero at the start.
+    Afterwards the model's only parameters that require a gradient are one vector of values per target layer, so any
+    optimiser and any training loop works, `transformers.Trainer` included. On an error the model is unchanged.
+
+    Args:
+        model: any `nn.Module` with `nn.Linear` layers.
+        targets: names of the linear layers, matched at the end of a module's name: ["q_proj", "v_proj"].
+        ratio: wanted trainable entries / all parameters of the model (the paper's "Params"). Give this or density.
+        density: probability that an entry of a target matrix is trained. Give this or ratio.
+        seed: of the masks; each layer's mask depends on it and on the parameter's name alone.
+        structure: what is drawn; see `MaskRecipe`.
+        backend: who computes the values' gradient; see `rmbook.engine.backends.choose_backend`.
+        scale: S = scale * values. "inverse_density" is 1 / density: then Adam at one learning rate C does at every
+            density what C / density does at scale 1, the rate that the law of `rmbook.suggest_learning_rate` wants.
+
+    Raises:
+        TargetError: no layer matches, or a match is not a plain linear layer, shares its weight with another
+            parameter (tied weights), is on the meta device or quantised; or the model is masked already.
+        ValueError: ratio or density out of range, or both or neither given; an unknown structure or backend.
+        ImportError: the backend's library is missing.
+    """
+    if (ratio is None) == (density is None):
+        raise ValueError(
+            f"give either ratio (share of all parameters) or density (probability inside a target matrix), "
+            f"got ratio={ratio}, density={density}."
+        )
+    layers = find_targets(model, targets)
+    check_targets(model, layers)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(layer.weight.numel() for layer in layers.values())
+    density = check_density(density) if ratio is None else ratio_to_density(ratio, total, held)
+    names = (targets,) if isinstance(targets, str) else tuple(targets)
+    recipe = MaskRecipe(names, density, check_seed(seed), structure)
+    if scale == "inverse_density":
+        scale = 1 / density if density else 1.0
+    masks = recipe.draw({name: tuple(layer.weight.shape) for name, layer in layers.items()})
+    return apply_masks(model, masks, recipe, backend, scale)
+
+
+def apply_masks(
+    model: nn.Module,
+    masks: dict[str, Mask],
+    recipe: MaskRecipe | None = None,
+    backend: str = "auto",
+    scale: float = 1.0,
+) -> "RandomMask":
+    """As `apply_random_mask`, with masks that are there already, by layer name.
+
+    Args:
+        model: any `nn.Module` with `nn.Linear` layers.
+        masks: by the full name of a layer; shape (out, in) as its weight.
+        recipe: how they were drawn, if they were.
+        backend: as for `apply_random_mask`.
+        scale: S = scale * values.
+
+    Raises:
+        TargetError: a name is no layer of the model, or a layer cannot be masked.
+        ValueError: a mask has another shape than its layer's weight, or the scale is no positive number.
+    """
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ValueError(f'scale must be a positive number or "inverse_density", got {scale!r}.')
+    modules = dict(model.named_modules())
+    if not masks or (unknown := [name for name in masks if name not in modules]):
+        raise TargetError(
+            f"masks must name layers of the model; unknown: {', '.join(unknown) if masks else 'no masks'}."
+        )
+    layers = {name: modules[name] for name in masks}
+    check_targets(model, layers)
+    for name, mask in masks.items():
+        if tuple(layers[name].weight.shape) != mask.shape:
+            raise ValueError(
+                f"the mask of {name!r} has shape {mask.shape}, its weight {tuple(layers[name].weight.shape)}."
+            )
+        choose_backend(backend, layers[name].weight)
+    # All that can fail has been done before the first change: nothing leaves a half-masked model.
+    were_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    masked = {name: MaskedLinear.attach(layer, masks[name], backend, float(scale)) for name, layer in layers.items()}
+    return RandomMask(model, masked, recipe, were_trainable)
+
+
+class RandomMask:
+    """A model under a random mask: what `apply_random_mask` returns.
+
+    Attributes:
+        model: the model, changed in place.
+        layers: masked layers by module name.
+        recipe: how the masks were drawn; None if they were given.
+        targets: the target names, or the layers' names if the masks were given.
+        density: Bernoulli probability inside the target matrices; None if the masks were given.
+        seed: of the masks; None if they were given.
+    """
+
+    def __init__(self, model, layers, recipe, were_trainable):
+        self.model: nn.Module = model
+        self.layers: dict[str, MaskedLinear] = layers
+        self.recipe: MaskRecipe | None = recipe
+        self.targets: tuple[str, ...] = recipe.targets if recipe else tuple(layers)
+        self.density: float | None = recipe.density if recipe else None
+        self.seed: int | None = recipe.seed if recipe else None
+        self._were_trainable: list[nn.Parameter] = were_trainable
+        self._refresh = Refresh(model, layers.values())
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The values of each layer, (nnz,), with their names in the model."""
+        for name, layer in self.layers.items():
+            yield f"{name}.values", layer.values
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What to give to an optimiser: the values of each layer, (nnz,)."""
+        return (values for _, values in self.named_parameters())
+
+    @property
+    def trainable(self) -> int:
+        """Number of entries that are trained."""
+        return sum(layer.mask.nnz for layer in self.layers.values())
+
+    @property
+    def total(self) -> int:
+        """Number of parameters of the base model, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters()) - self.trainable
+
+    @property
+    def ratio(self) -> float:
+        """Trained entries / all parameters of the base model."""
+        return self.trainable / self.total
+
+    def table(self) -> pd.DataFrame:
+        """What is trained, one row a layer: shape, entries, trained entries, their share."""
+        rows = [
+            {
+                "layer": name,
+                "shape": layer.mask.shape,
+                "entries": layer.mask.numel,
+                "trained": layer.mask.nnz,
+                "share": layer.mask.nnz / layer.mask.numel,
+            }
+            for name, layer in self.layers.items()
+        ]
+        return pd.DataFrame(rows).set_index("layer")
+
+    def explain(self) -> pd.DataFrame:
+        """Who computes the gradient of each layer's values, how, and why; one row a layer."""
+        rows = [
+            {
+                "layer": name,
+                "backend": layer.backend,
+                "because": layer.backend_reason,
+                "way": explain_way(
+                    layer.backend, layer.product_shape, layer.mask.nnz, layer.weight.dtype, layer.weight.device
+                ),
+            }
+            for name, layer in self.layers.items()
+        ]
+        return pd.DataFrame(rows).set_index("layer")
+
+    @torch.no_grad()
+    def distance(self) -> float:
+        """Distance from the pretrained weights: the Frobenius norm of S over all layers."""
+        return sum(float(layer.delta.double().square().sum()) for layer in self.layers.values()) ** 0.5
+
+    @contextlib.contextmanager
+    def dense_form(self) -> Iterator[None]:
+        """Within this context the layers run as `masked_linear_reference`: slow, and differentiable twice.
+
+        For Hessians and other curvature with respect to the values. Forward and backward pass both belong inside.
+        """
+        for layer in self.layers.values():
+            layer.set_dense_form(True)
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.set_dense_form(False)
+
+    def remove(self) -> nn.Module:
+        """Take the mask off: plain linear layers again, original weights bit for bit, `requires_grad` as before."""
+        return self._end(MaskedLinear.detach)
+
+    def merge(self) -> nn.Module:
+        """Keep the result: plain linear layers again whose weights hold W + S; for inference without rmbook."""
+        return self._end(MaskedLinear.bake)
+
+    def _end(self, how) -> nn.Module:
+        self._refresh.remove()
+        for layer in self.layers.values():
+            how(layer)
+        for parameter in self._were_trainable:
+            parameter.requires_grad_(True)
+        self.layers = {}
+        return self.model

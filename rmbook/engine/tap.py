@@ -1,0 +1,113 @@
+"""The two mechanisms of the masked layer: the tap on its output's gradient, and the merge into its weight.
+
+Both are also registered as operations of torch (`torch.ops.rmbook`), so that torch.compile keeps them whole.
+"""
+
+from importlib.util import find_spec
+
+import torch
+
+from rmbook.engine import backends
+
+HAS_TRITON = find_spec("triton") is not None
+# Scattering is the fastest way to write single entries on a CPU, up to four times faster than index_put_ where the
+# weight is not in the cache. But in 16 bits it costs out * in, whatever the number of entries.
+SCATTERED = (torch.float32, torch.float64)
+
+
+class Tap(torch.autograd.Function):
+    """Identity on `output`; its backward adds the gradient of `values`.
+
+    It runs just before the linear layer's own backward, so it is also the place to make sure that the merged weight
+    still holds the values of this forward pass, in case another forward with other values came between.
+
+    The fast path drops terms of the second derivative (the merged weight is a constant to autograd), so building a
+    graph of the gradient raises at once, instead of giving a wrong Hessian later. `once_differentiable` is not
+    enough: with `allow_unused=True` its error node is never reached and the Hessian would silently be zero.
+    """
+
+    @staticmethod
+    def forward(ctx, output, values, input, row_starts, columns, backend, merge_again):
+        """Return `output` (..., out); `merge_again(values)` is called before the backward pass, if not None."""
+        ctx.save_for_backward(values, input, row_starts, columns)  # values: autograd refuses if they change in place
+        ctx.backend, ctx.merge_again = backend, merge_again
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        """Pass the gradient (..., out) on, and give `values` (nnz,) theirs."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "a MaskedLinear layer cannot be differentiated twice (create_graph=True): its fast path would lose "
+                "terms of the Hessian. Run the forward pass inside RandomMask.dense_form() for curvature."
+            )
+        values, input, row_starts, columns = ctx.saved_tensors
+        if ctx.merge_again is not None:
+            ctx.merge_again(values)
+        grad_values = None
+        if ctx.needs_input_grad[1]:
+            # The registered operation costs 0.1 ms a call: only a compiled graph needs it.
+            compiling = torch.compiler.is_compiling()
+            compute = torch.ops.rmbook.sampled_product if compiling else _sampled_product
+            grad_values = compute(
+                grad_output.reshape(-1, grad_output.shape[-1]),
+                input.reshape(-1, input.shape[-1]),
+                row_starts,
+                columns,
+                ctx.backend,
+            ).to(values.dtype)
+        return grad_output, grad_values, None, None, None, None, None
+
+
+def _sampled_product(
+    grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor, backend: str
+) -> torch.Tensor:
+    return backends.product(backend, columns.device.type)(grad_output, input, row_starts, columns)
+
+
+# Opaque to torch.compile, which would otherwise break the graph at the sparse tensor.
+_sampled_product_op = torch.library.custom_op("rmbook::sampled_product", mutates_args=())(_sampled_product)
+
+
+@_sampled_product_op.register_fake
+def _(grad_output, input, row_starts, columns, backend):
+    both_double = grad_output.dtype == input.dtype == torch.float64
+    return columns.new_empty(columns.shape, dtype=torch.float64 if both_double else torch.float32)
+
+
+@torch.library.custom_op("rmbook::merge_", mutates_args=("weight", "merged"))
+def _merge_op(
+    weight: torch.Tensor, merged: torch.Tensor, values: torch.Tensor, original: torch.Tensor, positions: torch.Tensor
+) -> None:
+    # The same merge as a mutating op, so that a compiled graph keeps it and its order.
+    merge(weight, merged, values, original, positions)
+
+
+def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    # Bits, not numbers: NaN must equal itself here, or a diverged layer would be rewritten at every forward.
+    integer = torch.int64 if left.dtype == torch.float64 else torch.int32
+    return torch.equal(left.view(integer), right.view(integer))
+
+
+def merge(weight, merged, values, original, positions) -> bool:
+    """Make `weight` hold W + values, unless it does, in O(nnz). Returns whether it was (on a GPU: may be) written."""
+    if weight.is_cuda:
+        # Whether anything changed is a question that the host would wait for at every forward pass. Triton's kernel
+        # asks it on the GPU; without triton, everything is written again.
+        if HAS_TRITON:
+            from rmbook.engine import merge_triton
+
+            merge_triton.merge(weight, merged, values, original, positions)
+            return True
+    elif _same_bits(values, merged):
+        return False
+    # Overwrite from the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
+    # .data: the write must not invalidate earlier forward passes as a change would; Tap.backward looks after them.
+    new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
+    entries = weight.data.view(-1)
+    if weight.dtype in SCATTERED:
+        entries.scatter_(0, positions.long(), new)
+    else:
+        entries.index_put_((positions,), new)
+    merged.copy_(values)
+    return True

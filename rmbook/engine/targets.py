@@ -1,0 +1,71 @@
+"""Which layers of a model are meant, and whether they can be masked."""
+
+import difflib
+from collections.abc import Sequence
+
+from torch import nn
+
+from rmbook.engine.layer import MaskedLinear, check_maskable
+
+
+class TargetError(ValueError):
+    """The targets name no layer, or a layer that cannot be masked."""
+
+
+def find_targets(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Module]:
+    """Modules whose name is one of `targets` or ends with "." and one of them, in the model's order.
+
+    Raises:
+        TargetError: if a target matches nothing; the message lists names that are close.
+    """
+    targets = [targets] if isinstance(targets, str) else list(targets)
+    if not targets or not all(isinstance(target, str) and target for target in targets):
+        raise TargetError(f"targets must be module names such as ['q_proj', 'v_proj'], got {targets!r}.")
+    modules = {name: module for name, module in model.named_modules() if name}
+    for target in targets:
+        if not any(_matches(name, target) for name in modules):
+            linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
+            suffixes = {".".join(name.split(".")[-parts:]) for name in linear for parts in (1, 2, 3)}
+            close = difflib.get_close_matches(target, sorted(suffixes), n=5, cutoff=0.5)
+            known = close or sorted({name.rsplit(".", 1)[-1] for name in linear})[:10]
+            raise TargetError(
+                f"no layer matches the target {target!r}; {'close names' if close else 'linear layers'}: "
+                f"{', '.join(known) or 'none, the model has no linear layer'}."
+            )
+    return {name: module for name, module in modules.items() if any(_matches(name, target) for target in targets)}
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def refuse_tied(model: nn.Module, layers: dict[str, nn.Module]) -> None:
+    """Raise TargetError if another parameter or buffer shares memory with the weight of one of `layers`."""
+    # Memory ranges, not storages: tensors of one memory-mapped checkpoint share a storage without overlapping.
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    spans = [(t.device, t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), n) for n, t in tensors if t.numel()]
+    for name, layer in layers.items():
+        weight = layer.weight
+        start, end = weight.data_ptr(), weight.data_ptr() + weight.numel() * weight.element_size()
+        sharing = [n for device, first, last, n in spans if device == weight.device and first < end and start < last]
+        if len(sharing) > 1:
+            raise TargetError(
+                f"the weight of {name!r} is tied: {', '.join(sharing)} share its memory, and merging the mask into one "
+                "would change the others. Untie them (give the layer a copy of the weight) or choose other targets."
+            )
+
+
+def check_targets(model: nn.Module, layers: dict[str, nn.Module]) -> None:
+    """Raise TargetError unless every one of `layers` of `model` can be masked, and none is."""
+    for name, layer in layers.items():
+        try:
+            check_maskable(layer)
+        except (TypeError, ValueError) as error:
+            raise TargetError(f"cannot mask layer {name!r}: {error}") from None
+    earlier = [name for name, module in model.named_modules() if isinstance(module, MaskedLinear)]
+    if earlier:  # freezing the rest would silently stop the training of their values
+        raise TargetError(
+            f"the model is masked already, at {', '.join(earlier[:3])}; remove that mask first (RandomMask.remove), "
+            "or name all targets in one call."
+        )
+    refuse_tied(model, layers)

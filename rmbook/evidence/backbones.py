@@ -1,0 +1,136 @@
+"""The models that the chapters of experiments run on: one that is tiny, one that is real, and any language model.
+
+Each comes with its data, the layers that are masked and the paper's protocol, so that the same cells run on all of
+them. "vit" (mirrored digits, pretrained on upright ones here in a minute) and "minilm" (genuine weights, generated
+sentences) need neither a network nor a GPU. Any other name is a language model, with records of SST-2.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import nn
+from torch.utils.data import ConcatDataset, Subset
+
+from rmbook.evidence.record_source import find_source
+from rmbook.models.language import load_language_model
+from rmbook.models.predict import to_questions
+from rmbook.offline.digits import MLP_TARGETS, Digits, PretrainingConfig, load_vit, new_vit
+from rmbook.offline.made import resolve
+from rmbook.offline.minilm import load_minilm
+from rmbook.offline.sentences import sentiment_sentences
+from rmbook.runs.prepare import longest_prompt
+from rmbook.tasks.records import load_records
+from rmbook.tasks.splits import sample_splits
+from rmbook.training.objectives import Classification, Objective, OptionChoice
+
+STARTS = ("pretrained", "shuffled", "new")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model with its data and protocol.
+
+    Attributes:
+        name: "vit", "minilm", or the name or folder of a language model.
+        targets: names of the layers that are masked.
+        fixed: parts of names of parameters that full fine-tuning leaves alone: the head, the embeddings.
+        objective: what is minimised.
+        data: examples by split: "train", "dev", "test".
+        train_size: examples that an ordinary run trains on, the first ones.
+        batch_size: examples a step.
+        steps: optimiser steps of an ordinary run.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    fixed: tuple[str, ...]
+    objective: Objective
+    data: dict[str, Sequence]
+    train_size: int
+    batch_size: int
+    steps: int
+    _base: nn.Module = field(repr=False)
+    _new: Callable[[int], nn.Module] | None = field(repr=False, default=None)
+
+    def model(self, start: str = "pretrained", seed: int = 0) -> nn.Module:
+        """A fresh copy of the model, in evaluation mode.
+
+        Args:
+            start: "pretrained"; "shuffled", where the entries of each matrix outside the fixed parts have changed
+                places, so that all the pretrained numbers are there and nothing that they knew; "new", at random, with
+                the fixed parts of the pretrained model.
+            seed: of the shuffle, or of the new weights.
+
+        Raises:
+            ValueError: an unknown start, or "new" for a model that cannot be made anew.
+        """
+        if start not in STARTS or (start == "new" and self._new is None):
+            known = STARTS if self._new else STARTS[:2]
+            raise ValueError(f"start must be one of {', '.join(known)} for {self.name}, got {start!r}.")
+        model = copy.deepcopy(self._base)
+        others = {n: p for n, p in model.named_parameters() if not any(part in n for part in self.fixed)}
+        fresh = dict(self._new(seed).named_parameters()) if start == "new" else {}
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in others.items():
+                if start == "new":
+                    parameter.copy_(fresh[name])
+                elif start == "shuffled" and parameter.dim() == 2:
+                    order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+                    parameter.copy_(parameter.flatten()[order].view_as(parameter))
+        return model.eval()
+
+    def train_data(self, size: int | None = None) -> Sequence:
+        """The first `size` training examples, `train_size` of them if None.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        data, size = self.data["train"], self.train_size if size is None else size
+        if not 0 < size <= len(data):
+            raise ValueError(f"train_size must be between 1 and {len(data)} for {self.name}, got {size}.")
+        return Subset(data, range(size))
+
+
+@cache
+def load_backbone(name: str = "vit") -> Backbone:
+    """A backbone by its name; kept, so that it is loaded once a process.
+
+    Args:
+        name: "vit" (mirrored digits; "vit:turned" and the like for other `rmbook.offline.digits.VIEWS`), "minilm", or a folder
+            or a name on the hub of a language model, such as "facebook/opt-1.3b": it goes to a GPU if there is one, and
+            its records are SST-2's, from where `rmbook.evidence.record_source.find_source` finds them.
+
+    Raises:
+        ValueError: an unknown view of the digits.
+        WeightsError: MiniLM's weights are not at hand.
+        ModelError, TaskError: the language model or its records cannot be had.
+    """
+    if name == "vit" or name.startswith("vit:"):
+        view = name.removeprefix("vit").removeprefix(":") or "mirrored"
+        data = {split: Digits(split, view) for split in ("dev", "test")}
+        # First images that the model has not seen, then, for experiments with more data, those it has seen upright.
+        data["train"] = ConcatDataset([Digits(split, view) for split in ("train", "pretrain")])
+        base = load_vit(progress=False)
+        return Backbone(name, MLP_TARGETS, ("classifier",), Classification(), data, 400, 16, 200, base, _new_vit)
+    if name == "minilm":
+        base, counts = load_minilm(), {"train": 256, "dev": 200, "test": 500}
+        data = {s: list(zip(*sentiment_sentences(s, count), strict=True)) for s, count in counts.items()}
+        objective = Classification(base.collate)
+        return Backbone(name, ("query", "value"), ("embeddings",), objective, data, 256, 8, 160, base)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load_language_model(os.path.expanduser(name), device=device)
+    source, data_dir = find_source()
+    data_dir = resolve("made:sentences") if source == "generated" else data_dir
+    splits = sample_splits(*(load_records("SST-2", split, data_dir) for split in ("train", "validation")), seed=0)
+    longest = longest_prompt(model, None)
+    data = {s: to_questions(getattr(splits, s), model, tokenizer, longest) for s in ("train", "dev", "test")}
+    return Backbone(name, ("q_proj", "v_proj"), ("embed",), OptionChoice(), data, 1000, 8, 625, model)
+
+
+def _new_vit(seed: int) -> nn.Module:
+    return new_vit(PretrainingConfig(seed=seed + 1))  # seed 0 is where the pretrained one began

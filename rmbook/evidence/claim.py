@@ -1,0 +1,163 @@
+"""The ledger of the paper's claims: what each says, what was measured here, and whether it held.
+
+A claim's evidence is computed from recorded results (or, for the theory, at once), so that it cannot drift from them:
+`python -m rmbook.claims` writes results/claims/*.json and the page book/claims.md, and a test does the same and
+compares. Nothing on that page is typed in.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rmbook.evidence.recording import load_recorded, recorded_path
+from rmbook.files import write_json
+from rmbook.stamps import stamp
+
+COMMAND = "python -m rmbook.claims"
+SETTINGS = {
+    "as stated": "the claim itself was tested",
+    "small models": "tested on models and data smaller than the paper's",
+}
+STATUSES = {
+    "reproduced": "The claim itself was tested, and it held.",
+    "trend only": "It held on smaller models and data than the paper's.",
+    "contradicted": "What was measured here does not agree with it.",
+    "not run": "It takes hardware or weights that were not at hand; nothing was measured.",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured.
+
+    Attributes:
+        says: one sentence with the number, for readers.
+        value: the number that decides.
+        asked: the condition on it, as an inequality for readers.
+        holds: whether it is met.
+        spread: standard deviation over seeds, or None where nothing is drawn.
+        seeds: runs behind each mean; 0 where nothing is drawn.
+        wall_seconds: of all runs behind it; 0 where they take no time to speak of.
+    """
+
+    says: str
+    value: float
+    asked: str
+    holds: bool
+    spread: float | None = None
+    seeds: int = 0
+    wall_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper.
+
+    Attributes:
+        name: of the file.
+        sources: where the paper has it: "Figure 4a", "Table 1", "Theorem 5.1".
+        statement: what it says.
+        chapter: of the book, where a reader sees it; its file's name without ending.
+        cell: id of the cell there that asserts it, or that shows the paper's own numbers.
+        test: that covers the code behind it, "tests/FILE.py::NAME".
+        setting: a key of `SETTINGS`; None if it was not run.
+        records: names of the recorded results that the evidence is computed from.
+        measure: computes the evidence; None if it was not run.
+        remark: what a reader should know.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    statement: str
+    chapter: str
+    cell: str
+    test: str
+    setting: str | None = None
+    records: tuple[str, ...] = ()
+    measure: Callable[[], Evidence] | None = None
+    remark: str = ""
+
+    def status(self, evidence: Evidence | None) -> str:
+        """A key of `STATUSES`."""
+        if evidence is None:
+            return "not run"
+        if not evidence.holds:
+            return "contradicted"
+        return "reproduced" if self.setting == "as stated" else "trend only"
+
+    def entry(self) -> dict:
+        """All that the claim's file holds but the stamps."""
+        evidence = self.measure() if self.measure else None
+        content = {
+            "name": self.name,
+            "sources": list(self.sources),
+            "statement": self.statement,
+            "status": self.status(evidence),
+            "evidence": None if evidence is None else _rounded(asdict(evidence)),
+            "setting": self.setting,
+            "chapter": self.chapter,
+            "cell": self.cell,
+            "test": self.test,
+            "remark": self.remark,
+        }
+        return content
+
+    def stamps(self) -> dict[str, dict]:
+        """Stamps of the records, by their names; of now, where the evidence is computed at once."""
+        if self.measure is None:
+            return {}
+        return {name: load_recorded(name)["stamp"] for name in self.records} or {"computed": stamp(COMMAND)}
+
+
+def _rounded(evidence: dict) -> dict:
+    """Six digits: more would differ between processors."""
+    return {n: float(f"{v:.6g}") if isinstance(v, float) else v for n, v in evidence.items()}
+
+
+def claims_folder() -> Path:
+    """Where the ledger's files are."""
+    return recorded_path("claims/x").parent
+
+
+def read_ledger() -> dict[str, dict]:
+    """The ledger as it is written, by claim."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(claims_folder().glob("*.json"))}
+
+
+def write_ledger(claims: Sequence[Claim], folder: Path | None = None) -> list[dict]:
+    """Compute all evidence and write one file a claim; a file whose content has not changed keeps its stamps.
+
+    Returns:
+        What is in the files now, in the order of the claims.
+    """
+    folder, written = folder or claims_folder(), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for claim in claims:
+        path, entry = folder / f"{claim.name}.json", claim.entry()
+        before = json.loads(path.read_text()) if path.exists() else {}
+        kept = before.get("stamps", {})
+        stamps = kept if entry == {n: v for n, v in before.items() if n != "stamps"} and "computed" in kept else None
+        written.append(entry | {"stamps": claim.stamps() if stamps is None else stamps})
+        if written[-1] != before:
+            write_json(path, written[-1])
+    names = {claim.name for claim in claims}
+    for path in folder.glob("*.json"):
+        if path.stem not in names:
+            path.unlink()
+    return written
+
+
+def main() -> None:
+    """Write the ledger and its page."""
+    from rmbook.evidence.claim_list import CLAIMS
+    from rmbook.evidence.claims_page import PAGE, claims_page
+
+    written = write_ledger(CLAIMS)
+    PAGE.write_text(claims_page(written))
+    counts = {status: sum(entry["status"] == status for entry in written) for status in STATUSES}
+    print(f"{len(written)} claims in {claims_folder()} and {PAGE}: {counts}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The page of the book that shows the ledger of claims; see `rmbook.evidence.claim`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rmbook.evidence.claim import COMMAND, STATUSES
+from rmbook.stamps import describe_stamp
+
+PAGE = Path(__file__).resolve().parents[2] / "book" / "claims.md"
+TOP = f"""(ch-claims)=
+# What the paper claims, and what we found
+
+Every numbered figure, table and result of the paper {{cite:p}}`xu2024random`, and the main claims of its text. Each
+leads to the chapter where it is shown, to the test that covers the code behind it, and to the recorded evidence. The
+page is written by `{COMMAND}` from the recorded results; no number in it is typed in, and a test fails when it and the
+results differ.
+
+"""
+
+
+def claims_page(entries: Sequence[dict]) -> str:
+    """The ledger as MyST Markdown.
+
+    Args:
+        entries: as `rmbook.evidence.claim.write_ledger` returns them.
+    """
+    counts = {status: sum(entry["status"] == status for entry in entries) for status in STATUSES}
+    lines = [TOP, "| Status | Claims | Meaning |", "|---|---|---|"]
+    lines += [f"| **{status}** | {counts[status]} | {meaning} |" for status, meaning in STATUSES.items()]
+    for status in STATUSES:
+        chosen = [entry for entry in entries if entry["status"] == status]
+        if chosen:
+            lines += ["", f"## {status.capitalize()}", ""]
+            lines += [line for entry in chosen for line in _entry(entry)]
+    return "\n".join([*lines, "", "```{bibliography}", ":filter: docname in docnames", "```", ""])
+
+
+def _entry(entry: dict) -> list[str]:
+    sources = ", ".join(entry["sources"])
+    lines = [f"(claim-{entry['name']})=", f"### {sources}: {entry['statement']}", ""]
+    evidence = entry["evidence"]
+    if evidence:
+        seeds = f"; {evidence['seeds']} seeds" if evidence["seeds"] else ""
+        spread = f", standard deviation {evidence['spread']:.3g}" if evidence["spread"] is not None else ""
+        lines += [f"**Found:** {evidence['says']}", ""]
+        lines += [f"Decided by {evidence['value']:.4g}{spread}{seeds}; asked for: {evidence['asked']}.", ""]
+    if entry["remark"]:
+        lines += [entry["remark"], ""]
+    lines += [f"Chapter: {{doc}}`{entry['chapter']}`, cell `{entry['cell']}`. Test: `{entry['test']}`.", ""]
+    if entry["stamps"]:
+        lines += [":::{dropdown} Where the numbers come from"]
+        for name, stamp in entry["stamps"].items():
+            source = "computed when this page was written" if name == "computed" else f"`results/{name}.json`"
+            lines.append(f"- {source}: {_line(stamp)}")
+        if evidence["wall_seconds"]:
+            lines.append(f"- all runs together: {evidence['wall_seconds'] / 60:.1f} minutes")
+        lines += [":::", ""]
+    return lines
+
+
+def _line(stamp: dict) -> str:
+    return describe_stamp({"stamp": stamp}).replace("made by: ", "made by: `") + "`"

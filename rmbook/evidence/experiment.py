@@ -1,0 +1,185 @@
+"""One fine-tuning run of the chapters of experiments, from its settings to its numbers, on any backbone."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from rmbook.engine.masking import apply_masks
+from rmbook.evidence.backbones import Backbone, load_backbone
+from rmbook.evidence.mask_choices import choose_masks
+from rmbook.landscape.curvature import hessian_norm
+from rmbook.landscape.landscape import Landscape
+from rmbook.methods.apply import full_finetuning, lora
+from rmbook.training.config import TrainingConfig
+from rmbook.training.objectives import Objective
+from rmbook.training.train import train
+
+METHODS = ("full", "lora", "mask")
+HESSIAN_EXAMPLES = 128  # of the training data: the norm over more differs by less than between two masks
+TOLERANCE = 1e-2  # of the residual; the norm's own error is about its square
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Settings of a run; what is None is the backbone's own.
+
+    Attributes:
+        learning_rate: of AdamW, constant.
+        method: "full", "lora" (rank 8) or "mask".
+        density: of a mask, in each target layer.
+        seed: of the mask or the factors, and of the order of the examples.
+        mask_seed: of the mask, where it is not the same.
+        backbone: see `rmbook.evidence.backbones.load_backbone`.
+        choice: which entries: see `rmbook.evidence.mask_choices.choose_masks`.
+        scale: S = scale * values, or "inverse_density" for 1 / density.
+        start: "pretrained", "shuffled" or "new"; see `rmbook.evidence.backbones.Backbone.model`.
+        steps: optimiser steps; whole epochs are run, so it is rounded to those.
+        train_size: training examples.
+        hessian: measure the Hessian's norm before and after; some 30 gradients each.
+    """
+
+    learning_rate: float
+    method: str = "mask"
+    density: float | None = None
+    seed: int = 0
+    backbone: str = "vit"
+    choice: str = "entries"
+    scale: float | str = 1.0
+    start: str = "pretrained"
+    steps: int | None = None
+    train_size: int | None = None
+    mask_seed: int | None = None
+    hessian: bool = False
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
+        if (self.density is None) == (self.method == "mask"):
+            raise ValueError(
+                f"a mask needs a density and no other method takes one, got {self.method}, {self.density}."
+            )
+
+
+def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tuple[dict, nn.Module]:
+    """Carry a run out, by the paper's protocol: the epoch of lowest dev loss is tested.
+
+    Args:
+        settings: of the run.
+        keep_model: return the trained model, too.
+
+    Returns:
+        The settings that are not their defaults, and: status ("completed" or "diverged"), steps, best_epoch, dev_loss,
+        dev_accuracy and test_accuracy in percent, trainable, ratio, distance (`distance_from`) at the best epoch, curve
+        (dev accuracy in percent after each epoch), seconds; hessian_before and hessian_after if asked for.
+    """
+    backbone = load_backbone(settings.backbone)
+    model = prepare_model(backbone, settings)
+    data = backbone.train_data(settings.train_size)
+    landscape = settings.hessian and look_at(model, backbone)
+    before = {"hessian_before": hessian_norm(landscape, tolerance=TOLERANCE).norm} if landscape else {}
+    start = backbone.model(settings.start, settings.seed)
+    config = TrainingConfig(
+        learning_rate=settings.learning_rate,
+        epochs=epochs(backbone, settings.steps, len(data)),
+        batch_size=backbone.batch_size,
+        seed=settings.seed,
+    )
+    result = train(model, data, backbone.data["dev"], config, objective=backbone.objective, progress=False)
+    trained = result.best_epoch > 0  # else it diverged at once, and the model is what it was
+    after = {"hessian_after": hessian_norm(landscape, tolerance=TOLERANCE).norm} if landscape and trained else {}
+    changed = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    record = {name: value for name, value in changed.items() if name == "seed" or value != _DEFAULTS.get(name, _NONE)}
+    record |= {
+        "status": result.status,
+        "steps": result.steps,
+        "best_epoch": result.best_epoch,
+        "dev_loss": result.dev_loss if math.isfinite(result.dev_loss) else None,
+        "dev_accuracy": 100 * result.dev_accuracy if trained else None,
+        "test_accuracy": accuracy(model, backbone.objective, backbone.data["test"]),
+        "trainable": result.trainable,
+        "ratio": result.trainable / sum(parameter.numel() for parameter in start.parameters()),
+        "distance": distance_from(start, model),
+        "curve": [round(100 * row["dev_accuracy"], 2) for row in result.history],
+        "seconds": round(result.seconds, 2),
+    }
+    record |= before | after
+    return (record, model) if keep_model else record
+
+
+def prepare_model(backbone: Backbone, settings: Experiment) -> nn.Module:
+    """A fresh model with the method on it, before any step."""
+    model = backbone.model(settings.start, settings.seed)
+    if settings.method == "full":
+        return full_finetuning(model, exclude=backbone.fixed)
+    if settings.method == "lora":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            return lora(model, backbone.targets)
+    data = backbone.train_data(min(HESSIAN_EXAMPLES, backbone.train_size))
+    seed = settings.seed if settings.mask_seed is None else settings.mask_seed
+    chosen = {"seed": seed, "objective": backbone.objective, "data": data}
+    masks = choose_masks(model, backbone.targets, settings.choice, settings.density, **chosen)
+    scale = 1 / settings.density if settings.scale == "inverse_density" else settings.scale
+    apply_masks(model, masks, scale=scale)
+    return model
+
+
+def look_at(model: nn.Module, backbone: Backbone, examples: int = HESSIAN_EXAMPLES) -> Landscape:
+    """The loss over the first training examples as a function of what the model trains."""
+    data = backbone.train_data(min(examples, backbone.train_size))
+    return Landscape(model, data, backbone.objective, batch_size=HESSIAN_EXAMPLES)
+
+
+def epochs(backbone: Backbone, steps: int | None, examples: int) -> int:
+    """Whole epochs that come nearest to a number of steps, the backbone's own if None; at least 1."""
+    return max(1, round((steps or backbone.steps) / math.ceil(examples / backbone.batch_size)))
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, objective: Objective, data: Sequence, batch_size: int = 100) -> float:
+    """Right answers in percent."""
+    model.eval()
+    batches = ([data[i] for i in range(a, min(a + batch_size, len(data)))] for a in range(0, len(data), batch_size))
+    return 100 * sum(objective.evaluate(model, batch)[1] for batch in batches) / len(data)
+
+
+@torch.no_grad()
+def weight_changes(start: nn.Module, model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training did to each of the start's parameters, by its name there; parameters that stayed are left out.
+
+    Masks are taken as S, LoRA as (alpha / rank) B A; other methods that add modules count with their changes to the
+    start's own parameters alone.
+
+    Args:
+        start: the model before the method.
+        model: the model under the method.
+    """
+    modules, own = dict(model.named_modules()), dict(model.named_parameters())
+    changes = {}
+    for name, before in start.named_parameters():
+        layer_name, _, kind = name.rpartition(".")
+        layer = modules.get(layer_name)
+        if isinstance(layer, LoraLayer):
+            change = layer.get_delta_weight("default") if kind == "weight" else None
+        elif kind == "weight" and hasattr(layer, "mask"):
+            flat = torch.zeros(layer.mask.numel, dtype=layer.delta.dtype, device=layer.delta.device)
+            change = flat.index_put_((layer.mask.positions.long(),), layer.delta.detach()).view(before.shape)
+        else:
+            change = own[name] - before.to(own[name].device)
+        if change is not None and change.any():
+            changes[name] = change
+    return changes
+
+
+def distance_from(start: nn.Module, model: nn.Module) -> float:
+    """How far the weights are from the start, in l2 norm over all of them (figure 4c of the paper)."""
+    return sum(float(change.double().square().sum()) for change in weight_changes(start, model).values()) ** 0.5
+
+
+_NONE = object()
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Experiment)}

@@ -1,0 +1,168 @@
+"""Masks that are not drawn entry by entry: of rows, of blocks, and of the entries that a score ranks first.
+
+They answer one question of the paper (section 4.3): does it matter which entries are trained, if their number is the
+same? Columns are in `rmbook.masks.structured`.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from rmbook.checks import check_density, check_seed, check_shape
+from rmbook.engine.targets import find_targets
+from rmbook.masks.sample import Mask, positions_dtype, sample_mask
+from rmbook.masks.structured import random_columns
+from rmbook.training.objectives import Objective
+
+BLOCK = 4  # rows and columns of a block
+
+
+def random_rows(shape: tuple[int, int], density: float, seed: int, name: str) -> Mask:
+    """Whole rows in a random order, until int(out * in * density) entries are used: `random_columns`, transposed.
+
+    Args:
+        shape: (out, in), both at least 1.
+        density: share of the entries, in [0, 1].
+        seed, name: the order depends on them and on the shape alone.
+    """
+    out, width = check_shape(shape)
+    columns = random_columns((width, out), density, seed, name).positions.long()
+    return _sorted_mask((out, width), columns % out * width + columns // out)
+
+
+def random_blocks(shape: tuple[int, int], density: float, seed: int, name: str, size: int = BLOCK) -> Mask:
+    """Whole squares of `size` rows and columns in a random order, until int(out * in * density) entries are used.
+
+    Squares at the lower and right edges are cut; of the last one the first entries are used.
+
+    Args:
+        shape: (out, in), both at least 1.
+        density: share of the entries, in [0, 1].
+        seed, name: the order depends on them and on the shape alone.
+        size: of a square.
+    """
+    (out, width), count = check_shape(shape), _count(shape, density)
+    across = -(-width // size)
+    rows, columns = np.divmod(np.arange(out * width), width)
+    block = rows // size * across + columns // size
+    place = _stream(f"rmbook blocks 1\0{check_seed(seed)}\0{name}").random_raw(int(block.max()) + 1).argsort().argsort()
+    order = np.argsort(place[block], kind="stable")  # entries block by block, blocks in random order
+    return _sorted_mask((out, width), torch.from_numpy(order[:count]))
+
+
+def largest_scores(scores: torch.Tensor, density: float) -> Mask:
+    """The int(out * in * density) entries of largest score; of equal ones the first.
+
+    Args:
+        scores: (out, in).
+        density: share of the entries, in [0, 1].
+
+    Raises:
+        ValueError: a score is not a number.
+    """
+    if scores.isnan().any():
+        raise ValueError("a score is not a number; scores must be comparable.")
+    order = scores.reshape(-1).argsort(descending=True, stable=True)
+    return _sorted_mask(tuple(scores.shape), order[: _count(scores.shape, density)].cpu())
+
+
+def squared_gradients(
+    model: nn.Module, targets: Sequence[str], objective: Objective, data: Sequence
+) -> dict[str, torch.Tensor]:
+    """The empirical Fisher information of each entry: the mean over examples of the squared gradient of its loss.
+
+    The score by which FISH masks are chosen (Sung et al., 2021), with the labels that the data have.
+
+    Args:
+        model: left as it is, `requires_grad` included.
+        targets: names of the linear layers.
+        objective: whose loss.
+        data: examples, taken one by one.
+
+    Returns:
+        (out, in) for each target layer, by its name.
+    """
+    layers = find_targets(model, targets)
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    weights = {name: layer.weight for name, layer in layers.items()}
+    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    model.eval()
+    try:
+        model.requires_grad_(False)
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        for place in range(len(data)):
+            loss = objective.loss(model, [data[place]])
+            for name, gradient in zip(weights, torch.autograd.grad(loss, weights.values()), strict=True):
+                sums[name] += gradient.square() / len(data)
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+    return sums
+
+
+DRAWN: dict[str, Callable] = {
+    "entries": sample_mask,
+    "columns": random_columns,
+    "rows": random_rows,
+    "blocks": random_blocks,
+}
+RANKED = ("large_weights", "small_weights", "large_gradients", "small_gradients")
+
+
+def choose_masks(
+    model: nn.Module,
+    targets: Sequence[str],
+    choice: str,
+    density: float,
+    *,
+    seed: int = 0,
+    objective: Objective | None = None,
+    data: Sequence = (),
+) -> dict[str, Mask]:
+    """Masks for `rmbook.engine.masking.apply_masks`, of the same density in each target layer.
+
+    Args:
+        model: as it is before training.
+        targets: names of the linear layers.
+        choice: drawn: "entries" (the paper's), "columns", "rows", "blocks"; ranked: "large_weights", "small_weights"
+            (by magnitude), "large_gradients", "small_gradients" (by `squared_gradients`).
+        density: share of the entries.
+        seed: of what is drawn.
+        objective, data: for the gradients.
+
+    Raises:
+        ValueError: an unknown choice, or gradients without data.
+        TargetError: a target matches nothing.
+    """
+    layers = find_targets(model, targets)
+    if choice in DRAWN:
+        return {
+            name: DRAWN[choice](tuple(layer.weight.shape), density, seed, f"{name}.weight")
+            for name, layer in layers.items()
+        }
+    if choice not in RANKED:
+        raise ValueError(f"choice must be one of {', '.join((*DRAWN, *RANKED))}, got {choice!r}.")
+    if choice.endswith("weights"):
+        scores = {name: layer.weight.detach().abs() for name, layer in layers.items()}
+    elif objective is None or not len(data):
+        raise ValueError(f"{choice} needs an objective and data to take gradients of.")
+    else:
+        scores = squared_gradients(model, targets, objective, data)
+    sign = 1 if choice.startswith("large") else -1
+    return {name: largest_scores(sign * score, density) for name, score in scores.items()}
+
+
+def _count(shape: Sequence[int], density: float) -> int:
+    return int(shape[0] * shape[1] * check_density(density))
+
+
+def _stream(text: str) -> np.random.Philox:
+    return np.random.Philox(key=int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little"))
+
+
+def _sorted_mask(shape: tuple[int, int], positions: torch.Tensor) -> Mask:
+    return Mask(shape, positions.sort().values.to(positions_dtype(shape[0] * shape[1])))

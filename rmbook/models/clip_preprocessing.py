@@ -1,0 +1,89 @@
+"""CLIP's preprocessing: an image's shorter side resized, its middle cut out, its colours normalised.
+
+The numbers come from the checkpoint's preprocessor_config.json. The same as transformers' `CLIPImageProcessor` on PIL
+images, of which newer versions want torchvision (Radford et al., 2021, resize by bicubic interpolation).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rmbook.models.files import PREPROCESSING, ModelError
+from rmbook.tasks.image_files import ImageRecord
+
+BICUBIC = 3  # PIL's number for it, as in the file
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From images to what CLIP's image encoder takes.
+
+    Attributes:
+        size: of the shorter side, in pixels.
+        crop: height and width of what is cut out.
+        mean, std: of red, green and blue, of values from 0 to 1.
+    """
+
+    size: int
+    crop: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """A tensor (3, height, width), float32, of an image in RGB."""
+        shorter = min(image.size)
+        width, height = (int(self.size * side / shorter) if side != shorter else self.size for side in image.size)
+        left, top = (width - self.crop[1]) // 2, (height - self.crop[0]) // 2
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)  # outside of it PIL's crop is black
+        values = np.asarray(resized.crop((left, top, left + self.crop[1], top + self.crop[0])), dtype=np.float32) / 255
+        normal = (values - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
+        return torch.from_numpy(normal).permute(2, 0, 1)
+
+    def batch(self, records: Sequence[ImageRecord]) -> dict[str, torch.Tensor]:
+        """pixel_values (records, 3, height, width), float32, and labels (records,), int64.
+
+        Raises:
+            TaskError: an image is damaged.
+        """
+        images = torch.stack([self(record.read()) for record in records])
+        return {"pixel_values": images, "labels": torch.tensor([record.gold[0] for record in records])}
+
+
+def read_preprocessing(name: str, folder: Path, image_size: int) -> Preprocessing:
+    """From the file in a checkpoint's folder.
+
+    Args:
+        name: of the model, for messages.
+        folder: of its files.
+        image_size: what the model takes, in pixels.
+
+    Raises:
+        ModelError: no such file, or it does not say what CLIP's does.
+    """
+    try:
+        found = json.loads((folder / PREPROCESSING).read_text("utf-8"))
+        size, crop = found["size"], found["crop_size"]  # plain numbers in older files
+        size = size if isinstance(size, int) else size["shortest_edge"]
+        crop = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
+        mean, std = (tuple(float(value) for value in found[key]) for key in ("image_mean", "image_std"))
+        known = len(mean) == len(std) == 3 and found.get("resample", BICUBIC) == BICUBIC
+    except FileNotFoundError:
+        raise ModelError(
+            f"{name}: there is no {PREPROCESSING}, which says how images are prepared: get it, too."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(
+            f"{name}: {PREPROCESSING} is damaged, or not one of CLIP's ({reason}): get it again."
+        ) from None
+    if not known or crop != (image_size, image_size):
+        raise ModelError(
+            f"{name}: {PREPROCESSING} must ask for bicubic resizing (3), three colours and {image_size} x {image_size} "
+            f"pixels, got {found.get('resample', BICUBIC)}, {len(mean)} and {crop[0]} x {crop[1]}: get its own."
+        )
+    return Preprocessing(size, crop, mean, std)

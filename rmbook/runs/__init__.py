@@ -1,0 +1,12 @@
+"""One fine-tuning run in one folder.
+
+In: a `RunConfig`. Out: a folder with config.json, metrics.jsonl, adapter.safetensors and result.json.
+
+    config        `RunConfig`: every setting of a run
+    run           `start_run`, `resume_run`
+    prepare       records, model and method, ready to train
+    folder        reading and writing the folder
+    evaluate      scoring a finished run
+    describe      what a run or a method trains
+    fingerprints  what a run's outcome depends on, as hashes
+"""

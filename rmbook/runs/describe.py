@@ -1,0 +1,121 @@
+"""What a run or an adapter holds, and what a method would train in a model, in words."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, CLIPConfig
+
+from rmbook.adapters.adapter_file import ADAPTER_FORMAT, AdapterCorruptError, read_adapter, read_safetensors
+from rmbook.engine.masking import MaskRecipe
+from rmbook.engine.targets import find_targets
+from rmbook.masks.sample import ratio_to_density
+from rmbook.methods.apply import apply_method
+from rmbook.methods.architectures import conv1d_to_linear, resolve_targets
+from rmbook.models.clip import ClipClassifier, classifier_without_weights
+from rmbook.models.files import check_files, find_folder
+from rmbook.models.language import read_configuration
+from rmbook.models.reading import read_config
+from rmbook.runs.config import RunConfig
+from rmbook.runs.folder import RunError, run_config
+
+
+def describe_path(path: Path) -> str:
+    """Lines about a run's folder or an adapter file.
+
+    Raises:
+        RunError: it is neither.
+        AdapterCorruptError, AdapterError: the file cannot be used.
+    """
+    if path.is_dir():
+        adapter = path / "adapter.safetensors"
+        return "\n".join([*_run_lines(path), *(_adapter_lines(adapter) if adapter.exists() else [])])
+    if not path.exists():
+        raise RunError(f"there is nothing at {path}: give the folder of a run, or an adapter file.")
+    return "\n".join(_adapter_lines(path))
+
+
+def describe_method(model_name: str, **values) -> str:
+    """Lines about what a method would train, from the model's config.json alone: no weights are read.
+
+    Args:
+        model_name: on the hub, or a folder.
+        values: of method, ratio, density, targets, settings and seed, as in `RunConfig`.
+
+    Raises:
+        ModelError, ConfigError, MethodError, TargetError, ValueError: what came does not fit.
+    """
+    model = _without_weights(model_name)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    encoder = " (the image encoder and its projection)" if isinstance(model, ClipClassifier) else ""
+    lines = [f"{model_name}: {type(model).__name__}, {total:,} parameters{encoder}"]
+    if not values:
+        return lines[0]
+    config = RunConfig(model=model_name, task="RTE", learning_rate=1.0, **values)
+    if not config.method.endswith("_masking"):
+        method = apply_method(model, config.method, targets=config.targets, seed=config.seed, **config.settings)
+        return "\n".join([*lines, f"{config.method} trains {method.trainable:,} of them, ratio {method.ratio:.4%}"])
+    targets = resolve_targets(model, config.targets)
+    shapes = {name: tuple(layer.weight.shape) for name, layer in find_targets(model, targets).items()}
+    held = sum(rows * columns for rows, columns in shapes.values())
+    density = config.density or ratio_to_density(config.ratio, total, held)
+    structure = "entries" if config.method == "random_masking" else "leading_columns"
+    recipe = MaskRecipe(targets, density, config.seed, config.settings.get("structure", structure))
+    trained = sum(recipe.draw({name: shape})[name].nnz for name, shape in shapes.items())  # one layer in memory
+    lines.append(f"{config.method} trains {trained:,} of them, ratio {trained / total:.6%}")
+    lines.append(f"in {len(shapes)} layers ({', '.join(targets)}) at density {density:.6g}, seed {config.seed}")
+    return "\n".join(lines)
+
+
+def _without_weights(model_name: str) -> nn.Module:
+    folder = find_folder(model_name, None, whole=False)
+    check_files(model_name, folder, whole=False)
+    if isinstance(config := read_config(model_name, folder), CLIPConfig):
+        return classifier_without_weights(config)
+    with torch.device("meta"):
+        return conv1d_to_linear(AutoModelForCausalLM.from_config(read_configuration(model_name)))
+
+
+def _run_lines(folder: Path) -> list[str]:
+    config, result = run_config(folder), folder / "result.json"
+    lines = [
+        f"run in {folder}",
+        *(f"  {name}: {value}" for name, value in config.to_dict().items() if value not in (None, {})),
+    ]
+    if not result.exists():
+        return [*lines, f"not finished: `rmbook train --resume {folder}` goes on"]
+    found = json.loads(result.read_text())
+    lines.append(
+        f"{found['status']} after {found['steps']} steps in {found['seconds']:.0f} s, made {found['stamp']['date']}"
+    )
+    lines.append(f"trained {found['trainable']:,} of {found['total']:,} parameters, ratio {found['ratio']:.6%}")
+    for row in found["history"]:
+        best = " (best)" if row["epoch"] == found["best_epoch"] else ""
+        known = ", ".join(
+            f"{name.replace('_', ' ')} {row[name]:.4f}"
+            for name in ("train_loss", "dev_loss", "dev_accuracy")
+            if row[name] is not None
+        )
+        lines.append(f"  epoch {row['epoch']}: {known}{best}")
+    return lines + [f"test {name} {score:.4f}" for name, score in (found["test"] or {}).items()]
+
+
+def _adapter_lines(path: Path) -> list[str]:
+    metadata, tensors = read_safetensors(path)
+    size = f"{path.stat().st_size:,} bytes"
+    if metadata.get("format") != ADAPTER_FORMAT:
+        if "about" not in metadata:
+            raise AdapterCorruptError(f"{path} is no adapter of rmbook: it names no format that is known.")
+        about, count = json.loads(metadata["about"]), sum(tensor.numel() for tensor in tensors.values())
+        base = about["base_fingerprint"][:12]
+        return [f"adapter {path}: {size}", f"  {about['method']}, {count:,} numbers, base {base}..."]
+    adapter = read_adapter(path)
+    dtypes = ", ".join(sorted({str(values.dtype).removeprefix("torch.") for values in adapter.values.values()}))
+    trained = sum(mask.nnz for mask in adapter.masks.values())
+    lines = [f"adapter {path}: {size}", f"  {trained:,} values ({dtypes}) in {len(adapter.masks)} layers"]
+    if adapter.recipe:
+        recipe, targets = adapter.recipe, ", ".join(adapter.recipe.targets)
+        drawn = f"{recipe.structure}, density {recipe.density:.6g}, seed {recipe.seed}, targets {targets}"
+        lines.append(f"  drawn: {drawn}")
+    return [*lines, f"  base {adapter.base_fingerprint[:12]}..."]

@@ -1,0 +1,119 @@
+"""What a run's outcome depends on, as hashes: its settings, the records, the base weights and this package's code."""
+
+import fnmatch
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rmbook.models.files import FILES, ModelError, find_commit
+from rmbook.runs.config import RunConfig
+from rmbook.stamps import source_fingerprint
+from rmbook.tasks.image_files import original_files
+from rmbook.tasks.image_task import ImageTask
+from rmbook.tasks.original_files import find_file
+from rmbook.tasks.task import find_task
+from rmbook.version import __version__
+
+PLACES = ("model", "revision", "data_dir")  # where things are: the fingerprints say what they are
+NUMBERS = ("learning_rate", "ratio", "density", "dropout", "weight_decay", "max_grad_norm")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run with its identity.
+
+    Attributes:
+        key: `run_key`.
+        config: all settings, fit for JSON; folders are absolute, and a model of the hub has its commit.
+        identity: fingerprints: "data", "weights" and "code".
+    """
+
+    key: str
+    config: dict
+    identity: dict[str, str]
+
+
+def plan_run(config: RunConfig) -> PlannedRun:
+    """Find out what a run depends on; files are read once a process.
+
+    Raises:
+        TaskError, ModelError: records or model cannot be found.
+    """
+    weights, commit = weights_fingerprint(config.model, config.revision)
+    places = {"model": config.model if commit else str(Path(config.model).expanduser().resolve())}
+    places["data_dir"] = config.data_dir and str(Path(config.data_dir).expanduser().resolve())
+    config = replace(config, revision=commit, **places)
+    data = data_fingerprint(config.task, config.data_dir)
+    identity = {"data": data, "weights": weights, "code": code_fingerprint()}
+    return PlannedRun(run_key(config, identity), config.to_dict(), identity)
+
+
+def run_key(config: RunConfig, identity: dict[str, str]) -> str:
+    """Identity of a run: the first 32 hex digits of a SHA-256 of its settings and of three fingerprints.
+
+    Folders' names do not enter, so that a sweep can be moved, and 1 is the same learning rate as 1.0.
+
+    Args:
+        config: the settings.
+        identity: "data", "weights" and "code".
+    """
+    settings = {name: value for name, value in config.to_dict().items() if name not in PLACES}
+    settings |= {name: float(settings[name]) for name in NUMBERS if settings[name] is not None}
+    return hashlib.sha256(json.dumps([settings, identity], sort_keys=True).encode()).hexdigest()[:32]
+
+
+@functools.cache
+def data_fingerprint(task: str, data_dir: str | None) -> str:
+    """Of a task's records: a hash of its two original files, of all images, or the hub's repository and commit.
+
+    Raises:
+        TaskError: a file is missing.
+    """
+    found = find_task(task)
+    if data_dir is None:
+        return f"{found.repository}/{found.configuration or ''}@{found.revision}"
+    splits = ("train", "validation")
+    if isinstance(found, ImageTask):
+        files = {split: original_files(found, split, data_dir) for split in splits}
+        return _of_files({f"{split}/{name}": path for split in splits for name, path in files[split].items()})
+    return _of_files({split: find_file(found, split, Path(data_dir)) for split in splits})
+
+
+@functools.cache
+def weights_fingerprint(model: str, revision: str | None) -> tuple[str, str | None]:
+    """Of a checkpoint with its tokenizer: a hash of its files, or the hub's name and commit.
+
+    Returns:
+        (fingerprint, commit); the commit is None for a folder, and else what the run is to use as its revision.
+
+    Raises:
+        ModelError: no such model, or the hub is out of reach and its cache does not say which commit it is.
+    """
+    folder = find_commit(model, revision)
+    if Path(model).expanduser().is_dir():
+        names = sorted(path.name for path in folder.iterdir() if any(fnmatch.fnmatch(path.name, f) for f in FILES))
+        return _of_files({name: folder / name for name in names}), None
+    if not re.fullmatch("[0-9a-f]{40}", folder.name):
+        raise ModelError(f"cannot tell the commit of {model} from {folder}: give a folder, or --set revision=COMMIT.")
+    return f"{model}@{folder.name}", folder.name
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """Version of rmbook and a hash of the modules that a run can reach from `rmbook.runs.run`.
+
+    Docstrings and comments do not enter, nor do modules that no run needs, such as those of figures: 7,000 runs do not
+    become another version's by a better sentence. Python's minor version does, as its syntax trees have other forms.
+    """
+    return f"{__version__}+{source_fingerprint('rmbook.runs.run')[:16]}"
+
+
+def _of_files(paths: dict[str, Path]) -> str:
+    digests = {}
+    for name, path in paths.items():
+        with open(path, "rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

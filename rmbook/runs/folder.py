@@ -1,0 +1,98 @@
+"""The folder of a run: reading its settings, writing its measurements, and loading what it trained."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from rmbook.files import replacing
+from rmbook.methods.saved import load_trained
+from rmbook.models.clip_preprocessing import Preprocessing
+from rmbook.models.reuse import load_for_task
+from rmbook.runs.config import DTYPES, RunConfig, make_config
+
+
+class RunError(Exception):
+    """A run cannot be started or taken up; one line that says what to do."""
+
+
+def first_process() -> bool:
+    """Whether this is the only process of a run, or the first of several that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run_config(folder: Path) -> RunConfig:
+    """The settings of the run in a folder; raises RunError if there is none."""
+    try:
+        return make_config(json.loads((folder / "config.json").read_text()))
+    except FileNotFoundError:
+        raise RunError(f"there is no run in {folder}: it has no config.json.") from None
+    except json.JSONDecodeError as error:
+        raise RunError(f"{folder / 'config.json'} is damaged ({error}): start the run again.") from None
+
+
+def load_run(folder: str | os.PathLike) -> tuple[nn.Module, PreTrainedTokenizerBase | Preprocessing, RunConfig]:
+    """The base model of a finished run with what the run trained, in evaluation mode, its tokenizer and settings.
+
+    For a task of images, CLIP's image encoder with the task's head, and its preprocessing instead of a tokenizer.
+
+    Raises:
+        RunError: there is no run in the folder, or it is not finished, or it diverged before its first epoch ended.
+        ModelError, AdapterCorruptError, AdapterBaseError: its model or its adapter cannot be used.
+    """
+    folder = Path(folder)
+    config = run_config(folder)
+    if not (folder / "adapter.safetensors").exists():
+        why = "diverged" if (folder / "result.json").exists() else f"not finished: rmbook train --resume {folder}"
+        raise RunError(f"the run in {folder} has no adapter.safetensors: it is {why}.")
+    model, tokenizer = load_for_task(config.task, config.model, dtype=DTYPES[config.dtype], revision=config.revision)
+    load_trained(model, folder / "adapter.safetensors")
+    return model.eval(), tokenizer, config
+
+
+def finite(row: dict) -> dict:
+    """The row with None for numbers that are not finite, for which JSON has no word."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, appended as the run goes.
+
+    Args:
+        path: the file. Lines from steps after `step` are removed first: the run takes these steps again.
+        step: optimiser steps of which the state is kept.
+        epochs: finished epochs of which the state is kept.
+        writes: False in all processes of a distributed run but the first.
+    """
+
+    def __init__(self, path: Path, step: int, epochs: int, writes: bool = True):
+        self.path, self.writes = path, writes
+        if writes:
+            kept = [r for r in self.rows() if r["step"] <= step and ("dev_loss" not in r or r["epoch"] <= epochs)]
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def __call__(self, row: dict) -> None:
+        """Append a row."""
+        if self.writes:
+            self._file.write(json.dumps(finite(row)) + "\n")
+
+    def rows(self) -> list[dict]:
+        """What the file holds."""
+        return _complete_rows(self.path)
+
+    def __enter__(self) -> "MetricsFile":
+        self._file = open(self.path, "a", buffering=1) if self.writes else None  # each line as it comes
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _complete_rows(path: Path) -> list[dict]:
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one

@@ -1,0 +1,199 @@
+"""One fine-tuning run from its settings to its result, in a folder that it can be taken up from at any moment.
+
+A run's folder holds config.json (all settings), metrics.jsonl (a line a step and a line an epoch), adapter.safetensors
+(what was trained, at the best epoch) and result.json, which is written last; and while it is under way
+checkpoint.safetensors.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate.utils.memory import should_reduce_batch_size
+
+from rmbook.files import write_json
+from rmbook.methods.saved import save_trained
+from rmbook.models.reuse import BaseModels
+from rmbook.runs.config import RunConfig
+from rmbook.runs.folder import MetricsFile, RunError, finite, first_process, run_config
+from rmbook.runs.prepare import PreparedRun, prepare_run, score_records
+from rmbook.stamps import peak_memory, stamp
+from rmbook.tasks.task import find_task
+from rmbook.training.checkpoint import Checkpoint, TrainingInterrupted
+from rmbook.training.config import TrainingResult
+from rmbook.training.train import train
+
+
+class MemoryShortage(Exception):
+    """The memory was too small; says which settings to change."""
+
+
+def start_run(
+    config: RunConfig,
+    folder: str | os.PathLike | None = None,
+    progress: bool = True,
+    bases: BaseModels | None = None,
+    after_epoch: Callable[[dict], bool] | None = None,
+) -> dict:
+    """Run from the beginning; the folder is made when everything is loaded and checked.
+
+    Args:
+        config: the settings.
+        folder: a new or empty one; `config.default_folder()` if None.
+        progress: show progress bars on standard error.
+        bases: where the model may be loaded already; it is put back there at the end.
+        after_epoch: called with each finished epoch's row of metrics.jsonl; True asks for a stop, like Ctrl-C.
+
+    Returns:
+        What is in result.json.
+
+    Raises:
+        RunError: the folder has content.
+        MemoryShortage: says which settings to change.
+        TrainingInterrupted: Ctrl-C, SIGTERM or `after_epoch`; `resume_run` goes on.
+        Also what `prepare_run` raises.
+    """
+    folder = Path(folder or config.default_folder())
+    config = replace(config, model=_lasting(config.model), data_dir=config.data_dir and _lasting(config.data_dir))
+    if first_process() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists: go on with it by `rmbook train --resume {folder}`, or name another --output.")
+    with _explaining_memory(config):
+        prepared = prepare_run(config, bases)
+    if prepared.accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config.to_dict())
+    prepared.accelerator.wait_for_everyone()
+    return _run(prepared, folder, progress, after_epoch)
+
+
+def resume_run(
+    folder: str | os.PathLike,
+    progress: bool = True,
+    bases: BaseModels | None = None,
+    after_epoch: Callable[[dict], bool] | None = None,
+    **changes,
+) -> dict:
+    """Take up a run that was interrupted; of a finished one, give the result.
+
+    Args:
+        folder: of the run.
+        changes: of micro_batch_size and gradient_checkpointing, which change the memory and not the outcome.
+        progress: show progress bars on standard error.
+        bases, after_epoch: as for `start_run`.
+
+    Raises:
+        RunError: there is no run in the folder.
+        CheckpointError: its checkpoint is damaged.
+        Also what `prepare_run` raises.
+    """
+    folder = Path(folder)
+    config = run_config(folder)
+    if (folder / "result.json").exists():
+        return json.loads((folder / "result.json").read_text())
+    config = replace(config, **changes)
+    with _explaining_memory(config):
+        prepared = prepare_run(config, bases)
+    return _run(prepared, folder, progress, after_epoch)
+
+
+def _lasting(name: str) -> str:
+    """A folder's name that still holds when the run is taken up from elsewhere."""
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
+def _run(
+    prepared: PreparedRun, folder: Path, progress: bool, after_epoch: Callable[[dict], bool] | None = None
+) -> dict:
+    config, accelerator = prepared.config, prepared.accelerator
+    checkpoint = Checkpoint(folder / "checkpoint.safetensors", writes=accelerator.is_main_process)
+    metrics = MetricsFile(folder / "metrics.jsonl", *checkpoint.progress(), writes=accelerator.is_main_process)
+    with _explaining_memory(config, folder):
+        with metrics as log, checkpoint.catching_signals(), _saying_how_to_go_on(folder):
+            outcome = train(
+                prepared.model,
+                prepared.questions["train"],
+                prepared.questions["dev"],
+                config.training(),
+                objective=prepared.objective,
+                method=prepared.method,
+                accelerator=accelerator,
+                checkpoint=checkpoint,
+                log=_asking(log, checkpoint, after_epoch) if after_epoch else log,
+                progress=progress,
+            )
+        trained = outcome.best_epoch > 0  # else it diverged at once: there is nothing to keep
+        test = score_records(prepared, prepared.splits.test, progress) if trained else None
+    if accelerator.is_main_process:
+        if trained:
+            save_trained(prepared.method, folder / "adapter.safetensors", prepared.fingerprint)
+        write_json(folder / "result.json", _result(prepared, outcome, test, metrics))
+        checkpoint.path.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    if prepared.bases:
+        prepared.bases.put_back(prepared.method)
+    return json.loads((folder / "result.json").read_text())
+
+
+def _result(prepared: PreparedRun, outcome: TrainingResult, test: dict | None, metrics: MetricsFile) -> dict:
+    steps = [row for row in metrics.rows() if "tokens" in row]
+    tokens, seconds = sum(row["tokens"] for row in steps), sum(row["seconds"] for row in steps)
+    questions = [question for part in prepared.questions.values() for question in part]
+    encoded = [option for question in questions for option in getattr(question, "options", ())]  # images have none
+    return {
+        "status": outcome.status,
+        "config": prepared.config.to_dict(),
+        "trainable": prepared.method.trainable,
+        "total": prepared.method.total,
+        "ratio": prepared.method.ratio,
+        "records": {name: len(getattr(prepared.splits, name)) for name in ("train", "dev", "test")},
+        "max_length": prepared.max_length,
+        "cut_prompts": sum(option.cut > 0 for option in encoded),
+        "steps": outcome.steps,
+        "best_epoch": outcome.best_epoch,
+        "history": [finite(row) for row in outcome.history],
+        "test": test,
+        "seconds": round(outcome.seconds, 3),
+        "tokens_per_second": round(tokens / seconds) if seconds else None,
+        "peak_memory": peak_memory(prepared.accelerator.device),
+        "processes": prepared.accelerator.num_processes,
+        "stamp": stamp(f"rmbook train --config {metrics.path.with_name('config.json')}"),
+    }
+
+
+def _asking(log: Callable, checkpoint: Checkpoint, after_epoch: Callable[[dict], bool]) -> Callable[[dict], None]:
+    """Log rows; at the end of an epoch ask whether to go on, unless the run is asked to stop already."""
+
+    def note(row: dict) -> None:
+        log(row)
+        if "dev_loss" in row and not checkpoint.stop_requested and after_epoch(row):
+            checkpoint.stop_requested = True
+
+    return note
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except TrainingInterrupted as error:
+        raise TrainingInterrupted(f"{error} To go on: rmbook train --resume {folder}") from None
+
+
+@contextmanager
+def _explaining_memory(config: RunConfig, folder: Path | None = None) -> Iterator[None]:
+    """Turn running out of memory into an error that says which setting to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not should_reduce_batch_size(error):
+            raise
+        size = config.micro_batch_size or config.batch_size
+        advice = [f"--micro-batch-size {size // 2} (now {size}; the step stays the same)"] if size > 1 else []
+        advice += [] if config.gradient_checkpointing else ["--gradient-checkpointing"]
+        onward = f" `rmbook train --resume {folder}` goes on, with either of these." if folder and advice else ""
+        advice += [] if config.dtype in ("bfloat16", "float16") else ["a new run with --dtype bfloat16"]
+        advice += ["a new run with a smaller --max-length"] if find_task(config.task).objective != "classes" else []
+        raise MemoryShortage(f"out of memory: use {', or '.join(advice)}.{onward}") from None

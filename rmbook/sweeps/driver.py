@@ -1,0 +1,168 @@
+"""What every engine needs to work on a sweep: claims, folders, results, failures, and a heartbeat.
+
+An engine only executes: it asks `Driver.claim` for a run and its folder, has `perform` carried out there, in whatever
+process, and hands the folder to `Driver.settle` or the error to `Driver.give_up`.
+"""
+
+import contextlib
+import errno
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rmbook.models.reuse import BaseModels
+from rmbook.runs.config import make_config
+from rmbook.runs.fingerprints import PlannedRun
+from rmbook.runs.folder import RunError
+from rmbook.runs.run import MemoryShortage, resume_run, start_run
+from rmbook.sweeps.folder import SweepFolder, outcome
+from rmbook.sweeps.ledger import Lease, Ledger
+from rmbook.sweeps.ledger_file import LedgerError
+from rmbook.sweeps.liveness import Presence
+from rmbook.training.checkpoint import CheckpointError
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # no run can be written: trying others is no use
+
+
+class SweepError(OSError):
+    """The sweep cannot go on on this machine as it is; nothing is lost."""
+
+
+def perform(
+    config: dict,
+    folder: Path,
+    bases: BaseModels | None = None,
+    after_epoch: Callable[[dict], bool] | None = None,
+) -> None:
+    """Carry a run out up to its result.json, from wherever the folder is; in any process.
+
+    Args:
+        config: the settings.
+        folder: of the run; made if it is not there.
+        bases: what this process has performed its earlier runs with: the model need not be loaded again.
+        after_epoch: see `rmbook.start_run`.
+
+    Raises:
+        TrainingInterrupted: Ctrl-C, SIGTERM or `after_epoch`; called again, it goes on.
+        Also what `rmbook.start_run` raises.
+    """
+    if folder.exists():
+        try:
+            resume_run(folder, progress=False, bases=bases, after_epoch=after_epoch)
+            return
+        except (CheckpointError, RunError, json.JSONDecodeError, UnicodeDecodeError):  # damaged by a loss of power
+            shutil.rmtree(folder)
+    start_run(make_config(config), folder, progress=False, bases=bases, after_epoch=after_epoch)
+
+
+def open_ledger(place: SweepFolder, owner: str = "reader", **settings) -> Ledger:
+    """The ledger of a sweep, made anew from its folders if it is lost, and brought up to what they say."""
+    ledger = Ledger(place.ledger, owner, **settings)
+    if not any(ledger.counts().values()):
+        ledger.add(place.plans(), wanted=False)
+    for key in ledger.keys("pending", "leased", "failed"):
+        if result := place.result(key):
+            ledger.record(key, *outcome(result))
+    return ledger
+
+
+class Driver:
+    """A process that works on a sweep; a context manager. At its end all that it has in hand is given back.
+
+    Args:
+        folder: of the sweep; a new one, or one that was begun.
+        runs: what to do; `claim` gives out no others.
+        lease_seconds: how long a process may show no sign of life before its runs are taken over.
+        max_attempts: how often a run is begun at most when workers die or machines fail.
+
+    Raises:
+        RunError: the folder has other content.
+        LedgerError: the ledger cannot be used.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        runs: Sequence[PlannedRun],
+        *,
+        lease_seconds: float = 300.0,
+        max_attempts: int = 5,
+    ):
+        self.place = SweepFolder(folder, new=True)
+        self.place.keep_plan(runs)
+        self.presence = Presence(self.place.owners, lease_seconds)
+        name, self._pause = self.presence.name, lease_seconds / 10
+        self.ledger = open_ledger(self.place, name, gone=self.presence.gone, max_attempts=max_attempts)
+        self.ledger.add(runs)
+        self.ledger.reset(key for key in self.ledger.keys("done", "diverged") if not self.place.result(key))
+
+    def __enter__(self) -> "Driver":
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._ended.set()
+        self._heart.join()
+        with contextlib.suppress(LedgerError):  # on a full disk, too, the lock ends with the process, and so the leases
+            self.ledger.release_all()
+            self.presence.leave()
+        self.ledger.close()
+
+    def claim(self, key: str | None = None) -> tuple[Lease, Path] | None:
+        """The next run, or the one of a key, and the folder to perform it in; None if no run, or not it, is pending."""
+        while lease := self.ledger.claim(key):
+            if result := self.place.result(lease.key):  # of a process that was killed before it could say so
+                self.ledger.record(lease.key, *outcome(result))
+                continue
+            try:
+                return lease, self.place.take_up(lease.key, lease.config)
+            except OSError as error:
+                self.give_up(lease, error)
+        return None
+
+    def settle(self, lease: Lease, folder: Path) -> str:
+        """Make a run that was performed the result; "done" or "diverged", or "lost" if others have it by now."""
+        if not self.ledger.holds(lease):
+            shutil.rmtree(folder, ignore_errors=True)
+            return "lost"
+        state, summary = outcome(self.place.commit(lease.key, folder))
+        self.ledger.finish(lease, state, summary)
+        return state
+
+    def give_up(self, lease: Lease, error: Exception) -> str:
+        """Write down that a run could not be performed: "pending" if it will be tried again, "failed", or "lost".
+
+        Raises:
+            SweepError: no run could be written here; this one is given back, and the attempt does not count.
+        """
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        if _number(error) in NO_ROOM or isinstance(error, LedgerError):
+            raise SweepError(
+                f"no run can be written in {self.place.path} ({text}). Make room, then go on with the same command; "
+                "nothing is lost."
+            ) from error
+        if not isinstance(error, OSError | MemoryShortage):  # the same would come of it each time
+            return "failed" if self.ledger.finish(lease, "failed", error=text) else "lost"
+        last = lease.attempt >= self.ledger.max_attempts
+        return ("failed" if last else "pending") if self.ledger.release(lease, counted=True, error=text) else "lost"
+
+    def _beat(self) -> None:
+        while not self._ended.is_set():
+            with contextlib.suppress(LedgerError):  # a disk that is full now may have room the next time
+                own = Ledger(self.place.ledger, self.ledger.owner)  # SQLite's connections are of one thread each
+                own.beat()
+                own.close()
+            self._ended.wait(self._pause)
+
+
+def _number(error: BaseException) -> int | None:
+    """The operating system's number of an error; the safetensors library has it in its text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None

@@ -1,0 +1,141 @@
+"""The folder of a sweep: what is done in it is true, whatever a ledger says.
+
+    SWEEP/runs/KEY/      a finished run, as `rmbook.start_run` leaves it
+    SWEEP/work/KEY.XXX/  a run under way, or interrupted
+    SWEEP/grids/         all runs that were asked for
+    SWEEP/ledger.sqlite  who works on what
+
+Two steps of the file system decide what becomes of a run, each of which happens or not and has one winner. Whoever
+takes a run up gives its folder in work/ a new name: a process that had it before and lives after all finds its paths
+gone. Whoever finishes a run moves the folder to runs/: the second one finds the place taken, so no run counts twice.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rmbook.files import replacing, write_json
+from rmbook.runs.fingerprints import PlannedRun
+from rmbook.runs.folder import RunError
+
+TIMED = ("seconds", "tokens_per_second", "peak_memory", "processes")
+
+
+class SweepFolder:
+    """A sweep's folder.
+
+    Args:
+        path: of the folder.
+        new: make it if it is not there.
+
+    Raises:
+        RunError: there is no sweep in it, but something else, or nothing where `new` is False.
+    """
+
+    def __init__(self, path: str | os.PathLike, new: bool = False):
+        self.path = Path(path).resolve()
+        self.runs, self.work, self.grids = (self.path / name for name in ("runs", "work", "grids"))
+        self.ledger, self.owners = self.path / "ledger.sqlite", self.path / "owners"
+        content = set(os.listdir(self.path)) if self.path.is_dir() else set()
+        if not self.grids.is_dir() and (not new or content):
+            what = "is no folder of a sweep" if content else "has no sweep"
+            raise RunError(f"{path} {what}: begin one by `rmbook sweep run GRID --output FOLDER`, in a new folder.")
+        for folder in (self.grids, self.runs, self.work):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def keep_plan(self, runs: Sequence[PlannedRun]) -> None:
+        """Write down what was asked for, in a file that is named by its content."""
+        text = json.dumps([asdict(run) for run in runs], indent=1)
+        path = self.grids / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        if not path.exists():
+            with replacing(path) as temporary:
+                temporary.write_text(text)
+
+    def plans(self) -> list[PlannedRun]:
+        """All runs that were ever asked for."""
+        found = {}
+        for path in sorted(self.grids.glob("*.json")):
+            try:
+                found |= {entry["key"]: PlannedRun(**entry) for entry in json.loads(path.read_text())}
+            except (ValueError, TypeError, KeyError):
+                raise RunError(f"{path} is damaged: remove it, and run its grid again; nothing is lost.") from None
+        return list(found.values())
+
+    def result(self, key: str) -> dict | None:
+        """What is in result.json of a run; None if it is not finished, or the file is damaged."""
+        try:
+            result = json.loads((self.runs / key / "result.json").read_bytes())
+            return result if {"status", "config", "trainable"} <= result.keys() else None
+        except (OSError, ValueError, AttributeError):
+            return None
+
+    def take_up(self, key: str, config: dict) -> Path:
+        """A folder for a run, which no other process has: that of an earlier attempt under a new name, or a new one.
+
+        Args:
+            key: of the run.
+            config: its settings; in the folder may be those from before its model was moved.
+        """
+        folder = self.work / f"{key}.{uuid.uuid4().hex[:8]}"
+        for earlier in (*self.work.glob(f"{key}.*"), self.runs / key):
+            try:
+                os.rename(earlier, folder)
+            except OSError:  # there is none, or another process was faster
+                continue
+            for rest in folder.glob(".*"):  # what a kill left of files that were being written
+                rest.unlink()
+            write_json(folder / "config.json", config)
+            break
+        return folder
+
+    def commit(self, key: str, folder: Path) -> dict:
+        """Make a finished run the result of its key, if there is none yet; whichever came first is returned."""
+        result, final = json.loads((folder / "result.json").read_text()), self.runs / key
+        result["stamp"]["command"] = shlex.join(["rmbook", "train", "--config", str(final / "config.json")])
+        write_json(folder / "result.json", result)
+        for path in (*folder.iterdir(), folder):
+            _to_disk(path)
+        if not (first := self.result(key)):
+            try:
+                if final.exists():  # a run that another tool has begun, such as a job of Slurm's that was killed
+                    os.rename(final, self.work / f"{key}.{uuid.uuid4().hex[:8]}")
+                os.rename(folder, final)
+            except OSError:
+                if not (first := self.result(key)):
+                    raise
+        for rest in self.work.glob(f"{key}.*"):
+            shutil.rmtree(rest, ignore_errors=True)
+        return first or result
+
+
+def outcome(result: dict) -> tuple[str, dict]:
+    """State and summary of a finished run, from its result.json: the same for the same run, whenever and wherever.
+
+    Returns:
+        ("done" or "diverged", summary). Under "timing" are the numbers that another time would be others.
+    """
+    best = result["history"][result["best_epoch"] - 1] if result["best_epoch"] else {}
+    names = ("trainable", "total", "ratio", "cut_prompts", "steps", "best_epoch")
+    summary = {name: result[name] for name in names} | {"epochs_finished": len(result["history"])}
+    summary |= {name: best.get(name) for name in ("train_loss", "dev_loss", "dev_accuracy")}
+    timing = {name: result.get(name) for name in TIMED}
+    timing |= {name: result["stamp"].get(name) for name in ("date", "commit", "hardware")}
+    summary |= {"test": result["test"], "timing": timing}
+    return "diverged" if result["status"] == "diverged" else "done", summary
+
+
+def _to_disk(path: Path) -> None:
+    """Have the operating system write it out: after that not even a loss of power takes it away."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some file systems cannot do it for folders
+        pass
+    finally:
+        os.close(handle)

@@ -1,0 +1,215 @@
+"""The ledger of a sweep: which runs there are, who has which in hand, and what came of them; one SQLite file.
+
+It says who works on what. Whether a run is done, its folder says (`rmbook.sweeps.folder`): a lost ledger loses nothing.
+
+No lease depends on the time of day: one ends when its owner is gone in the sense of `rmbook.sweeps.liveness`. A lease that was
+taken from an owner who lives after all does no harm: each claim of a run has a number, and who comes back with an old
+number is not heard.
+"""
+
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmbook.sweeps.ledger_file import LedgerFile
+
+STATES = ("pending", "leased", "done", "diverged", "failed")
+FINAL = STATES[2:]
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    key TEXT PRIMARY KEY, position INTEGER NOT NULL, config TEXT NOT NULL, identity TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'leased', 'done', 'diverged', 'failed')),
+    owner TEXT, attempts INTEGER NOT NULL DEFAULT 0, claims INTEGER NOT NULL DEFAULT 0,
+    result TEXT, error TEXT, claimed TEXT, ended TEXT
+);
+CREATE INDEX IF NOT EXISTS queue ON runs (state, attempts, position);
+CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, beat INTEGER NOT NULL);
+CREATE TEMP TABLE wanted (key TEXT PRIMARY KEY);
+"""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A run in hand.
+
+    Attributes:
+        key: identity of the run.
+        config, identity: as `rmbook.runs.fingerprints.PlannedRun` has them.
+        attempt: how often it was begun, this time included, from 1.
+        claim: number of this claim; never used again for this run.
+    """
+
+    key: str
+    config: dict
+    identity: dict
+    attempt: int
+    claim: int
+
+
+class Ledger:
+    """The ledger as one process sees it; any number of processes of a machine may have it open.
+
+    Args:
+        path: the SQLite file; made if there is none.
+        owner: unique name of this process.
+        gone: whether the process of a name, with the heartbeat it last showed, has to be given up.
+        max_attempts: how often a run is begun at most when workers die or machines fail.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        owner: str,
+        *,
+        gone: Callable[[str, int], bool] = lambda owner, beat: False,
+        max_attempts: int = 5,
+    ):
+        self.path, self.owner, self.max_attempts, self._gone = Path(path), owner, max_attempts, gone
+        self._file = LedgerFile(self.path, SCHEMA)
+        self._db, self._writing, self._explaining = self._file.db, self._file.writing, self._file.explaining
+        self.close = self._db.close
+
+    def add(self, runs: Iterable, wanted: bool = True) -> None:
+        """Take runs in, those already there too.
+
+        Args:
+            runs: `rmbook.runs.fingerprints.PlannedRun`s. With the same key, settings can only differ in where files are.
+            wanted: whether `claim` is to give them out: it gives those that were added so through this object.
+        """
+        rows = [(run.key, json.dumps(run.config), json.dumps(run.identity)) for run in runs]
+        with self._writing() as db:
+            first = db.execute("SELECT coalesce(max(position) + 1, 0) FROM runs").fetchone()[0]
+            db.executemany(
+                "INSERT INTO runs (key, position, config, identity) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (key) DO UPDATE SET config = excluded.config WHERE config != excluded.config",
+                [(key, number, config, identity) for number, (key, config, identity) in enumerate(rows, first)],
+            )
+            if wanted:
+                db.executemany("INSERT OR IGNORE INTO temp.wanted VALUES (?)", [(key,) for key, _, _ in rows])
+
+    def claim(self, key: str | None = None) -> Lease | None:
+        """Take the next pending run, first those that were begun least often, or the one of a key. None if none is."""
+        with self._writing() as db:
+            self._free_leases_of_the_dead()
+            row = db.execute(
+                "UPDATE runs SET state = 'leased', owner = ?, attempts = attempts + 1, claims = claims + 1, "
+                "claimed = ?, error = NULL WHERE key = (SELECT key FROM runs WHERE state = 'pending' AND EXISTS "
+                f"(SELECT 1 FROM temp.wanted WHERE wanted.key = runs.key) {'AND key = ?' if key else ''} "
+                "ORDER BY attempts, position LIMIT 1) RETURNING key, config, identity, attempts, claims",
+                (self.owner, _now(), *([key] if key else [])),
+            ).fetchone()
+        return row and Lease(row[0], json.loads(row[1]), json.loads(row[2]), row[3], row[4])
+
+    def holds(self, lease: Lease) -> bool:
+        """Whether the lease is still this owner's."""
+        with self._explaining():
+            found = self._db.execute(f"SELECT 1 FROM runs WHERE {_MINE}", self._mine(lease)).fetchone()
+        return found is not None
+
+    def finish(self, lease: Lease, state: str, result: dict | None = None, error: str | None = None) -> bool:
+        """Write down what came of a run; False, and nothing is written, if the lease was lost meanwhile."""
+        return self._update(lease, state, result, error)
+
+    def release(self, lease: Lease, counted: bool = False, error: str | None = None) -> bool:
+        """Give a run back; False if the lease was lost. An attempt that is `counted` may be the last: it has failed."""
+        last = counted and lease.attempt >= self.max_attempts
+        return self._update(lease, "failed" if last else "pending", None, error, uncount=0 if counted else 1)
+
+    def release_all(self) -> None:
+        """Give back whatever this owner has in hand, not counted as attempts."""
+        mine = "state = 'leased' AND owner = ?"
+        with self._writing() as db:
+            db.execute(
+                f"UPDATE runs SET state = 'pending', owner = NULL, attempts = attempts - 1 WHERE {mine}", (self.owner,)
+            )
+
+    def record(self, key: str, state: str, result: dict) -> None:
+        """Write down a result that was found in a run's folder, whatever the ledger says of the run."""
+        with self._writing() as db:
+            db.execute(
+                "UPDATE runs SET state = ?, result = ?, error = NULL, owner = NULL, ended = ? WHERE key = ?",
+                (state, json.dumps(result), _now(), key),
+            )
+
+    def note(self, key: str, text: str) -> None:
+        """Say of a run that is pending why it is."""
+        with self._writing() as db:
+            db.execute(
+                "UPDATE runs SET error = ? WHERE key = ? AND state = 'pending' AND error IS NOT ?", (text, key, text)
+            )
+
+    def reset(self, keys: Iterable[str]) -> None:
+        """Make runs pending again, with no attempts."""
+        with self._writing() as db:
+            db.executemany(
+                "UPDATE runs SET state = 'pending', attempts = 0, result = NULL, error = NULL, ended = NULL "
+                "WHERE key = ? AND state IN ('done', 'diverged', 'failed')",
+                [(key,) for key in keys],
+            )
+
+    def beat(self) -> None:
+        """Show that this owner lives: count its heartbeat up."""
+        with self._writing() as db:
+            db.execute(
+                "INSERT INTO owners VALUES (?, 1) ON CONFLICT (owner) DO UPDATE SET beat = beat + 1", (self.owner,)
+            )
+
+    def counts(self, wanted: bool = False) -> dict[str, int]:
+        """Number of runs in each state; with `wanted` only of those that were added through this object."""
+        part = "WHERE EXISTS (SELECT 1 FROM temp.wanted WHERE wanted.key = runs.key)" if wanted else ""
+        with self._explaining():
+            found = dict(map(tuple, self._db.execute(f"SELECT state, count(*) FROM runs {part} GROUP BY state")))
+        return {state: found.get(state, 0) for state in STATES}
+
+    def keys(self, *states: str) -> list[str]:
+        """Keys of the runs in these states, in the order in which they were added."""
+        query = f"SELECT key FROM runs WHERE state IN ({', '.join('?' * len(states))}) ORDER BY position"
+        with self._explaining():
+            return [key for (key,) in self._db.execute(query, states)]
+
+    def rows(self, *states: str) -> list[dict]:
+        """All that is known of the runs in these states, of all if none is named; config and so on as dicts."""
+        states = states or STATES
+        query = f"SELECT * FROM runs WHERE state IN ({', '.join('?' * len(states))}) ORDER BY position"
+        with self._explaining():
+            rows = [dict(row) for row in self._db.execute(query, states)]
+        return [row | {name: row[name] and json.loads(row[name]) for name in _JSON} for row in rows]
+
+    def _update(self, lease: Lease, state: str, result: dict | None, error: str | None, uncount: int = 0) -> bool:
+        with self._writing() as db:
+            changed = db.execute(
+                "UPDATE runs SET state = ?, result = ?, error = ?, ended = ?, owner = NULL, attempts = attempts - ? "
+                f"WHERE {_MINE}",
+                (state, None if result is None else json.dumps(result), error, _now(), uncount, *self._mine(lease)),
+            )
+        self._file.empty_log()  # here, after a run, and not in `claim`
+        return changed.rowcount == 1
+
+    def _mine(self, lease: Lease) -> tuple:
+        return lease.key, self.owner, lease.claim
+
+    def _free_leases_of_the_dead(self) -> None:
+        owners = self._db.execute(
+            "SELECT owner, (SELECT beat FROM owners WHERE owners.owner = runs.owner) FROM runs WHERE state = 'leased' "
+            "AND owner != ? GROUP BY owner",
+            (self.owner,),
+        )
+        for owner, beat in owners.fetchall():
+            if self._gone(owner, beat or 0):
+                self._db.execute(
+                    "UPDATE runs SET state = iif(attempts >= ?, 'failed', 'pending'), owner = NULL, "
+                    "error = 'its worker ended without a word, attempt ' || attempts "
+                    "WHERE state = 'leased' AND owner = ?",
+                    (self.max_attempts, owner),
+                )
+
+
+_MINE = "key = ? AND owner = ? AND claims = ? AND state = 'leased'"
+_JSON = ("config", "identity", "result")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")  # for people; nothing depends on it

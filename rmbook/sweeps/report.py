@@ -1,0 +1,183 @@
+"""What a sweep found: the best learning rate of each method by its dev score, and the test scores at that rate.
+
+A group is all runs that differ in nothing but learning rate and seed. A rate takes part in the choice when every seed
+of the group is finished at it and none diverged. By each run's best epoch (lowest dev loss) the rate is chosen that has
+the highest dev accuracy in the mean over seeds; in tasks that are trained on answers, which know no accuracy, and on a
+tie, the lowest dev loss; then the smallest rate. Test scores are looked up after that, and decide nothing.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from rmbook.runs.folder import RunError
+from rmbook.sweeps.driver import open_ledger
+from rmbook.sweeps.folder import SweepFolder
+from rmbook.sweeps.table import COUNTED, SHARES, sweep_table
+from rmbook.tasks.task import find_task
+
+CELL = ("model", "task", "method", "ratio", "density")
+STOPPED = "stopped after epoch"  # how the note of a run begins that `--halving` has put aside
+FINISHED = ("done", "diverged")
+_VARIED = ("learning_rate", "seed", "revision")  # the weights say which revision it was
+_RESULTS = ("state", *COUNTED, *SHARES, "run")
+
+
+def read_runs(sweep: str) -> tuple[pd.DataFrame, list[dict]]:
+    """The runs of a sweep with what a report needs of them.
+
+    Args:
+        sweep: its folder.
+
+    Returns:
+        (runs, stamps): the columns of `rmbook.sweeps.table.sweep_table`; note, why a run is not finished; train_records
+            and test_records, how many its result counts; local, whether the model is a folder. One stamp a result.
+
+    Raises:
+        RunError: there is no sweep in the folder, or no run in the sweep.
+    """
+    place = SweepFolder(sweep)
+    ledger = open_ledger(place)
+    rows = ledger.rows()
+    ledger.close()
+    if not rows:
+        raise RunError(f"the sweep in {sweep} has no runs.")
+    runs = sweep_table(rows)
+    results = {row["key"]: place.result(row["key"]) for row in rows if row["state"] in FINISHED}
+    gone = [key for key, result in results.items() if result is None]
+    runs.loc[runs["run"].isin(gone), "state"] = "lost"  # the next `rmbook sweep run` makes it again
+    runs["note"] = runs["run"].map({row["key"]: row["error"] or "" for row in rows})
+    runs["local"] = runs["run"].map({row["key"]: Path(row["config"]["model"]).is_absolute() for row in rows})
+    found = {key: result for key, result in results.items() if result}
+    for part in ("train", "test"):
+        counts = {key: result.get("records", {}).get(part) for key, result in found.items()}
+        runs[f"{part}_records"] = runs["run"].map(counts).astype("Int64")
+    return runs, [found[key]["stamp"] for key in sorted(found)]
+
+
+def rank_rates(scores: Mapping[float, tuple[float | None, float]]) -> list[float]:
+    """Learning rates, best first: by dev accuracy where all have one, then by dev loss, then the smaller rate.
+
+    Args:
+        scores: mean dev accuracy (None if the task has none) and mean dev loss of each rate, or of other things that
+            can be sorted; one with a loss that is not finite comes last.
+    """
+    right = all(accuracy is not None and math.isfinite(accuracy) for accuracy, _ in _finite(scores))
+
+    def order(rate: float) -> tuple:
+        accuracy, loss = scores[rate]
+        if not math.isfinite(loss):
+            return 1, 0.0, 0.0, rate
+        return 0, -round(accuracy, 12) if right else 0.0, round(loss, 12), rate  # sums of thirds differ in the last bit
+
+    return sorted(scores, key=order)
+
+
+def summarize(runs: pd.DataFrame) -> pd.DataFrame:
+    """The best learning rate of each group, and the test scores there.
+
+    Args:
+        runs: from `read_runs`, or with these columns: all settings, state, dev_loss, dev_accuracy, accuracy, f1, note,
+            train_records, test_records, local.
+
+    Returns:
+        One row a group, in the order of model, task, method and share. Columns: model, task, method, ratio, density;
+            extra, other settings that tell it from others of the same name; learning_rate, the best one, empty where no
+            rate can take part; edge ("lowest", "highest", "only one", "" inside the grid); ties, how many rates share
+            the best dev score; dev_accuracy, dev_loss, means over seeds; score, deviation, mean and standard deviation
+            (n - 1) over seeds of the test score in percent; seeds, how many; rates, runs, finished, diverged, counts in
+            the group; missing, what is not finished and why, empty for a complete group; total, trained_ratio;
+            config, the settings that all its runs share, as a dict; train_records, test_records, local.
+    """
+    settings = [name for name in runs.columns if name not in (*_VARIED, *_RESULTS)]
+    settings = [name for name in settings if name not in ("note", "local", "train_records", "test_records")]
+    plain = runs[settings].astype(object).where(runs[settings].notna(), None)
+    groups: dict[tuple, list[int]] = {}
+    for place, values in enumerate(plain.itertuples(index=False, name=None)):
+        groups.setdefault(values, []).append(place)
+    rows = []
+    for values, places in groups.items():
+        config = dict(zip(settings, values, strict=True))
+        rows.append({name: config.get(name) for name in CELL} | {"config": config} | _group(runs.iloc[places]))
+    for row, extra in zip(rows, _extras([row["config"] for row in rows]), strict=True):
+        row["extra"] = extra
+    table = pd.DataFrame(rows)
+    for name in ("ratio", "density"):
+        table[name] = table[name].astype("float64")
+    order = ["model", "task", "method", "ratio", "density", "extra"]
+    return table.sort_values(order, kind="stable", na_position="first", ignore_index=True)
+
+
+def _group(runs: pd.DataFrame) -> dict:
+    task, seeds = find_task(runs["task"].iloc[0]), set(runs["seed"])
+    answers = task.objective == "answer"
+    scores, clean = {}, {}
+    for rate, part in runs.groupby("learning_rate"):
+        if set(part["seed"]) == seeds and len(part) == len(seeds) and (part["state"] == "done").all():
+            clean[rate] = part
+            scores[rate] = (None if answers else part["dev_accuracy"].mean(), part["dev_loss"].mean())
+    rates = sorted(set(runs["learning_rate"]))
+    row = {"rates": len(rates), "runs": len(runs), "finished": int(runs["state"].isin(FINISHED).sum())}
+    row |= {"diverged": int((runs["state"] == "diverged").sum()), "missing": _missing(runs, seeds)}
+    row |= {"learning_rate": math.nan, "edge": "", "ties": 0, "dev_accuracy": math.nan, "dev_loss": math.nan}
+    row |= {"score": math.nan, "deviation": math.nan, "seeds": len(seeds), "total": None, "trained_ratio": math.nan}
+    row |= {"local": bool(runs["local"].iloc[0]), "train_records": None, "test_records": None}
+    if not scores:
+        return row
+    best = rank_rates(scores)[0]
+    part, measure = clean[best], scores[best][1 if answers else 0]
+    test = 100 * part[task.metric]
+    ends = {rates[0]: "lowest", rates[-1]: "highest"} if len(rates) > 1 else {rates[0]: "only one"}
+    row |= {"learning_rate": best, "edge": ends.get(best, "")}
+    row |= {"ties": sum(math.isclose(score[1 if answers else 0], measure, abs_tol=1e-12) for score in scores.values())}
+    row |= {"dev_accuracy": part["dev_accuracy"].mean(), "dev_loss": part["dev_loss"].mean()}
+    row |= {"score": test.mean(), "deviation": test.std(ddof=1)}  # NaN for one seed
+    row |= {name: part[name].iloc[0] for name in ("total", "train_records", "test_records")}
+    return row | {"trained_ratio": part["trained_ratio"].mean()}
+
+
+def _missing(runs: pd.DataFrame, seeds: set) -> str:
+    """What keeps a group from being complete, in words; "" if nothing does."""
+    stopped = runs["note"].str.startswith(STOPPED).fillna(False) & (runs["state"] == "pending")
+    kinds = {"stopped early": stopped}
+    for state in ("pending", "leased", "failed", "lost"):
+        kinds[state] = (runs["state"] == state) & ~stopped
+    told = [
+        f"{number} {kind} (at {_rates(runs['learning_rate'][which])})"
+        for kind, which in kinds.items()
+        if (number := int(which.sum()))
+    ]
+    planned = runs.groupby("learning_rate")["seed"].agg(set)
+    if fewer := [rate for rate, there in planned.items() if there != seeds]:
+        told.append(f"not all seeds planned (at {_rates(fewer)})")
+    return "; ".join(told)
+
+
+def _rates(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in sorted(set(rates)))
+
+
+def _extras(configs: list[dict]) -> list[str]:
+    """For each group the settings in which it differs from others of the same model, task, method and share."""
+    alike: dict[tuple, list[dict]] = {}
+    for config in configs:
+        alike.setdefault(tuple(config.get(name) for name in CELL), []).append(config)
+    texts = []
+    for config in configs:
+        others = alike[tuple(config.get(name) for name in CELL)]
+        names = [n for n in config if n not in CELL and any(other[n] != config[n] for other in others)]
+        texts.append(", ".join(f"{name} {_short(config[name])}" for name in names))
+    return texts
+
+
+def _short(value: object) -> str:
+    """A setting in a label; of a fingerprint its end."""
+    text = json.dumps(value, default=str) if not isinstance(value, str) else value
+    return text if len(text) <= 24 else f"...{text[-8:]}"
+
+
+def _finite(scores: Mapping[float, tuple[float | None, float]]) -> list[tuple[float | None, float]]:
+    return [score for score in scores.values() if math.isfinite(score[1])]

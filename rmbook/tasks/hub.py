@@ -1,0 +1,58 @@
+"""Rows of the tasks from the Hugging Face hub: parquet files at a pinned commit, read by the package `datasets`."""
+
+from rmbook.tasks.image_task import ImageTask
+from rmbook.tasks.task import Task, TaskError
+
+
+def hub_rows(task: Task, split: str) -> tuple[str, list[dict]]:
+    """The rows of one split, "train" or "validation"; downloaded the first time, then from the cache of `datasets`.
+
+    Returns:
+        source: repository, configuration and split, for messages.
+        rows: one dict a row.
+
+    Raises:
+        TaskError: as `hub_table`.
+    """
+    if split not in task.files:
+        raise TaskError(f"split must be train or validation, got {split!r}.")
+    source, table = hub_table(task, split, f"original files ({' and '.join(task.files.values())})")
+    return source, list(table)
+
+
+def hub_table(task: Task | ImageTask, split: str, files: str):
+    """The `datasets.Dataset` of one split with the task's columns.
+
+    Args:
+        task: which task.
+        split: as the hub calls it.
+        files: what a folder would have to hold instead, for messages.
+
+    Returns:
+        source: repository, configuration and split, for messages.
+        table: its rows are read when they are asked for.
+
+    Raises:
+        TaskError: `datasets` is not installed; the hub is out of reach and its cache has no copy; columns are missing.
+    """
+    instead = f"or give data_dir (--data-dir), a folder with {task.name}'s {files}"
+    try:
+        import datasets
+    except ImportError:
+        raise TaskError(f"the hub's {task.name} needs the package datasets: pip install datasets, {instead}.") from None
+    name = f"{task.repository} ({task.configuration})" if task.configuration else task.repository
+    try:
+        table = datasets.load_dataset(task.repository, task.configuration, revision=task.revision, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TaskError(
+            f"cannot load {name} from the hub ({type(error).__name__}: {reason}): "
+            f"connect once to fill the cache, {instead}."
+        ) from None
+    missing = [column for column in task.columns if column not in table.column_names]
+    if missing:
+        raise TaskError(
+            f"{name} has no column {', '.join(missing)}, only {', '.join(table.column_names)}: "
+            f"{task.name} needs {', '.join(task.columns)}."
+        )
+    return f"{name}, {split}", table.select_columns(list(task.columns))

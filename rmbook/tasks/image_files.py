@@ -1,0 +1,215 @@
+"""Labelled images of the paper's five sets, from original files or from the hub, each decoded when it is needed.
+
+Original files are MNIST's idx.gz; Kaggle's CIFAR-10 (train/ and trainLabels.csv); GTSRB's ppm images with GT-*.csv; and
+for all sets folders named after the classes, or after their numbers: train/CLASS/ and test/CLASS/. CIFAR-10's "python"
+batches are pickles, which can run code when they are read, and are refused.
+"""
+
+import csv
+import functools
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from rmbook.tasks.hub import hub_table
+from rmbook.tasks.image_task import ImageTask
+from rmbook.tasks.task import TaskError, plain_name
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".tif", ".tiff")
+FOLDERS = {"train": "train", "validation": "test"}  # what runs call validation is the standard test split
+IDX = {"train": "train", "validation": "t10k"}
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises on damaged files
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """One labelled image.
+
+    Attributes:
+        task: name of the task.
+        gold: the number of its class, alone.
+        where: file, or place in a file, for messages.
+        open: gives the image, of any mode.
+    """
+
+    task: str
+    gold: tuple[int]
+    where: str
+    open: Callable[[], Image.Image]
+    answers: ClassVar[tuple] = ()  # as records of language have them
+
+    def read(self) -> Image.Image:
+        """The image in RGB; raises TaskError if it is damaged."""
+        try:
+            with self.open() as image:
+                return image.convert("RGB")
+        except UNREADABLE as error:
+            raise _damaged(self.where, error) from None
+
+
+def load_images(task: ImageTask, split: str, data_dir: str | os.PathLike | None = None) -> list[ImageRecord]:
+    """All images of a split, by class and name or in the order of the original's list; none is decoded yet.
+
+    Args:
+        task: which set.
+        split: "train", or "validation", which is the standard test split.
+        data_dir: folder with original files, or one that holds them in a folder of the task's name; None reads the hub.
+
+    Raises:
+        TaskError: no such files, pickles, a file that is no image, unknown labels, an empty split, no hub.
+    """
+    if split not in FOLDERS:
+        raise TaskError(f"split must be train or validation, got {split!r}.")
+    if data_dir is None:
+        return list(_hub_records(task, split))
+    _, files, pairs = _find(task, split, Path(data_dir))
+    if pairs is None:
+        return _idx_records(task, *files)
+    records = []
+    for path, label in pairs:
+        try:
+            Image.open(path).close()  # its head only: a file that is no image should be named before a run begins
+        except UNREADABLE as error:
+            raise _damaged(path, error) from None
+        gold = (_class_number(task, label, path),)
+        records.append(ImageRecord(task.name, gold, str(path), functools.partial(Image.open, path)))
+    return records
+
+
+def original_files(task: ImageTask, split: str, data_dir: str | os.PathLike) -> dict[str, Path]:
+    """All files that a run reads of a split, by their place in the set's folder; raises TaskError as `load_images`."""
+    base, files, pairs = _find(task, split, Path(data_dir))
+    return {os.path.relpath(path, base): path for path in [*files, *(path for path, _ in pairs or ())]}
+
+
+def _find(task: ImageTask, split: str, data_dir: Path) -> tuple[Path, list[Path], list[tuple[Path, str]] | None]:
+    """The set's folder; files that list or hold images; images with labels, None where those files hold them."""
+    for base in (data_dir, data_dir / task.name):
+        idx = [base / f"{IDX[split]}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+        if task.name == "MNIST" and idx[0].is_file():
+            return base, idx, None
+        if task.name == "CIFAR10" and split == "train" and (base / "trainLabels.csv").is_file():
+            rows = _table(base / "trainLabels.csv", ",", "id", "label")
+            return base, [base / "trainLabels.csv"], [(base / "train" / f"{name}.png", label) for name, label in rows]
+        if task.name == "GTSRB" and (lists := _gtsrb_lists(base, split)):
+            rows = [(folder, row) for file, folder in lists for row in _table(file, ";", "Filename", "ClassId")]
+            return base, [file for file, _ in lists], [(folder / name, label) for folder, (name, label) in rows]
+        if pairs := _class_folders(base / FOLDERS[split]):
+            return base, [], pairs
+        if any(base.glob("data_batch_*")) or any(base.glob("cifar-10-batches-py/*")):
+            raise TaskError(
+                f"{base} holds CIFAR-10's python batches, pickles, which can run code when they are read: "
+                "get it as PNG files (Kaggle's, or a folder a class), or leave data_dir out to read the hub's parquet."
+            )
+    other = {"MNIST": f"{idx[0].name}, ", "GTSRB": "Final_Training/ and Final_Test/, "}.get(task.name, "")
+    other = "trainLabels.csv with train/, " if (task.name, split) == ("CIFAR10", "train") else other
+    raise TaskError(
+        f"{task.name} has no {FOLDERS[split]} images in {data_dir}: expected {other}or {FOLDERS[split]}/CLASS/ with "
+        f"{', '.join(ENDINGS[:4])} files."
+    )
+
+
+def _gtsrb_lists(base: Path, split: str) -> list[tuple[Path, Path]]:
+    """The lists of labels, and the folder that each one's names are in."""
+    if split == "train":
+        return [(file, file.parent) for file in sorted((base / "Final_Training/Images").glob("*/GT-*.csv"))]
+    images = base / "Final_Test/Images"  # the list of labels came later, in an archive of its own
+    places = (base / "Final_Test", images, base, base.parent)
+    return [(place / "GT-final_test.csv", images) for place in places if (place / "GT-final_test.csv").is_file()][:1]
+
+
+def _class_folders(folder: Path) -> list[tuple[Path, str]]:
+    if not folder.is_dir():
+        return []
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [
+        (path, found.name) for found in classes for path in sorted(found.iterdir()) if path.suffix.lower() in ENDINGS
+    ]
+
+
+def _table(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, ...]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter=delimiter))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TaskError(f"{path} is no table of text ({' '.join(str(error).split())}): get it again.") from None
+    for number, row in enumerate(rows, 2):
+        if not all(row.get(column) for column in columns):
+            raise TaskError(
+                f"{path}, line {number}: expected {' and '.join(columns)} between {delimiter!r}, got {row}."
+            )
+        yield tuple(row[column] for column in columns)
+
+
+def _class_number(task: ImageTask, label: str, where: object) -> int:
+    """From a class's name, whatever its capitals, spaces and underscores, or from its number."""
+    numbers = _class_numbers(task)
+    if plain_name(label) in numbers:
+        return numbers[plain_name(label)]
+    if label.isdecimal() and int(label) < len(numbers):
+        return int(label)
+    shown = ", ".join(task.classes[:3])
+    raise TaskError(f"{where}: label {label!r} is unknown: {task.name}'s are {shown} ..., or 0 to {len(numbers) - 1}.")
+
+
+@functools.cache
+def _class_numbers(task: ImageTask) -> dict[str, int]:
+    return {plain_name(name): number for number, name in enumerate(task.classes)}
+
+
+def _idx_records(task: ImageTask, images_path: Path, labels_path: Path) -> list[ImageRecord]:
+    images, labels = _idx(images_path, 3), _idx(labels_path, 1)
+    if len(images) != len(labels) or len(labels) == 0:
+        raise TaskError(f"{images_path} holds {len(images)} images and {labels_path} {len(labels)} labels: get both.")
+    if labels.max() >= len(task.classes):
+        raise TaskError(f"{labels_path}: label {labels.max()} is out of range: {task.name} has 0 to 9.")
+    return [
+        ImageRecord(
+            task.name, (int(label),), f"{images_path}, image {number}", functools.partial(Image.fromarray, image)
+        )
+        for number, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+
+
+def _idx(path: Path, dimensions: int) -> np.ndarray:
+    """The array in one of MNIST's files: zero, zero, 8 for uint8, number of dimensions; their sizes; the data."""
+    try:
+        with gzip.open(path) as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise TaskError(f"{path} cannot be read ({type(error).__name__}: {error}): get it again.") from None
+    head = 4 + 4 * dimensions
+    shape = tuple(int(size) for size in np.frombuffer(content[4:head], ">u4")) if len(content) >= head else ()
+    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != head + math.prod(shape):
+        raise TaskError(f"{path} is no whole idx{dimensions}-ubyte file: get it again.")
+    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
+
+
+def _hub_records(task: ImageTask, split: str) -> Iterator[ImageRecord]:
+    source, table = hub_table(task, FOLDERS[split], "image files")
+    column, label = task.columns
+    numbers, names = table[label], [plain_name(name) for name in getattr(table.features[label], "names", None) or ()]
+    classes = _class_numbers(task)
+    # Labels of the same names in another order are put in order; other names, such as GTSRB's, are known by number.
+    order = [classes[name] for name in names] if set(names) == set(classes) else range(len(classes))
+    for index, number in enumerate(numbers):
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(classes):
+            raise TaskError(f"{source}, row {index}: label {number!r} is not 0 to {len(classes) - 1} of {task.name}.")
+        where = f"{source}, row {index}"
+        yield ImageRecord(task.name, (order[number],), where, functools.partial(_from_table, table, index, column))
+
+
+def _from_table(table, index: int, column: str) -> Image.Image:
+    return table[index][column]
+
+
+def _damaged(where: object, error: Exception) -> TaskError:
+    return TaskError(f"{where} is no image that can be read ({' '.join(str(error).split())[:120]}): get it again.")

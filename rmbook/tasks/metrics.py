@@ -1,0 +1,72 @@
+"""What the paper reports: accuracy, and for SQuAD and DROP the F1 of words; as fractions, not per cent."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+from rmbook.tasks.records import Record
+from rmbook.tasks.task import TaskError, find_task
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+NO_ANSWER = ("CANNOTANSWER", "no answer")
+
+
+def task_score(records: Sequence[Record], predictions: Sequence[int] | Sequence[str]) -> dict[str, float]:
+    """The task's metric over all records, by its name.
+
+    Args:
+        records: of one task.
+        predictions: for each of them the number of the option that was chosen, or the text for SQuAD and DROP.
+
+    Returns:
+        {"accuracy": ...} or {"f1": ...}, 0 to 1.
+
+    Raises:
+        TaskError: no records, records of several tasks, or another number of predictions.
+    """
+    if not records or len(records) != len(predictions):
+        raise TaskError(f"a score needs one prediction a record, got {len(predictions)} for {len(records)} records.")
+    names = sorted({record.task for record in records})
+    if len(names) > 1:
+        raise TaskError(f"a score is of one task, got records of {', '.join(names)}.")
+    if find_task(names[0]).generates:
+        scores = [best_f1(text, record.answers) for text, record in zip(predictions, records, strict=True)]
+        return {"f1": sum(scores) / len(scores)}
+    right = [number in record.gold for number, record in zip(predictions, records, strict=True)]
+    return {"accuracy": sum(right) / len(right)}
+
+
+def normalize_answer(text: str) -> str:
+    """SQuAD's normal form: small letters, no ASCII punctuation, no articles, single spaces; in this order."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def word_f1(prediction: str, answer: str) -> float:
+    """F1 of the words of a prediction and one answer, both in normal form and with repetitions (SQuAD 1.1).
+
+    Without a common word it is 0, also where both are empty: an article alone, for instance.
+    """
+    predicted, right = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    common = (Counter(predicted) & Counter(right)).total()
+    return 2 * common / (len(predicted) + len(right)) if common else 0.0
+
+
+def best_f1(prediction: str, answers: Sequence[str]) -> float:
+    """The largest `word_f1` over the right answers.
+
+    DROP's answers are scored in the same way: every span of every annotator is an answer of its own, as on the hub and
+    in MeZO. DROP's official metric, which wants all spans of one annotator at once, is `rmbook.tasks.drop_metric`.
+    A first answer "CANNOTANSWER" or "no answer" asks for exactly that, as in MeZO.
+    """
+    if not answers:
+        raise TaskError("F1 needs at least one right answer, got none.")
+    if answers[0] in NO_ANSWER:
+        return float(normalize_answer(answers[0]) == normalize_answer(prediction))
+    return max(word_f1(prediction, answer) for answer in answers)
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 if a right answer has the prediction's normal form, else 0.0 (SQuAD 1.1)."""
+    return float(any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers))

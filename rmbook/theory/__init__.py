@@ -1,0 +1,9 @@
+"""Section 5 of the paper: linear regression with masked columns.
+
+In: features, targets, masks. Out: Hessians, bounds, iterates and limits of gradient descent.
+
+    regression  the problem, its masks and their Gram matrices
+    bounds      lemma A.1 and theorem 5.1
+    descent     gradient descent, step by step and in closed form; proposition 5.2
+    limit       where it ends; proposition 5.3
+"""

@@ -1,0 +1,11 @@
+"""The training loop, for every method.
+
+In: a model, training and dev examples, a `TrainingConfig`. Out: the model at its best epoch, a `TrainingResult`.
+
+    train          `train`, `evaluate`
+    config         `TrainingConfig`, `TrainingResult`
+    loop           one step after the other
+    objectives     what is minimised
+    checkpoint     the state of an interrupted run
+    learning_rate  `suggest_learning_rate`: the paper's law of density and learning rate
+"""

@@ -1,0 +1,111 @@
+"""A training run on disk: all that is needed to go on as if it had not been stopped, in one safetensors file."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from rmbook.adapters.adapter_file import AdapterCorruptError, read_safetensors
+from rmbook.files import digest_tensors, write_safetensors
+
+FORMAT = "rmbook-checkpoint-1"
+
+
+class TrainingInterrupted(Exception):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint is damaged or belongs to another run."""
+
+
+class Checkpoint:
+    """Where a run keeps its state, and when it writes it: at the end of each epoch, when asked to stop, and in between.
+
+    Args:
+        path: the file; replaced in one step, so that a kill at any moment leaves the older one or the newer one.
+        every: seconds between two writings within an epoch.
+        writes: False in all processes of a distributed run but the first.
+    """
+
+    def __init__(self, path: Path, every: float = 300.0, writes: bool = True):
+        self.path, self.every, self.writes = Path(path), every, writes
+        self.stop_requested = False
+        self._written = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last writing is long enough ago."""
+        return time.monotonic() - self._written >= self.every
+
+    def save(self, info: dict, tensors: dict[str, torch.Tensor]) -> None:
+        """Write a state: `info` must be fit for JSON."""
+        self._written = time.monotonic()
+        if not self.writes:
+            return
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        text = json.dumps(info)
+        metadata = {"format": FORMAT, "info": text, "content": digest_tensors(tensors, text)}
+        write_safetensors(self.path, tensors, metadata)
+
+    def progress(self) -> tuple[int, int]:
+        """Steps and finished epochs of the last state, unchecked; (0, 0) if there is none that can be read."""
+        try:
+            with safe_open(self.path, framework="pt") as file:  # the header only: the rest may be gigabytes
+                state = json.loads(file.metadata()["info"])["state"]
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError):  # none yet, or damaged: `load` will say so
+            return 0, 0
+        return state["step"], len(state["history"])
+
+    def load(self) -> tuple[dict, dict[str, torch.Tensor]] | None:
+        """The last state; None if there is none yet.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            metadata, tensors = read_safetensors(self.path)
+        except AdapterCorruptError as error:
+            raise CheckpointError(f"{error} Remove it to start this run from the beginning.") from None
+        if metadata.get("format") != FORMAT or metadata["content"] != digest_tensors(tensors, metadata["info"]):
+            raise CheckpointError(
+                f"{self.path} is damaged or of another version: remove it to start from the beginning."
+            )
+        return json.loads(metadata["info"]), tensors
+
+    @contextmanager
+    def catching_signals(self) -> Iterator[None]:
+        """Within it, Ctrl-C and SIGTERM ask for a stop at the next step; a second Ctrl-C stops at once."""
+
+        def ask(number, frame):
+            if self.stop_requested:
+                raise KeyboardInterrupt
+            self.stop_requested = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state by parameter number and name of the quantity, for `restore_optimizer`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}:{name}": tensor for number, entry in state.items() for name, tensor in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `optimizer_tensors` took."""
+    state = {}
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(":")
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

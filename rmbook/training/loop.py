@@ -1,0 +1,264 @@
+"""The loop of `rmbook.train`: steps, epochs, the best of them, and a state that can be put away and taken up again."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from rmbook.methods.applied_method import AppliedMethod
+from rmbook.stamps import peak_memory
+from rmbook.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    TrainingInterrupted,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from rmbook.training.objectives import Objective
+from rmbook.training.schedule import schedule_share
+
+if TYPE_CHECKING:
+    from rmbook.training.config import TrainingConfig
+
+
+@dataclass
+class TrainingState:
+    """How far a run is; fit for JSON.
+
+    Attributes:
+        status: "completed" unless it diverged.
+        epoch: the one that is under way, from 1.
+        batch: batches of it that are done.
+        step: optimiser steps taken.
+        losses: of this epoch's steps.
+        history: one row a finished epoch.
+        best_epoch: the one with the lowest dev loss; 0 if none is finished.
+        seconds: wall time.
+    """
+
+    status: str = "completed"
+    epoch: int = 1
+    batch: int = 0
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    history: list[dict] = field(default_factory=list)
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+class TrainingLoop:
+    """See `rmbook.train`, which makes one and runs it once."""
+
+    def __init__(
+        self,
+        method: AppliedMethod,
+        objective: Objective,
+        config: "TrainingConfig",
+        accelerator: Accelerator,
+        checkpoint: Checkpoint | None = None,
+        log: Callable[[dict], None] | None = None,
+    ):
+        self.method, self.objective, self.config, self.accelerator = method, objective, config, accelerator
+        self.checkpoint, self.state = checkpoint, TrainingState()
+        self.log = log if log and accelerator.is_main_process else lambda row: None
+        self.trained = list(method.parameters())
+        fused = accelerator.device.type in ("cpu", "cuda")  # several times faster than the loop over tensors
+        optimizer = torch.optim.AdamW(
+            self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+        )
+        self.model, self.optimizer = accelerator.prepare(method.model, optimizer)
+        self.best = self._weights()
+        self.stop, self.due, self.speed, self.last_step = False, False, 0.0, 0
+
+    def run(self, train_data: Sequence, dev_data: Sequence, progress: bool) -> TrainingState:
+        """All epochs, from wherever the checkpoint is; at the end the model has the best epoch's weights."""
+        started = time.perf_counter()
+        try:
+            self._restore()
+            earlier = self.state.seconds
+            for keep in self._steps(train_data, dev_data, progress and self.accelerator.is_main_process):
+                self.state.seconds = earlier + time.perf_counter() - started
+                if self.checkpoint and (keep or self.stop or self.due):
+                    self._save()
+                if self.stop and not self._over():
+                    raise TrainingInterrupted(f"stopped after step {self.state.step}.")
+            self.state.seconds = earlier + time.perf_counter() - started
+            self._load_weights(self.best)
+        finally:  # mixed precision wraps the model's forward: take that off again
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return self.state
+
+    def _steps(self, train_data, dev_data, progress: bool):
+        """Do a step and yield False, or the end of an epoch and yield True: then the state can be put away."""
+        config, state = self.config, self.state
+        generator = torch.Generator().manual_seed(config.seed)
+        order = DataLoader(
+            range(len(train_data)), config.batch_size, shuffle=True, generator=generator, collate_fn=list
+        )
+        for _ in range(1, state.epoch):  # epochs that are done: draw what they drew
+            list(order)
+        self.last_step = config.steps(len(train_data))
+        with tqdm(total=self.last_step, initial=state.step, unit="step", leave=False, disable=not progress) as bar:
+            while not self._over() and state.status == "completed":
+                self.model.train()
+                for indices in list(order)[state.batch :][: self.last_step - state.step]:
+                    if not self._step([train_data[index] for index in indices]):
+                        state.status = "diverged"
+                        return
+                    bar.set_postfix_str(self._postfix(), refresh=False)
+                    bar.update()
+                    yield False
+                self._finish_epoch(dev_data)
+                bar.set_postfix_str(self._postfix())
+                yield True
+
+    def _over(self) -> bool:
+        """Whether all steps are taken and the last epoch is finished."""
+        return self.state.step >= self.last_step and self.state.batch == 0
+
+    def _set_learning_rate(self) -> None:
+        config = self.config
+        share = schedule_share(self.state.step, self.last_step, config.schedule, config.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * config.learning_rate
+
+    def _step(self, examples: list) -> bool:
+        """One optimiser step on a batch; False, and nothing is changed, where loss or gradient are not finite."""
+        started, processes = time.perf_counter(), self.accelerator.num_processes
+        share = examples[self.accelerator.process_index :: processes]
+        size = self.config.micro_batch_size or max(1, len(share))
+        # Without a share of a small last batch, a process still has to take part in summing the gradients.
+        parts = [share[start : start + size] for start in range(0, len(share), size)] or [examples[:1]]
+        weight, loss = self.objective.weight(examples), 0.0
+        for number, part in enumerate(parts, 1):
+            last = number == len(parts)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                summed = self.objective.loss(self.model, part) * (len(share) > 0) / weight
+                # Gradients are averaged over the processes, where the sum of their shares is wanted.
+                self.accelerator.backward(summed * processes + (self.method.penalty() if last else 0.0))
+            loss += summed.detach()
+        norm = self.accelerator.clip_grad_norm_(self.trained, self.config.max_grad_norm)
+        # All that the processes must agree on, and the step's only wait for a GPU.
+        loss, *flags = self.accelerator.reduce(
+            torch.stack([loss, *map(loss.new_tensor, self._flags())]), "sum"
+        ).tolist()
+        norm, self.stop, self.due = norm.item(), flags[0] > 0, flags[1] > 0
+        # A gradient scaler (fp16) finds its scale by infinite gradients, and skips those steps.
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
+            return False
+        self._set_learning_rate()
+        self.optimizer.step()
+        self.state.step, self.state.batch = self.state.step + 1, self.state.batch + 1
+        self.method.after_step(self.state.step)
+        self.optimizer.zero_grad()
+        self.state.losses.append(loss)
+        tokens, seconds = sum(map(self.objective.length, examples)), time.perf_counter() - started
+        self.speed = tokens / seconds
+        row = {"step": self.state.step, "epoch": self.state.epoch, "loss": loss, "gradient_norm": norm}
+        self.log(row | {"tokens": tokens, "seconds": round(seconds, 6)})
+        return True
+
+    def _finish_epoch(self, dev_data) -> None:
+        state = self.state
+        loss, accuracy = self._score(dev_data)
+        row = {"epoch": state.epoch, "step": state.step, "train_loss": sum(state.losses) / len(state.losses)}
+        state.history.append(row | {"dev_loss": loss, "dev_accuracy": accuracy})
+        self.log(state.history[-1])
+        if not math.isfinite(loss):
+            state.status = "diverged"
+        elif state.best_epoch == 0 or loss < state.history[state.best_epoch - 1]["dev_loss"]:
+            self.best, state.best_epoch = self._weights(), state.epoch
+        state.epoch, state.batch, state.losses = state.epoch + 1, 0, []
+
+    @torch.no_grad()
+    def _score(self, data: Sequence) -> tuple[float, float]:
+        """Mean loss and accuracy over all processes; examples of like length are computed together."""
+        self.method.model.eval()
+        examples = sorted((data[index] for index in range(len(data))), key=self.objective.length)
+        size, accelerator = 4 * self.config.batch_size, self.accelerator
+        batches = [examples[start : start + size] for start in range(0, len(examples), size)]
+        sums = torch.zeros(2, dtype=torch.float64)
+        for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+            loss, right = self.objective.evaluate(self.method.model, batch)
+            sums += torch.tensor([loss.item(), math.nan if right is None else right], dtype=torch.float64)
+        if accelerator.num_processes > 1:
+            sums = accelerator.reduce(sums.to(accelerator.device), "sum")
+        loss, right = sums.tolist()
+        return loss / self.objective.weight(examples), right / len(examples)
+
+    def _flags(self) -> tuple[float, float]:
+        """Whether this process is asked to stop, and whether it is time to write a checkpoint."""
+        if not self.checkpoint:
+            return 0.0, 0.0
+        return float(self.checkpoint.stop_requested), float(self.accelerator.is_main_process and self.checkpoint.due())
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """Copies of all that training changes: buffers too, for batch normalisation and the like."""
+        buffers = {
+            n: b.detach().to("cpu", copy=True) for n, b in self.method.model.named_buffers() if b.is_floating_point()
+        }
+        return self.method.state() | {f"buffer:{name}": buffer for name, buffer in buffers.items()}
+
+    @torch.no_grad()
+    def _load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        self.method.load_state({n: t for n, t in weights.items() if not n.startswith("buffer:")})
+        for name, buffer in self.method.model.named_buffers():
+            if f"buffer:{name}" in weights:
+                buffer.copy_(weights[f"buffer:{name}"])
+
+    def _save(self) -> None:
+        cuda = self.accelerator.device.type == "cuda"
+        random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if cuda else {})
+        gather = self.accelerator.gather  # every process has a random state of its own
+        groups = {
+            "now": self._weights(),
+            "best": self.best,
+            "optimizer": optimizer_tensors(self.optimizer),
+            "random": {n: gather(state[None].to(self.accelerator.device)) for n, state in random.items()},
+        }
+        tensors = {f"{group}/{name}": tensor for group, entries in groups.items() for name, tensor in entries.items()}
+        scaler = self.accelerator.scaler
+        info = {"state": asdict(self.state), "config": asdict(self.config), "scaler": scaler and scaler.state_dict()}
+        self.checkpoint.save(info, tensors)
+
+    def _restore(self) -> None:
+        found = self.checkpoint and self.checkpoint.load()
+        if not found:
+            return
+        info, tensors = found
+        # The size of parts changes the memory and not the step: a run that needed too much may go on with smaller ones.
+        saved = asdict(type(self.config)(**info["config"] | {"micro_batch_size": self.config.micro_batch_size}))
+        if saved != asdict(self.config):  # older files lack settings that then had one value, today's default
+            raise CheckpointError(
+                f"{self.checkpoint.path} is of a run with other settings, {info['config']}: use these, or remove it."
+            )
+        groups = {"now": {}, "best": {}, "optimizer": {}, "random": {}}
+        for name, tensor in tensors.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = tensor
+        self._load_weights(groups["now"])
+        self.best, self.state = groups["best"], TrainingState(**info["state"])
+        restore_optimizer(self.optimizer, groups["optimizer"])
+        if info["scaler"]:
+            self.accelerator.scaler.load_state_dict(info["scaler"])
+        own = {name: states[self.accelerator.process_index] for name, states in groups["random"].items()}
+        torch.set_rng_state(own["cpu"])
+        if "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"])
+
+    def _postfix(self) -> str:
+        """Loss of the last step, dev score of the last epoch, examples or tokens a second, peak memory."""
+        state = self.state
+        parts = [f"loss {(state.losses or [row['train_loss'] for row in state.history])[-1]:.3f}"]
+        if state.history:
+            name = "dev_loss" if math.isnan(state.history[-1]["dev_accuracy"]) else "dev_accuracy"
+            parts.append(f"{name.replace('_', ' ')} {state.history[-1][name]:.3f}")
+        memory = peak_memory(self.accelerator.device)
+        return ", ".join([*parts, f"{self.speed:,.0f} {self.objective.unit}/s", f"peak {memory / 2**30:.1f} GiB"])

@@ -1,0 +1,8 @@
+"""Figures that a reader moves: in a live notebook, and in the static page without a kernel.
+
+In: results, as data frames. Out: a widget of anywidget, with a picture and a page's script for where it is not alive.
+
+    explorer             curves of a result over sliders
+    regression_explorer  the explorer of masked linear regression
+    table_comparison     two tables side by side
+"""

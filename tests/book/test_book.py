@@ -1,0 +1,131 @@
+"""The stored notebooks are complete, clean and follow the chapters' template."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+FRONT_PAGE = "book/intro.ipynb"
+MOST_LINES = 20  # of a code cell: more than that belongs in the package
+
+
+def load_record():
+    """Import book/record.py, which is a script and not part of the package."""
+    spec = importlib.util.spec_from_file_location("record", ROOT / "book" / "record.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RECORD = load_record()
+PAGES = [path.relative_to(ROOT).as_posix() for path in RECORD.notebooks()]
+CHAPTERS = [page for page in PAGES if page != FRONT_PAGE]
+
+
+@pytest.fixture(params=PAGES)
+def notebook(request):
+    return nbformat.read(ROOT / request.param, as_version=4)
+
+
+@pytest.fixture(params=CHAPTERS)
+def chapter(request):
+    return nbformat.read(ROOT / request.param, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def markdown(notebook):
+    """All prose of a notebook; a blank line between two cells."""
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def headings(notebook):
+    """The (level, text) of every heading, fenced blocks left out."""
+    prose = re.sub(r"^(`{3,}|:{3,}).*?^\1", "", markdown(notebook), flags=re.MULTILINE | re.DOTALL)
+    return [(len(marks), text.strip()) for marks, text in re.findall(r"^(#+) +(.+)$", prose, re.MULTILINE)]
+
+
+def directives(notebook, name):
+    """The (argument, body) of every directive called `name`, with backticks or colons as its fence."""
+    pattern = r"^(`{3,}|:{3,})\{" + re.escape(name) + r"\}[ \t]*([^\n]*)\n(.*?)^\1[ \t]*$"
+    found = re.findall(pattern, markdown(notebook) + "\n", re.MULTILINE | re.DOTALL)
+    return [(argument.strip(), body) for _, argument, body in found]
+
+
+def test_toc_lists_exactly_the_notebooks_and_the_page_of_claims():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = [toc["root"]] + [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    assert sorted(f"{name}.ipynb" for name in listed if name != "book/claims") == PAGES
+    assert "book/claims" in listed  # written by `python -m rmbook.claims`; tests/test_claims.py
+    assert listed[0] + ".ipynb" == FRONT_PAGE
+
+
+def test_notebook_is_valid_and_names_the_usual_kernel(notebook):
+    nbformat.validate(notebook)
+    assert notebook.metadata == RECORD.METADATA
+
+
+def test_outputs_come_from_one_clean_run(notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook) if cell.source.strip()]
+    assert counts == list(range(1, len(counts) + 1)), "run `make record` on this notebook"
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            assert output.output_type != "error", output.get("evalue")
+            assert output.get("name") != "stderr", output.get("text")
+            assert "%|" not in str(output.get("data", {}).get("text/plain", "")), "a progress bar was left on the page"
+
+
+def test_colab_header_is_what_record_writes(notebook):
+    if not code_cells(notebook):
+        return
+    header = code_cells(notebook)[0]
+    assert header.source == RECORD.colab_header(), "run `make record` on this notebook"
+    assert header.metadata["tags"] == RECORD.COLAB_TAGS
+    assert not header.outputs
+    assert sum("colab-header" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1
+
+
+def test_code_cells_are_short(notebook):
+    for cell in code_cells(notebook):
+        assert len(cell.source.splitlines()) <= MOST_LINES, cell.source
+
+
+def test_drawn_figures_have_alternative_text(notebook):
+    """The text is in the cell's metadata: {"mystnb": {"image": {"alt": "..."}}}."""
+    for cell in code_cells(notebook):
+        if any(mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {})):
+            alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+            assert alt.strip(), f"no alternative text for the figure of:\n{cell.source}"
+
+
+def test_notebook_has_one_title(notebook):
+    assert [level for level, _ in headings(notebook)].count(1) == 1
+    assert headings(notebook)[0][0] == 1
+
+
+def test_chapter_opens_with_objectives_hardware_and_run_time(chapter):
+    first_code = next(i for i, cell in enumerate(chapter.cells) if cell.cell_type == "code")
+    opening = "\n".join(cell.source for cell in chapter.cells[:first_code]).lower()
+    for part in ["objectives", "hardware", "run time"]:
+        assert part in opening, f"{part!r} is missing before the first code cell"
+
+
+def test_chapter_closes_with_summary_and_bibliography(chapter):
+    assert (2, "Summary") in headings(chapter)
+    assert directives(chapter, "bibliography")
+
+
+def test_every_exercise_has_a_hidden_solution(chapter):
+    exercises = directives(chapter, "exercise") + directives(chapter, "exercise-start")
+    solutions = directives(chapter, "solution") + directives(chapter, "solution-start")
+    labels = [label for _, body in exercises for label in re.findall(r"^:label:\s*(\S+)", body, re.MULTILINE)]
+    assert exercises and len(labels) == len(exercises), "a chapter has exercises, each with a :label:"
+    assert sorted(labels) == sorted(argument for argument, _ in solutions)
+    for argument, body in solutions:
+        assert re.search(r"^:class:.*\bdropdown\b", body, re.MULTILINE), f"the solution of {argument} is not a dropdown"

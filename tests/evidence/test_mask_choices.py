@@ -1,0 +1,132 @@
+"""Masks of rows and blocks, and masks by a score: counts, wholeness, nesting, and scores against closed forms."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from rmbook.engine.masking import apply_random_mask
+from rmbook.engine.targets import TargetError
+from rmbook.evidence.mask_choices import (
+    DRAWN,
+    RANKED,
+    choose_masks,
+    largest_scores,
+    random_blocks,
+    random_rows,
+    squared_gradients,
+)
+from rmbook.masks.structured import random_columns
+from rmbook.training.objectives import Objective
+
+shapes = st.tuples(st.integers(1, 23), st.integers(1, 23))
+densities = st.floats(0, 1)
+
+
+@given(shapes, densities, st.integers(0, 5))
+def test_rows_are_columns_of_the_transposed_matrix(shape, density, seed):
+    rows = random_rows(shape, density, seed, "a")
+    columns = random_columns((shape[1], shape[0]), density, seed, "a")
+    assert torch.equal(rows.dense(), columns.dense().T)
+
+
+@given(shapes, densities, st.integers(0, 5), st.integers(1, 6))
+def test_blocks_are_whole_but_for_one_and_grow_with_the_density(shape, density, seed, size):
+    mask = random_blocks(shape, density, seed, "a", size).dense()
+    assert mask.sum() == int(shape[0] * shape[1] * density)
+    tiles = [tile for band in mask.split(size, 0) for tile in band.split(size, 1)]
+    assert sum(bool(tile.any() and not tile.all()) for tile in tiles) <= 1
+    more = random_blocks(shape, min(1.0, 1.5 * density), seed, "a", size).dense()
+    assert not (mask & ~more).any()
+
+
+def test_drawn_masks_depend_on_seed_and_name():
+    for choice, draw in DRAWN.items():
+        digests = {draw((40, 30), 0.2, seed, name).digest() for seed in (0, 1) for name in ("a", "b")}
+        assert len(digests) == 4, choice
+        assert draw((40, 30), 0.2, 0, "a").digest() in digests
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), densities)
+def test_the_largest_scores_are_chosen(numbers, density):
+    scores = torch.tensor([numbers], dtype=torch.float32)
+    chosen = largest_scores(scores, density).dense()
+    assert chosen.sum() == int(len(numbers) * density)
+    if chosen.any() and not chosen.all():
+        assert scores[chosen].min() >= scores[~chosen].max()
+
+
+def test_scores_that_cannot_be_compared_are_refused():
+    with pytest.raises(ValueError, match="not a number"):
+        largest_scores(torch.tensor([[1.0, float("nan")]]), 0.5)
+
+
+class SquaredError(Objective):
+    """Of a linear model: examples are pairs (x, y)."""
+
+    def loss(self, model, examples):
+        return sum(((model(x) - y) ** 2).sum() / 2 for x, y in examples)
+
+
+def linear_problem():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"first": nn.Linear(4, 3)}).double()
+    model.forward = lambda x: model["first"](x)
+    return model, [(torch.randn(4).double(), torch.randn(3).double()) for _ in range(5)]
+
+
+def test_squared_gradients_have_the_closed_form_of_least_squares():
+    model, data = linear_problem()
+    model["first"].bias.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    scores = squared_gradients(model, ["first"], SquaredError(), data)["first"]
+    weight, bias = model["first"].weight.detach(), model["first"].bias
+    expected = sum(torch.outer(weight @ x + bias - y, x) ** 2 for x, y in data) / len(data)
+    assert torch.allclose(scores, expected, rtol=1e-12)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model["first"].weight.requires_grad and not model["first"].bias.requires_grad
+    assert model["first"].weight.grad is None
+
+
+@pytest.mark.parametrize("choice", [*DRAWN, *RANKED])
+def test_every_choice_gives_about_the_same_count(choice):
+    model, data = linear_problem()
+    model["second"] = nn.Linear(30, 20).double()
+    model.forward = lambda x: model["first"](x) + model["second"](torch.ones(30).double())[:3]
+    masks = choose_masks(model, ["first", "second"], choice, 0.3, seed=1, objective=SquaredError(), data=data)
+    assert {name: mask.shape for name, mask in masks.items()} == {"first": (3, 4), "second": (20, 30)}
+    expected = 0.3 * 600
+    assert abs(masks["second"].nnz - expected) <= (5 * (0.7 * expected) ** 0.5 if choice == "entries" else 1)
+
+
+def test_large_and_small_are_opposite_ends():
+    model, data = linear_problem()
+    given_ = {"objective": SquaredError(), "data": data}
+    magnitude = model["first"].weight.detach().abs()
+    large, small = (
+        choose_masks(model, ["first"], f"{end}_weights", 0.25)["first"].dense() for end in ("large", "small")
+    )
+    assert magnitude[large].min() >= magnitude[~large].max() and magnitude[small].max() <= magnitude[~small].min()
+    scores = squared_gradients(model, ["first"], SquaredError(), data)["first"]
+    steep = choose_masks(model, ["first"], "large_gradients", 0.25, **given_)["first"].dense()
+    assert scores[steep].min() >= scores[~steep].max()
+
+
+def test_entries_are_the_masks_of_apply_random_mask():
+    model, _ = linear_problem()
+    mask = choose_masks(model, ["first"], "entries", 0.5, seed=3)["first"]
+    masking = apply_random_mask(model, ["first"], density=0.5, seed=3)
+    assert masking.layers["first"].mask.digest() == mask.digest()
+
+
+def test_bad_choices_are_named():
+    model, _ = linear_problem()
+    with pytest.raises(ValueError, match="must be one of entries, columns.*'diagonal'"):
+        choose_masks(model, ["first"], "diagonal", 0.5)
+    with pytest.raises(ValueError, match="needs an objective and data"):
+        choose_masks(model, ["first"], "large_gradients", 0.5)
+    with pytest.raises(TargetError):
+        choose_masks(model, ["third"], "rows", 0.5)

@@ -1,0 +1,214 @@
+"""Images and labels from original files and from the hub, against the files read by other means."""
+
+import csv
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from image_files import small_cifar10, small_mnist, write_idx
+from PIL import Image
+from task_files import one_line
+
+from rmbook.runs import fingerprints
+from rmbook.tasks import records
+from rmbook.tasks.image_task import IMAGE_TASKS
+from rmbook.tasks.records import load_records
+from rmbook.tasks.splits import sample_splits
+from rmbook.tasks.task import TaskError, find_task
+
+
+def pixels(record) -> np.ndarray:
+    return np.asarray(record.read())
+
+
+def test_mnists_files_hold_real_digits(shared, tmp_path):
+    folder = small_mnist(tmp_path / "mnist", shared)
+    train, test = (load_records("mnist", split, folder) for split in ("train", "validation"))
+    assert [record.gold for record in train[:10]] == [(label,) for label in (7, 2, 1, 0, 4, 1, 4, 9, 5, 9)]
+    assert (len(train), len(test)) == (60, 40) and {record.task for record in train} == {"MNIST"}
+    seven = pixels(train[0])
+    assert seven.shape == (28, 28, 3) and (seven == seven[..., :1]).all()
+    assert seven[8, 8:20].min() > 150 and not seven[:7].any()  # the bar of the seven, and nothing above
+    whole = load_records("MNIST", "validation", shared / "data/mnist")
+    assert len(whole) == 10_000 and (pixels(whole[60]) == pixels(test[0])).all()
+
+
+def test_cifar10_from_kaggles_list_and_from_folders_of_classes(shared, tmp_path):
+    folder = small_cifar10(tmp_path / "cifar", shared)
+    train, test = (load_records("CIFAR10", split, folder) for split in ("train", "validation"))
+    names = find_task("CIFAR10").classes
+    rows = list(csv.reader(open(folder / "trainLabels.csv")))[1:]
+    assert [names[record.gold[0]] for record in train] == [label for _, label in rows]
+    assert (pixels(train[5]) == np.asarray(Image.open(folder / "train" / f"{rows[5][0]}.png").convert("RGB"))).all()
+    assert [record.gold[0] for record in test] == [number for number in range(10) for _ in range(100)]
+    assert pixels(test[0]).shape == (32, 32, 3)
+
+
+def test_gtsrb_in_its_own_layout(shared):
+    train, test = (load_records("GTSRB", split, shared / "data/gtsrb") for split in ("train", "validation"))
+    images = shared / "data/gtsrb/GTSRB/Final_Test/Images"
+    assert (len(train), len(test)) == (411, 200) and [r.gold[0] for r in test[:2]] == [16, 1]
+    for record in train[::50]:
+        assert f"/{record.gold[0]:05d}/" in record.where
+    assert (pixels(test[1]) == np.asarray(Image.open(images / "00001.ppm"))).all()  # not cut to the sign
+    assert load_records("GTSRB", "train", shared / "data/gtsrb/GTSRB")[7].where == train[7].where
+
+
+def folders(base, classes, split="train", ending="png"):
+    for number, name in enumerate(classes):
+        (base / split / name).mkdir(parents=True)
+        for index in range(2):
+            image = Image.fromarray(np.full((4, 6, 3), 5 * number + index, np.uint8))
+            image.save(base / split / name / f"{index}.{ending}")
+    return base
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "numbers"),
+    [
+        ("RESISC45", ["baseball_diamond", "Airport", "storage tank"], [1, 1, 2, 2, 40, 40]),
+        ("SVHN", ["0", "9", "3"], [0, 0, 3, 3, 9, 9]),
+        ("GTSRB", ["00042", "00007"], [7, 7, 42, 42]),
+        ("CIFAR10", ["truck", "4"], [4, 4, 9, 9]),
+        ("MNIST", ["1"], [1, 1]),
+    ],
+)
+def test_folders_are_named_after_classes_or_their_numbers(task, classes, numbers, tmp_path):
+    for base in (tmp_path, tmp_path / task):  # the folder itself, or one that holds it
+        found = load_records(task, "train", folders(base, classes))
+        assert sorted(record.gold[0] for record in found) == numbers
+        shutil.rmtree(base / "train")
+
+
+def test_every_task_has_names_sentences_and_a_pinned_commit():
+    paper = {"CIFAR10": 10, "GTSRB": 43, "MNIST": 10, "SVHN": 10, "RESISC45": 45}
+    assert {name: len(set(task.classes)) for name, task in IMAGE_TASKS.items()} == paper
+    for task in IMAGE_TASKS.values():
+        assert len(task.revision) == 40 and int(task.revision, 16) and len(task.classes) == paper[task.name]
+        assert len(set(task.templates)) >= 3 and all(text.count("{}") == 1 for text in task.templates)
+    assert find_task("cifar-10").name == "CIFAR10" and find_task("resisc 45").name == "RESISC45"
+
+
+@pytest.mark.parametrize("names", ["own", "other order", "other names", "none"])
+def test_the_hubs_parquet_gives_the_same_records(names, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed: it reads the hub's files")
+    task = IMAGE_TASKS["CIFAR10"]
+    base = folders(tmp_path / "files", task.classes, "test")
+    plain = load_records("CIFAR10", "validation", base)
+    known = {"own": task.classes, "other order": task.classes[::-1], "other names": [f"class {i}" for i in range(10)]}
+    label = datasets.ClassLabel(names=list(known[names])) if names != "none" else datasets.Value("int64")
+    numbers = [9 - r.gold[0] if names == "other order" else r.gold[0] for r in plain]
+    columns = {"img": [record.where for record in plain], "label": numbers, "extra": numbers}
+    features = datasets.Features({"img": datasets.Image(), "label": label, "extra": datasets.Value("int64")})
+    repository = tmp_path / "repository"
+    (repository / "plain_text").mkdir(parents=True)
+    table = datasets.Dataset.from_dict(columns, features=features)
+    table.to_parquet(repository / "plain_text" / "test.parquet")
+    (repository / "README.md").write_text(
+        "---\nconfigs:\n- config_name: plain_text\n  data_files:\n  - split: test\n"
+        "    path: plain_text/test.parquet\n---\n"
+    )
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(records, "find_task", lambda name: dataclasses.replace(task, repository=str(repository)))
+    found = load_records("CIFAR10", "validation")
+    assert [record.gold for record in found] == [record.gold for record in plain]
+    assert all((pixels(one) == pixels(other)).all() for one, other in zip(found, plain, strict=True))
+
+
+def test_records_are_drawn_as_those_of_language(tmp_path):
+    found = load_records("SVHN", "train", folders(tmp_path, [str(digit) for digit in range(10)]))
+    splits = sample_splits(found, found, seed=3, train_size=1_000_000, dev_size=4, test_size=5)
+    order = np.random.RandomState(3).permutation(20)
+    assert splits.train + splits.dev == [found[number] for number in order] and len(splits.dev) == 4
+    assert splits.test == [found[number] for number in order[:5]]
+
+
+def test_the_identity_is_of_all_images_and_not_of_their_folder(tmp_path):
+    base = folders(folders(tmp_path / "a", ["1", "2"]), ["1", "2"], "test")
+    moved = tmp_path / "b" / "SVHN"
+    shutil.copytree(base, moved)
+    before = fingerprints.data_fingerprint("SVHN", str(base))
+    assert fingerprints.data_fingerprint("SVHN", str(moved)) == before
+    assert fingerprints.data_fingerprint("SVHN", str(moved.parent)) == before
+    (moved / "test" / "2" / "0.png").write_bytes((moved / "test" / "2" / "1.png").read_bytes())
+    fingerprints.data_fingerprint.cache_clear()
+    assert fingerprints.data_fingerprint("SVHN", str(moved)) != before
+    assert IMAGE_TASKS["SVHN"].revision in fingerprints.data_fingerprint("SVHN", None)
+    fingerprints.data_fingerprint.cache_clear()
+
+
+# ------------------------------------------------------------------------------------------------------- what is wrong
+
+
+def kaggle(base, text):
+    (base / "train").mkdir()
+    Image.new("RGB", (4, 4)).save(base / "train" / "1.png")
+    (base / "trainLabels.csv").write_text(text)
+
+
+def idx(base, images, labels):
+    write_idx(base / "train-images-idx3-ubyte.gz", images)
+    write_idx(base / "train-labels-idx1-ubyte.gz", labels)
+
+
+def torn(base):
+    idx(base, np.zeros((3, 4, 4)), np.zeros(3))
+    path = base / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-12])
+
+
+def no_image(base):
+    (folders(base, ["cat"]) / "train" / "cat" / "1.png").write_text("no image")
+
+
+BAD = {
+    "nothing": ("MNIST", lambda base: None, "train-images-idx3-ubyte.gz"),
+    "no such folder": ("SVHN", lambda base: base.rmdir(), "train/CLASS/"),
+    "empty folders": ("SVHN", lambda base: (base / "train" / "3").mkdir(parents=True), "train/CLASS/"),
+    "pickles": ("CIFAR10", lambda base: (base / "data_batch_1").write_bytes(b"\x80"), "pickles"),
+    "unknown class": ("RESISC45", lambda base: folders(base, ["volcano"]), "'volcano' is unknown"),
+    "number too large": ("GTSRB", lambda base: folders(base, ["00043"]), "0 to 42"),
+    "no image": ("CIFAR10", no_image, "1.png is no image"),
+    "unknown label": ("CIFAR10", lambda base: kaggle(base, "id,label\n1,gnu\n"), "'gnu' is unknown"),
+    "missing image": ("CIFAR10", lambda base: kaggle(base, "id,label\n2,cat\n"), "2.png"),
+    "no label": ("CIFAR10", lambda base: kaggle(base, "id,label\n1\n"), "line 2"),
+    "other columns": ("CIFAR10", lambda base: kaggle(base, "name;class\n1;2\n"), "expected id and label"),
+    "no text": ("CIFAR10", lambda base: (base / "trainLabels.csv").write_bytes(b"id,label\n\xff\xff"), "no table"),
+    "torn": ("MNIST", torn, "cannot be read"),
+    "another kind": ("MNIST", lambda base: idx(base, np.zeros((3, 4)), np.zeros(3)), "idx3"),
+    "other counts": ("MNIST", lambda base: idx(base, np.zeros((3, 4, 4)), np.zeros(2)), "3 images"),
+    "label out of range": ("MNIST", lambda base: idx(base, np.zeros((1, 4, 4)), np.array([10])), "out of range"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_with_files_is_said_in_one_line(case, tmp_path):
+    task, make, part = BAD[case]
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data")
+    with pytest.raises(TaskError, match=part) as error:
+        load_records(task, "train", tmp_path / "data")
+    one_line(error)
+
+
+def test_cifars_own_batches_are_refused(shared):
+    for folder in ("hf_dummy", "hf_dummy/cifar-10-batches-py"):
+        with pytest.raises(TaskError, match="PNG files") as error:
+            load_records("cifar10", "train", shared / "data/cifar10" / folder)
+        one_line(error)
+
+
+def test_an_image_that_is_cut_short_is_named_when_it_is_read(tmp_path):
+    path = folders(tmp_path, ["cat"], ending="jpg") / "train" / "cat" / "0.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    record = load_records("CIFAR10", "train", tmp_path)[0]
+    with pytest.raises(TaskError, match="0.jpg is no image") as error:
+        record.read()
+    one_line(error)
+
+
+def test_other_splits_are_refused(tmp_path):
+    with pytest.raises(TaskError, match="got 'test'"):
+        load_records("MNIST", "test", tmp_path)
