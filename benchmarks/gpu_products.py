@@ -64,7 +64,7 @@ def medians(calls, sets, rounds):
     return {name: statistics.median(t) for name, t in times.items()}, graphs
 
 
-def gather_ways(mask, triton_product):
+def gather_ways(mask, product_triton):
     """The ways to compute the product at the mask's positions, by name; each takes the two operands."""
     starts, columns, rows = mask.row_starts, mask.columns, expand_rows(mask.row_starts, mask.nnz)
     ways = {
@@ -83,7 +83,7 @@ def gather_ways(mask, triton_product):
     return ways
 
 
-def measure(shape, tokens, dtype, density, options, triton_product):
+def measure(shape, tokens, dtype, density, options, product_triton):
     """One row of the table: medians of every way for a layer, checked against the product in double."""
     mask = sample_mask(shape, density, 0, "benchmark").to(DEVICE)
     pair = sum(shape) * tokens * dtype.itemsize
@@ -91,7 +91,7 @@ def measure(shape, tokens, dtype, density, options, triton_product):
         tuple(torch.randn(tokens, side, device=DEVICE).to(dtype) for side in shape)
         for _ in range(max(2, math.ceil(OPERANDS / pair)))
     ]
-    ways = gather_ways(mask, triton_product)
+    ways = gather_ways(mask, product_triton)
     exact = sampled_product_reference(*(operand.double() for operand in sets[0]), mask.rows, mask.columns)
     errors = {n: float((w(*sets[0]) - exact).norm() / exact.norm()) for n, w in ways.items() if n not in HELPERS}
     seconds, graphs = medians(ways, sets, options.rounds)
@@ -143,7 +143,7 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         for width in options.widths:
             shape = width, width
-            some = [measure(shape, options.tokens, dtype, p, options, triton_product) for p in options.densities]
+            some = [measure(shape, options.tokens, dtype, p, options, product_triton) for p in options.densities]
             wins = [r["density"] for r in some if min(("transposed", "dense"), key=r["seconds"].get) == "dense"]
             predicted = crossover_density(shape, options.tokens, dtype)
             measured = min(wins, default="none of these")

@@ -21,7 +21,7 @@ def tiny_checkpoint(kind: str, *, seed: int = 0, pretrain_steps: int = tiny_lang
     Args:
         kind, seed, pretrain_steps: see `rmbook.offline.tiny_language.make_tiny_checkpoint`.
     """
-    code = "".join(Path(module.__file__).read_text() for module in (tiny_models, sentences))
+    code = "".join(Path(module.__file__).read_text() for module in (tiny_language, sentences))
     weights = b"".join(path.read_bytes() for path in tiny_language.WEIGHTS.values())
     key = hashlib.sha256(f"{kind} {seed} {pretrain_steps} {code}".encode() + weights).hexdigest()[:12]
     folder = cache_folder() / f"tiny_{kind}_{key}"

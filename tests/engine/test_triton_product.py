@@ -38,7 +38,7 @@ def test_the_kernels_compute_what_they_should(where):
     assert run.returncode == 0 and re.search(r"\d+ passed", run.stdout)
 
 
-@pytest.mark.parametrize("module, needed", [(triton_product, "sampled_product"), (triton_merge, "merge")])
+@pytest.mark.parametrize("module, needed", [(product_triton, "sampled_product"), (merge_triton, "merge")])
 def test_tensors_on_the_cpu_are_refused(module, needed):
     mask = sample_mask((5, 6), 0.5, 0, "w")
     arguments = (torch.ones(3, 5), torch.ones(3, 6), mask.row_starts, mask.columns)
