@@ -50,11 +50,11 @@ book: $(STAMP)  ## run every chapter and build the book: _build/html/index.html
 
 test: $(STAMP)  ## check the code, the chapters' stored outputs and the pages
 	$(RUN) ruff check .
-	$(RUN) pytest tests --ignore-glob 'tests/test_built_*' -n 2 --dist loadfile
+	$(RUN) pytest tests --ignore-glob 'tests/book/test_built_*' -n 2 --dist loadfile
 	$(RUN) pytest book --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadscope
 	rm -rf $(STRICT)
 	$(VENV)/bin/jupyter-book build . --path-output $(STRICT) -W -n --keep-going
-	$(RUN) pytest tests/test_built_*.py
+	$(RUN) pytest tests/book/test_built_*.py
 	@echo "make test: everything passed"
 
 record: $(STAMP)  ## run the chapters in place and store their outputs; one of them: make record NB=book/x.ipynb

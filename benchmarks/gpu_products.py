@@ -139,6 +139,8 @@ def main() -> None:
             "This benchmark times kernels on an NVIDIA GPU, and torch finds none here. Nothing was measured."
         )
 
+    from rmbook.engine import product_triton  # needs Triton
+
     rows = []
     for dtype in (torch.bfloat16, torch.float32):
         for width in options.widths:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tiny_runs"]  # fixtures of tiny runs
+
 # Before torch is loaded: its threads else spin while they wait, which starves tiny models where others use the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -1,10 +1,14 @@
 """A model and records for sweeps of real tiny runs."""
 
+import multiprocessing
 from pathlib import Path
 
 from rmbook.offline.made import SENTENCES
 from rmbook.offline.offline_files import write_generated_records
 from rmbook.offline.tiny_language import make_tiny_checkpoint
+from rmbook.sweeps.driver import open_ledger
+from rmbook.sweeps.folder import SweepFolder
+from rmbook.sweeps.table import sweep_table, write_table
 
 
 def tiny_settings(folder: Path, **settings) -> dict:
@@ -21,3 +25,28 @@ def eight_runs(folder: Path) -> dict:
     left_out += [{"learning_rate": 1e-4, "seed": 2}]
     axes = {"learning_rate": [1e-2, 1e30, 1e-3, 1e-4], "seed": [0, 1, 2]}
     return {"fixed": tiny_settings(folder, epochs=4, ratio=1e-2), "axes": axes, "except": left_out}
+
+
+SERVER = multiprocessing.get_context("forkserver")  # one clean process that has imported torch makes all the others
+
+
+DONE = {"pending": 0, "leased": 0, "done": 7, "diverged": 1, "failed": 0}
+
+
+def table(folder) -> tuple[bytes, bytes]:
+    """The final table as the files that a user gets."""
+    rows, files = open_ledger(SweepFolder(folder)).rows(), [folder.parent / name for name in ("t.csv", "t.parquet")]
+    for path in files:
+        write_table(sweep_table(rows), path)
+    return tuple(path.read_bytes() for path in files)
+
+
+def adapters(folder) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in folder.glob("runs/*/adapter.safetensors")}
+
+
+def same(folder, undisturbed):
+    """Every run once, with the same results and the same trained weights, and no rests."""
+    assert table(folder) == table(undisturbed) and adapters(folder) == adapters(undisturbed)
+    assert len(list(folder.glob("runs/*"))) == 8 and not list(folder.glob("work/*"))
+    assert not list(folder.glob("runs/*/checkpoint*")) and not list(folder.glob("runs/*/.*"))

@@ -8,10 +8,10 @@ from rmbook.evidence.claim import Claim
 
 STATED, SMALL = "as stated", "small models"
 GRID, MINILM, HESSIAN = "science/vit_grid", "science/minilm_grid", "science/hessian"
-REPEATS = "tests/test_experiments.py::test_the_recorded_grid_repeats_here"
-BY_DEV = "tests/test_experiments.py::test_the_best_rate_is_chosen_by_dev_and_edges_are_marked"
-TABLES = "tests/test_paper_tables.py::test_a_table_is_the_one_read_from_the_paper"
-CURVATURE = "tests/test_curvature.py::test_norm_and_eigenvalues_of_a_masked_net_are_those_of_the_dense_hessian"
+REPEATS = "tests/evidence/test_experiments.py::test_the_recorded_grid_repeats_here"
+BY_DEV = "tests/evidence/test_experiments.py::test_the_best_rate_is_chosen_by_dev_and_edges_are_marked"
+TABLES = "tests/paper/test_paper_tables.py::test_a_table_is_the_one_read_from_the_paper"
+CURVATURE = "tests/landscape/test_curvature.py::test_norm_and_eigenvalues_of_a_masked_net_are_those_of_the_dense_hessian"
 FIFTY = (
     "All seeds train on the same fifty examples, and other fifties move the gap by several points, as the chapter "
     "shows: weak evidence."
@@ -21,7 +21,7 @@ NO_GPU = "Its runs need GPUs and the model hub; the grid is ready: `rmbook sweep
 METHOD = (
     Claim(
         *("stored_compactly", ("Figure 2",), "The trained entries are stored compactly, as vectors."),
-        *("what_a_step_costs", "cell-45", "tests/test_adapter.py::test_the_file_is_small"),
+        *("what_a_step_costs", "cell-45", "tests/adapters/test_adapter.py::test_the_file_is_small"),
         *(STATED, (), theory.stored_compactly),
     ),
 )
@@ -29,7 +29,7 @@ SCORES = (
     Claim(
         *("masks_match_opt", ("Table 1", "Table 5", "Figure 1")),
         "On OPT and eleven tasks, random masks are on a par with LoRA and full fine-tuning.",
-        *("tables_reread", "cell-21", "tests/test_grids.py::test_grids_of_tables_hold_what_the_tables_hold"),
+        *("tables_reread", "cell-21", "tests/sweeps/test_grids.py::test_grids_of_tables_hold_what_the_tables_hold"),
         remark=NO_GPU.format("table5") + " The printed numbers are re-read in {doc}`tables_reread`.",
     ),
     Claim(
@@ -54,7 +54,7 @@ SCORES = (
     ),
     Claim(
         *("masks_match_llama", ("Table 4",), "Random masks are robust to the choice of the base model: Llama-2-7b."),
-        *("fine_tuning_llama", "cell-34", "tests/test_families.py::test_masks_train_in_every_family_and_come_back"),
+        *("fine_tuning_llama", "cell-34", "tests/methods/test_families.py::test_masks_train_in_every_family_and_come_back"),
         remark=NO_GPU.format("table4"),
     ),
     Claim(
@@ -101,7 +101,7 @@ RATES = (
         *(
             "one_learning_rate",
             "claim-table-6-within-a-step",
-            "tests/test_learning_rate.py::test_the_papers_best_rates_follow_the_law",
+            "tests/training/test_learning_rate.py::test_the_papers_best_rates_follow_the_law",
         ),
         *(STATED, (), partial(theory.slopes_of, 6)),
         "Computed from the printed rates; WSC is left out, as all its rates tie.",
@@ -169,7 +169,7 @@ LANDSCAPE = (
         *(
             "does_randomness_matter",
             "claim-columns-behind",
-            "tests/test_mask_choices.py::test_every_choice_gives_about_the_same_count",
+            "tests/evidence/test_mask_choices.py::test_every_choice_gives_about_the_same_count",
             SMALL,
             ("science/vit_choices",),
         ),
@@ -191,7 +191,7 @@ THEORY = (
         *(
             "masked_linear_regression",
             "cell-09",
-            "tests/test_regression.py::test_mean_eigenvalue_sum_is_p_times_the_whole",
+            "tests/theory/test_regression.py::test_mean_eigenvalue_sum_is_p_times_the_whole",
         ),
         *(STATED, (), theory.eigenvalues_follow_density),
     ),
@@ -204,20 +204,20 @@ THEORY = (
         *(
             "flatter_landscape",
             "cell-10",
-            "tests/test_bounds.py::test_both_forms_of_theorem_5_1_hold_in_1_minus_delta_of_2000_masks",
+            "tests/theory/test_bounds.py::test_both_forms_of_theorem_5_1_hold_in_1_minus_delta_of_2000_masks",
         ),
         *(STATED, (), theory.corrected_theorem_holds),
     ),
     Claim(
         *("theorem_5_1_as_printed", ("Theorem 5.1",), "The same bound as it is printed."),
-        *("proofs", "cell-15", "tests/test_bounds.py::test_theorem_5_1_as_printed_is_false_and_corrected_is_true"),
+        *("proofs", "cell-15", "tests/theory/test_bounds.py::test_theorem_5_1_as_printed_is_false_and_corrected_is_true"),
         *(STATED, (), theory.printed_theorem_fails),
         "A slip in the second term's units: it is 1/(d n² r⁴) where the proof gives d n² r⁴.",
     ),
     Claim(
         *("proposition_5_2", ("Proposition 5.2",), "Gradient descent converges if and only if η < 2n/λ₁."),
         *("how_large_a_step", "cell-06"),
-        "tests/test_descent.py::test_stability_flips_within_1_percent_of_2n_over_the_largest_eigenvalue",
+        "tests/theory/test_descent.py::test_stability_flips_within_1_percent_of_2n_over_the_largest_eigenvalue",
         *(STATED, (), theory.border_is_sharp),
     ),
     Claim(
@@ -225,7 +225,7 @@ THEORY = (
         *(
             "further_from_home",
             "cell-08",
-            "tests/test_limit.py::test_bound_of_equation_2_and_the_one_over_p_law_behind_it",
+            "tests/theory/test_limit.py::test_bound_of_equation_2_and_the_one_over_p_law_behind_it",
             STATED,
             (),
             theory.distance_bound_holds,
@@ -233,7 +233,7 @@ THEORY = (
     ),
     Claim(
         *("lemma_a_1", ("Lemma A.1",), "The moment generating function of the deviation is bounded."),
-        *("flatter_landscape", "cell-03", "tests/test_bounds.py::test_lemma_a_1"),
+        *("flatter_landscape", "cell-03", "tests/theory/test_bounds.py::test_lemma_a_1"),
         *(STATED, (), theory.generating_function_is_bounded),
     ),
 )

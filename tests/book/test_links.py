@@ -114,7 +114,7 @@ def from_functions(book, docstrings) -> list[str]:
     problems = []
     named_by = {statement.label: statement for statement in statements(book)}
     for name, docstring in docstrings.items():
-        _, module, function = name.split(".")
+        module, function = name.split(".")[-2:]
         needed = module in SIMULATORS and function not in SHARED and not function.startswith("check_")
         if (needed or "In the book:" in docstring) and not links(docstring):
             problems.append(f"the docstring of {name} needs a sentence 'In the book: `label` in chapter, ...'")
@@ -133,7 +133,7 @@ def from_index(book, docstrings) -> list[str]:
     """The table of the proofs lists exactly the statements of the book, each once."""
     rows = re.findall(r"^\| \{prf:ref\}`([\w-]+)`, \{doc\}`(\w+)` \|.*\|(.*)\|$", book[INDEX].prose, re.M)
     listed = [
-        Statement(label, chapter, frozenset(f"rmbook.{name}" for name in re.findall(r"`(\w+\.\w+)`", functions)))
+        Statement(label, chapter, frozenset(f"rmbook.theory.{name}" for name in re.findall(r"`(\w+\.\w+)`", functions)))
         for label, chapter, functions in rows
     ]
     wanted = statements(book)

@@ -4,25 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from test_runs import SIZES, flags, settings, tiny  # noqa: F401 - fixtures
-from typer.testing import CliRunner
+from command_line import call, refused
+from tiny_runs import SIZES, flags
 
-from rmbook.cli.app import app
 from rmbook.errors import ConfigError
 from rmbook.offline.tiny_language import make_tiny_checkpoint
 from rmbook.runs.config import RunConfig, make_config, read_config
 from rmbook.runs.run import start_run
-
-
-def call(*arguments, **keywords):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], **keywords)
-
-
-def refused(answer, *parts):
-    assert answer.exit_code == 2, (answer.exit_code, answer.output, answer.exception)
-    assert answer.stdout == "" and answer.stderr.startswith("rmbook: ") and answer.stderr.count("\n") == 1
-    for part in parts:
-        assert part in answer.stderr, answer.stderr
 
 
 @pytest.fixture(autouse=True)

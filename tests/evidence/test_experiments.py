@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 
-from rmbook import stamps as results
 from rmbook.engine.masking import RandomMask
 from rmbook.evidence import experiment as experiments
 from rmbook.evidence import recording
@@ -233,7 +232,7 @@ def test_a_recording_goes_on_where_it_stopped_in_the_order_of_its_cells(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["squares.json"]
 
 
-RECORDED = sorted(path.stem for path in (results.recorded_path("x").parent / "science").glob("*.json"))
+RECORDED = sorted(path.stem for path in (recording.recorded_path("x").parent / "science").glob("*.json"))
 
 
 @pytest.mark.parametrize("name", [name for name in RECORDED if name in GRIDS])
@@ -242,7 +241,7 @@ def test_recorded_grids_hold_exactly_the_runs_of_the_code(name):
         return json.dumps({n: settings[n] for n in sorted(settings) if settings[n] is not None and n != "steps"})
 
     cells = GRIDS[name]()
-    content = results.load_recorded(f"science/{name}")
+    content = recording.load_recorded(f"science/{name}")
     defaults = {field.name: field.default for field in dataclasses.fields(Experiment)}
     found = [{n: run.get(n, default) for n, default in defaults.items()} for run in content["runs"]]
     assert [key(run) for run in found] == [key(vars(cell)) for cell in cells]

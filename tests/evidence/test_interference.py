@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbook import AdapterBank, apply_random_mask, save_adapter
-from rmbook import stamps as results
 from rmbook.evidence import interference, recording
 from rmbook.evidence.backbones import load_backbone
 from rmbook.evidence.experiment import accuracy, weight_changes
@@ -179,7 +178,7 @@ def test_a_record_holds_every_task_and_pair(monkeypatch, tmp_path, learned):
             {"method": "mask", "density": 0.05, "learning_rate": 1e-2},
         ],
     )
-    for module in (recording, results):
+    for module in (recording,):
         monkeypatch.setattr(module, "recorded_path", lambda name: tmp_path / f"{name.split('/')[-1]}.json")
     interference.main()
     tasks, pairs, rest = load_interference()
@@ -199,7 +198,7 @@ def test_a_record_holds_every_task_and_pair(monkeypatch, tmp_path, learned):
 
 def test_the_record_has_the_cells_of_the_grid_and_rates_near_the_best():
     names = ("method", "density", "learning_rate")
-    recorded = results.load_recorded("science/interference")["cells"]
+    recorded = recording.load_recorded("science/interference")["cells"]
     assert [{name: cell[name] for name in names} for cell in recorded] == interference.grid()
     best = best_cells(load_runs("vit_grid").fillna({"density": -1}), ["method", "density"])["learning_rate"]
     for (method, density), rate in interference.RATES.items():

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from test_cli import call
-from test_runs import settings, tiny  # noqa: F401 - fixtures
+from command_line import call
 from transformers import (
     AutoTokenizer,
     GPT2Config,

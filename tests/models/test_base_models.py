@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from test_sweep import SERVER
+from tiny_sweep import SERVER
 
 from rmbook.engine.targets import TargetError
 from rmbook.methods.apply import apply_method

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from command_line import call, refused
 from dense_script import MaskedChange
 from image_files import clip_fixture, small_cifar10, small_mnist  # noqa: F401 - one is a fixture
-from test_cli import call, refused
-from test_runs import rows, untimed
+from tiny_runs import rows, untimed
 from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, get_cosine_schedule_with_warmup
 

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from test_cli import call, refused
+from command_line import call, refused
 
 from rmbook.errors import ConfigError
 from rmbook.offline.digits import Digits

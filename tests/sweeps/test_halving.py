@@ -9,11 +9,10 @@ from fractions import Fraction
 
 import pytest
 import yaml
+from command_line import call, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import call, refused
-from test_sweep import adapters, table
-from tiny_sweep import tiny_settings
+from tiny_sweep import adapters, table, tiny_settings
 
 from rmbook.errors import ConfigError
 from rmbook.files import write_json

@@ -10,13 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from command_line import call, refused
 from docutils import nodes
 from docutils.core import publish_doctree
 from hypothesis import given
 from hypothesis import strategies as st
 from myst_parser.parsers.docutils_ import Parser
 from scipy.stats import binom
-from test_cli import call, refused
 from tiny_sweep import tiny_settings
 
 from rmbook.errors import ConfigError

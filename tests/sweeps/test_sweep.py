@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -17,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from test_cli import call, refused
-from tiny_sweep import eight_runs
+from command_line import call, refused
+from tiny_sweep import DONE, SERVER, adapters, eight_runs, same, table
 
 from rmbook.errors import ConfigError
 from rmbook.runs.folder import RunError
@@ -29,12 +28,9 @@ from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import expand, plan
 from rmbook.sweeps.ledger import Ledger
 from rmbook.sweeps.local import Report, run_sweep
-from rmbook.sweeps.table import sweep_table, write_table
 from rmbook.training.checkpoint import TrainingInterrupted
 
-SERVER = multiprocessing.get_context("forkserver")  # one clean process that has imported torch makes all the others
 SERVER.set_forkserver_preload(["rmbook.sweeps.local"])
-DONE = {"pending": 0, "leased": 0, "done": 7, "diverged": 1, "failed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -52,25 +48,6 @@ def undisturbed(runs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
     assert run_sweep(runs, folder) == DONE
     return folder
-
-
-def table(folder) -> tuple[bytes, bytes]:
-    """The final table as the files that a user gets."""
-    rows, files = open_ledger(SweepFolder(folder)).rows(), [folder.parent / name for name in ("t.csv", "t.parquet")]
-    for path in files:
-        write_table(sweep_table(rows), path)
-    return tuple(path.read_bytes() for path in files)
-
-
-def adapters(folder) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in folder.glob("runs/*/adapter.safetensors")}
-
-
-def same(folder, undisturbed):
-    """Every run once, with the same results and the same trained weights, and no rests."""
-    assert table(folder) == table(undisturbed) and adapters(folder) == adapters(undisturbed)
-    assert len(list(folder.glob("runs/*"))) == 8 and not list(folder.glob("work/*"))
-    assert not list(folder.glob("runs/*/checkpoint*")) and not list(folder.glob("runs/*/.*"))
 
 
 def driver_process(runs, folder, **keywords):

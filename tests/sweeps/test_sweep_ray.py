@@ -10,9 +10,8 @@ import psutil
 import pytest
 import torch
 import yaml
-from test_cli import call, refused
-from test_sweep import DONE, adapters, same
-from tiny_sweep import eight_runs
+from command_line import call, refused
+from tiny_sweep import DONE, adapters, eight_runs, same
 
 from rmbook.errors import ConfigError
 from rmbook.runs.config import make_config
