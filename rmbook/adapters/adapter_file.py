@@ -14,12 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.masking import MaskRecipe, RandomMask, apply_masks
-from rmbook.files import digest_tensors, write_safetensors
+from rmbook.files import UnreadableFileError, digest_tensors, hash_tensor, read_safetensors, write_safetensors
 from rmbook.masks.sample import Mask
 from rmbook.version import __version__
 
@@ -68,9 +67,7 @@ def base_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name not in own and isinstance(tensor, torch.Tensor):
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            hash_tensor(digest, name, tensor)
     return digest.hexdigest()
 
 
@@ -197,7 +194,7 @@ def read_adapter(path: str | os.PathLike) -> Adapter:
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no adapter file at {path}.")
-    metadata, tensors = read_safetensors(path)
+    metadata, tensors = read_contents(path)
     if metadata.get("format") != ADAPTER_FORMAT or set(metadata) != {*FIELDS, "content"}:
         raise AdapterCorruptError(
             f"{path} is no rmbook adapter: its format is {metadata.get('format')!r}, expected {ADAPTER_FORMAT!r}."
@@ -211,12 +208,9 @@ def _content_digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) 
     return digest_tensors(tensors, json.dumps([metadata[field] for field in FIELDS]))
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata and tensors of a file; raises AdapterCorruptError if it is no readable safetensors file."""
+def read_contents(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Read metadata and tensors of a safetensors file; raise AdapterCorruptError if it is none."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise AdapterCorruptError(f"{path} is no readable safetensors file ({error}); fetch it again.") from None
-
-
+        return read_safetensors(path)
+    except UnreadableFileError as error:
+        raise AdapterCorruptError(str(error)) from None

@@ -45,7 +45,8 @@ class AdapterBank:
 
         Raises:
             ValueError: the name is taken.
-            FileNotFoundError, AdapterError: as for `rmbook.adapters.adapter_file.read_adapter`; AdapterBaseError for another base.
+            FileNotFoundError, AdapterError: as for `rmbook.adapters.adapter_file.read_adapter`;
+                AdapterBaseError for another base.
             TargetError: one of its layers is no plain linear layer, or is tied.
         """
         if name in self._entries:

@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from rmbook.adapters.adapter_file import AdapterCorruptError, AdapterError, read_safetensors
+from rmbook.adapters.adapter_file import AdapterCorruptError, AdapterError, read_contents
 from rmbook.engine.masking import MaskRecipe
 from rmbook.files import digest_tensors, replacing_folder
 from rmbook.version import __version__
@@ -122,7 +122,7 @@ def _read_entries(path: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tenso
     # By layer: indices (2, n) and weight (n,). And what save_as_shira wrote about their origin, if it did.
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; an adapter in pickle format (.bin) is not read: save it anew.")
-    metadata, tensors = read_safetensors(path)
+    metadata, tensors = read_contents(path)
     entries = {}
     for key, weight in tensors.items():
         name, _, part = key.removeprefix(PREFIX).rpartition(".")

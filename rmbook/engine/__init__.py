@@ -4,11 +4,11 @@ In: a model and masks. Out: the model with `MaskedLinear` in the place of its ta
 handle to train, merge or remove them.
 
     masking        `apply_random_mask`, `apply_masks`, `RandomMask`
-    targets        which layers a name such as "q_proj" or "qv" means
+    targets        which layers a name such as "q_proj" means
     layer          `MaskedLinear`, and the dense reference that it is tested against
-    tap            how the gradient of the values reaches them
-    merge          bringing W + S up to date; merge_triton does it on a GPU
-    backends       who computes the gradient of a layer's values
+    tap            the gradient of the values, and the write of W + S
+    merge          W + S of all layers brought up to date at once; merge_triton does it on a GPU
+    backends       the choice of what computes the gradient of a layer's values
     product_torch, product_triton, product_spops
                    the product that this gradient is, by three libraries
     product_costs  which way is the cheapest on this GPU

@@ -1,4 +1,4 @@
-"""Bringing all masked layers of a model up to date at once, at the start of its forward pass.
+"""The update of all masked layers of a model at once, at the start of its forward pass.
 
 A layer that is called on its own merges its values itself. Called by its model, it finds them merged: on a GPU that is
 one launch for the whole model, where each layer would need one of its own.

@@ -1,11 +1,11 @@
-"""Which layers of a model are meant, and whether they can be masked."""
+"""Finding the layers that are meant by names, and checking that they can be masked."""
 
-import difflib
 from collections.abc import Sequence
 
 from torch import nn
 
 from rmbook.engine.layer import MaskedLinear, check_maskable
+from rmbook.errors import closest
 
 
 class TargetError(ValueError):
@@ -13,7 +13,7 @@ class TargetError(ValueError):
 
 
 def find_targets(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Module]:
-    """Modules whose name is one of `targets` or ends with "." and one of them, in the model's order.
+    """Find the modules whose name is one of `targets` or ends with "." and one of them, in the model's order.
 
     Raises:
         TargetError: if a target matches nothing; the message lists names that are close.
@@ -25,12 +25,11 @@ def find_targets(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn
     for target in targets:
         if not any(_matches(name, target) for name in modules):
             linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
-            suffixes = {".".join(name.split(".")[-parts:]) for name in linear for parts in (1, 2, 3)}
-            close = difflib.get_close_matches(target, sorted(suffixes), n=5, cutoff=0.5)
-            known = close or sorted({name.rsplit(".", 1)[-1] for name in linear})[:10]
+            ends = {".".join(name.split(".")[-parts:]) for name in linear for parts in (1, 2, 3)}
+            ends = sorted(end for end in ends if not any(part.isdigit() for part in end.split(".")[:-1]))
             raise TargetError(
-                f"no layer matches the target {target!r}; {'close names' if close else 'linear layers'}: "
-                f"{', '.join(known) or 'none, the model has no linear layer'}."
+                f"no layer matches the target {target!r}; "
+                + (closest(target, ends) if linear else "the model has no linear layer.")
             )
     return {name: module for name, module in modules.items() if any(_matches(name, target) for target in targets)}
 

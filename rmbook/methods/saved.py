@@ -12,7 +12,7 @@ from rmbook.adapters.adapter_file import (
     AdapterCorruptError,
     base_fingerprint,
     load_adapter,
-    read_safetensors,
+    read_contents,
     save_adapter,
 )
 from rmbook.engine.masking import RandomMask
@@ -51,7 +51,7 @@ def load_trained(model: nn.Module, path: str | os.PathLike) -> AppliedMethod | R
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no adapter file at {path}.")
-    metadata, tensors = read_safetensors(path)
+    metadata, tensors = read_contents(path)
     if metadata.get("format") == ADAPTER_FORMAT:
         return load_adapter(model, path)
     if metadata.get("format") != FORMAT or digest_tensors(tensors, metadata["about"]) != metadata.get("content"):

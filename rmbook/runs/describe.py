@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, CLIPConfig
 
-from rmbook.adapters.adapter_file import ADAPTER_FORMAT, AdapterCorruptError, read_adapter, read_safetensors
+from rmbook.adapters.adapter_file import ADAPTER_FORMAT, AdapterCorruptError, read_adapter, read_contents
 from rmbook.engine.masking import MaskRecipe
 from rmbook.engine.targets import find_targets
 from rmbook.masks.sample import ratio_to_density
@@ -102,7 +102,7 @@ def _run_lines(folder: Path) -> list[str]:
 
 
 def _adapter_lines(path: Path) -> list[str]:
-    metadata, tensors = read_safetensors(path)
+    metadata, tensors = read_contents(path)
     size = f"{path.stat().st_size:,} bytes"
     if metadata.get("format") != ADAPTER_FORMAT:
         if "about" not in metadata:
