@@ -14,6 +14,18 @@ import safetensors.torch
 import torch
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError if `path` cannot become a file, before work is done whose result would go there."""
+    with contextlib.suppress(FileNotFoundError):
+        path.with_name(f".{path.name}.12345678").lstat()  # the longest name that `replacing` uses; below a file
+    if not path.resolve().parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: its folder does not exist; create it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file.")
+    if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write {path}: its folder is not for you to write in.")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes `path`'s place in one step if the block succeeds.

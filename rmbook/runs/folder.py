@@ -5,17 +5,19 @@ import math
 import os
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from rmbook.errors import RmbookError
 from rmbook.files import replacing
 from rmbook.methods.saved import load_trained
 from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.models.reuse import load_for_task
-from rmbook.runs.config import DTYPES, RunConfig, make_config
+from rmbook.runs.config import RunConfig, make_config
 
 
-class RunError(Exception):
+class RunError(RmbookError):
     """A run cannot be started or taken up; one line that says what to do."""
 
 
@@ -48,7 +50,8 @@ def load_run(folder: str | os.PathLike) -> tuple[nn.Module, PreTrainedTokenizerB
     if not (folder / "adapter.safetensors").exists():
         why = "diverged" if (folder / "result.json").exists() else f"not finished: rmbook train --resume {folder}"
         raise RunError(f"the run in {folder} has no adapter.safetensors: it is {why}.")
-    model, tokenizer = load_for_task(config.task, config.model, dtype=DTYPES[config.dtype], revision=config.revision)
+    dtype = getattr(torch, config.dtype)
+    model, tokenizer = load_for_task(config.task, config.model, dtype=dtype, revision=config.revision)
     load_trained(model, folder / "adapter.safetensors")
     return model.eval(), tokenizer, config
 

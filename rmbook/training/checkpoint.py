@@ -11,16 +11,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from rmbook.adapters.adapter_file import AdapterCorruptError, read_safetensors
+from rmbook.errors import RmbookError
 from rmbook.files import digest_tensors, write_safetensors
 
 FORMAT = "rmbook-checkpoint-1"
 
 
-class TrainingInterrupted(Exception):
+class TrainingInterrupted(RmbookError):
     """The run was asked to stop; its checkpoint is written."""
 
+    exit_code = 130
 
-class CheckpointError(Exception):
+
+class CheckpointError(RmbookError):
     """A checkpoint is damaged or belongs to another run."""
 
 
