@@ -233,6 +233,8 @@ def _wanted(kind: Any, limits: Any) -> str:
     article = "an" if kind is int else "a"
     if most is None and below is None and (least == 0 or above == 0):
         return f"{'zero or ' if least == 0 else ''}a positive finite {name}"
+    if least is not None and most is not None:
+        return f"{article} {name} from {least:,} to {most:,}"
     low = f"of at least {least:,}" if least is not None else f"above {above}" if above is not None else ""
     high = f"at most {most:,}" if most is not None else f"below {below}" if below is not None else ""
     return f"{article} {name} {' and '.join(filter(None, (low, high)))}".rstrip()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rmbook.errors import ConfigError, closest, shown
-from rmbook.settings import check_settings, help_text, setting
+from rmbook.settings import check_settings, help_text, setting, wanted
 
 PRESETS = ("qv", "attention", "o_proj", "mlp", "all_linear")
 STRUCTURES = ("entries", "leading_columns", "random_columns")
@@ -194,7 +194,7 @@ def describe_settings(name: str) -> str:
         MethodError: the method is unknown.
     """
     settings = method_settings(name, {})
-    lines = [f"  {entry.name}: {help_text(entry)}" for entry in dataclasses.fields(settings)]
+    lines = [f"  {e.name}, {wanted(e)}: {help_text(e)}" for e in dataclasses.fields(settings)]
     takes = [f"--{part}" for part in settings.takes if part != "seed"]
     where = f", beside {' and '.join(takes)}" if takes else ""
     return "\n".join([f"{name} takes {'by --set' if lines else 'no settings'}{where}{':' if lines else '.'}", *lines])
