@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -64,9 +65,9 @@ class SweepFlags:
         "Ray: GPUs of each, such as 0.5", None, least=0, most=10**4, unset="1, where there are GPUs"
     )
     address: str | None = setting("Ray: auto, HOST:PORT or ray://...", None, unset="$RAY_ADDRESS, or this machine")
-    halving: bool = setting("Stop learning rates that others beat after epochs 1, 3, 9 ... (Optuna)", False)
+    halving: bool = setting("Stop learning rates that others beat after epochs 1, 3, 9 ...", False)
     budget: float | None = setting(
-        "Spend at most so many runs' worth of epochs in this call (Optuna)", None, above=0, most=COUNT
+        "Spend at most so many runs' worth of epochs in this call; needs --halving or Optuna", None, above=0, most=COUNT
     )
     order_seed: int = setting("Seed of the order of runs under a budget", 0, least=0, most=2**63 - 1)
 
@@ -75,15 +76,10 @@ class SweepFlags:
         given = [name for name in FOR_RAY if getattr(self, name) is not None]
         if self.engine != "ray" and given:
             raise ConfigError(f"--{given[0].replace('_', '-')} belongs to --engine ray: add that, or leave it out.")
-        if self.engine == "ray" and self.in_part:
+        if self.engine == "ray" and (self.halving or self.budget is not None):
             raise ConfigError("--halving and --budget work in one process: leave out --engine.")
 
-    @property
-    def in_part(self) -> bool:
-        """Whether not all runs are to be performed."""
-        return self.halving or self.budget is not None
-
-    def perform(self):
+    def perform_all(self) -> Callable[..., dict[str, int]]:
         """The function that performs a sweep."""
         if self.engine == "ray":
             from rmbook.sweeps.ray_engine import run_sweep_ray
@@ -91,13 +87,9 @@ class SweepFlags:
             interrupt.wait_for_workers()
             for_ray = {name: getattr(self, name) for name in FOR_RAY if getattr(self, name) is not None}
             return functools.partial(run_sweep_ray, **for_ray)
-        if self.in_part:
-            from rmbook.sweeps.sweep_budget import run_part
-
-            return functools.partial(run_part, halving=self.halving, budget=self.budget, seed=self.order_seed)
         from rmbook.sweeps.local import run_sweep
 
-        return run_sweep
+        return functools.partial(run_sweep, halving=self.halving, budget=self.budget, seed=self.order_seed)
 
 
 FOR_RAY = ("workers", "cpus_per_run", "gpus_per_run", "address")
@@ -123,16 +115,16 @@ def run(
 ) -> None:
     """Perform the runs of a grid that are not done yet."""
     flags = SweepFlags(**given)
-    from rmbook.sweeps.display import LineReport, LiveReport
-    from rmbook.sweeps.local import Report
+    from rmbook.sweeps.display import LineListener, LiveListener
+    from rmbook.sweeps.local import Listener
 
-    perform_all, runs = flags.perform(), _plan(grid, settings)
-    live = sys.stderr.isatty() and not quiet
-    with contextlib.nullcontext(Report() if quiet else LineReport()) if not live else LiveReport() as report:
+    perform_all, runs = flags.perform_all(), _plan(grid, settings)
+    silent = contextlib.nullcontext(Listener() if quiet else LineListener())
+    with LiveListener() if sys.stderr.isatty() and not quiet else silent as listener:
         counts = perform_all(
             runs,
             output,
-            report=report,
+            listener=listener,
             retry_failed=retry_failed,
             wait=not no_wait,
             lease_seconds=flags.lease,
