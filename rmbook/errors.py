@@ -1,13 +1,52 @@
 """Errors and messages that several rooms share."""
 
 import difflib
+import reprlib
+
+LONGEST_VALUE = 60
 
 
-class ConfigError(ValueError):
-    """A setting of a run is missing, unknown or out of range; one line that says what to do."""
+class RmbookError(Exception):
+    """What a user can put right; its text is one line that says what came, what was expected and what to do.
+
+    Attributes:
+        exit_code: of the command that ends with it: 2 for what came in, 1 for the machine, 130 for Ctrl-C.
+    """
+
+    exit_code = 2
+
+
+class ConfigError(RmbookError, ValueError):
+    """A setting is missing, unknown or out of range."""
 
 
 def closest(value: object, known) -> str:
     """Second half of a message on an unknown name."""
-    close = difflib.get_close_matches(str(value), [str(name) for name in known], n=3)
+    known = [str(name) for name in known]
+    close = difflib.get_close_matches(str(value)[:LONGEST_VALUE], known, n=3)
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}."
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: at most about 60 characters, control characters and line ends escaped."""
+    try:
+        text = _SHORT.repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        text = f"a number of {value.bit_length():,} bits"
+    return printable(text, LONGEST_VALUE)
+
+
+def printable(text: str, longest: int) -> str:
+    """The text in one line of at most `longest` characters, cut in the middle; what steers a terminal is escaped."""
+    if len(text) > 8 * longest:  # of a million characters only the ends matter
+        text = text[: 4 * longest] + text[-4 * longest :]
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    if len(text) <= longest:
+        return text
+    end = (longest - 5) // 3
+    return f"{text[: longest - 5 - end]} ... {text[len(text) - end :]}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = LONGEST_VALUE
+_SHORT.maxlevel = 3

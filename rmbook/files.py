@@ -30,6 +30,18 @@ class UnreadableFileError(Exception):
     """A file that is truncated, altered, too large, of another format, or no regular file; one line."""
 
 
+def check_writable(path: Path) -> None:
+    """Raise OSError if `path` cannot become a file, before work is done whose result would go there."""
+    with contextlib.suppress(FileNotFoundError):
+        path.with_name(f".{path.name}.12345678").lstat()  # the longest name that `replacing` uses; below a file
+    if not path.resolve().parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: its folder does not exist; create it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file.")
+    if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write {path}: its folder is not for you to write in.")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary file beside `path` to write to; it takes `path`'s place in one step if the block succeeds.
@@ -216,6 +228,17 @@ def write_json(path: Path, data: Any) -> None:
     with replacing(path) as temporary, open(temporary, "w") as file:
         json.dump(data, file, indent=1)
         file.write("\n")
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """Return the JSON objects of a file with one a line; a last line that a kill has cut is left out.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a whole line is not JSON.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
 def digest_tensors(tensors: dict[str, torch.Tensor], description: str) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.masking import MaskRecipe, RandomMask, apply_masks
+from rmbook.errors import RmbookError
 from rmbook.files import UnreadableFileError, digest_tensors, hash_tensor, read_safetensors, write_safetensors
 from rmbook.masks.sample import Mask
 from rmbook.version import __version__
@@ -27,7 +28,7 @@ FIELDS = ("format", "rmbook_version", "base_fingerprint", "recipe", "scale", "la
 VALUES_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class AdapterError(Exception):
+class AdapterError(RmbookError):
     """An adapter file cannot be used; the model is unchanged."""
 
 

@@ -1,20 +1,35 @@
 """The command line: `rmbook train`, `evaluate`, `describe`, `generate`, `sweep` and `report`."""
 
-import json
+import os
 import sys
+
+from rmbook.cli import interrupt
+
+if os.path.basename(sys.argv[0]) == "rmbook":  # the installed command, of which this is the first module
+    interrupt.install()
+
+import json
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from rmbook.cli import options as flag
 from rmbook.cli import report as cli_report
 from rmbook.cli import sweep as cli_sweep
-from rmbook.cli.errors import one_line_errors
-from rmbook.cli.options import parsed
+from rmbook.cli.errors import OneLineGroup
+from rmbook.cli.options import Quiet, Run, path_flag, takes
+from rmbook.errors import ConfigError, shown
+from rmbook.methods.settings import describe_settings
+from rmbook.runs.config import RunConfig, make_config, read_config
+from rmbook.settings import COUNT
 
 # What needs torch is imported inside the commands: --help and mistakes in flags should not take seconds.
+# ruff: noqa: E402 - Ctrl-C is handled before anything else is loaded
+
+LONGEST_PROMPT = 10**7  # characters; a model takes far fewer
 
 app = typer.Typer(
+    cls=OneLineGroup,
     help="Random masks for parameter-efficient fine-tuning.",
     no_args_is_help=True,
     add_completion=False,
@@ -47,6 +62,7 @@ Examples:
   rmbook describe runs/lora
   rmbook describe runs/masks/adapter.safetensors
   rmbook describe --model facebook/opt-125m --method random_masking --ratio 1e-4        (what would be trained)
+  rmbook describe --method adalora        (what --set takes for it)
 """
 GENERATE = """\b
 Examples:
@@ -56,126 +72,100 @@ Examples:
 
 
 @app.command(epilog=TRAIN)
+@takes(RunConfig)
 def train(
-    model: flag.Model = None,
-    task: flag.Task = None,
-    method: flag.Method = None,
-    ratio: flag.Ratio = None,
-    density: flag.Density = None,
-    targets: flag.Targets = None,
-    settings: flag.Settings = None,
-    learning_rate: flag.LearningRate = None,
-    epochs: flag.Epochs = None,
-    max_steps: flag.MaxSteps = None,
-    schedule: flag.Schedule = None,
-    warmup_steps: flag.WarmupSteps = None,
-    batch_size: flag.BatchSize = None,
-    micro_batch_size: flag.MicroBatchSize = None,
-    max_grad_norm: flag.MaxGradNorm = None,
-    weight_decay: flag.WeightDecay = None,
-    dropout: flag.Dropout = None,
-    seed: flag.Seed = None,
-    train_size: flag.TrainSize = None,
-    dev_size: flag.DevSize = None,
-    test_size: flag.TestSize = None,
-    max_length: flag.MaxLength = None,
-    data_dir: flag.DataDir = None,
-    revision: flag.Revision = None,
-    dtype: flag.Dtype = None,
-    mixed_precision: flag.MixedPrecision = None,
-    gradient_checkpointing: flag.GradientCheckpointing = None,
-    config: flag.Config = None,
-    output: flag.Output = None,
-    resume: flag.Resume = None,
-    quiet: flag.Quiet = False,
+    given: dict,
+    config: path_flag("--config", help="YAML or JSON file of settings, such as a run's config.json; flags win.") = None,
+    output: path_flag("--output", help="Folder of the run [runs/MODEL-TASK-METHOD-DIGEST].") = None,
+    resume: path_flag("--resume", help="Folder of an interrupted run to go on with.") = None,
+    quiet: Quiet = False,
 ) -> None:
     """Fine-tune a model on one of the paper's tasks; all that comes of it goes to one folder."""
-    given = {name: value for name, value in locals().items() if value is not None}
-    values = {n: v for n, v in given.items() if n not in ("config", "output", "resume", "quiet")}
-    with one_line_errors():
-        from rmbook.errors import ConfigError
-        from rmbook.runs.config import make_config, read_config
-        from rmbook.runs.folder import first_process
-        from rmbook.runs.run import resume_run, start_run
+    if resume is None:
+        run = make_config((read_config(config) if config else {}) | given)
+        from rmbook.runs.run import start_run
 
-        if resume is None:
-            run = make_config((read_config(config) if config else {}) | parsed(values))
-            folder = output or run.default_folder()
-            result = start_run(run, folder, not quiet)
-        else:
-            extra = given.keys() - {"resume", "quiet", "micro_batch_size", "gradient_checkpointing"}
-            if extra:
-                names = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
-                raise ConfigError(f"--resume takes all settings from the run's folder: leave out {names}.")
-            folder, result = resume, resume_run(resume, not quiet, **values)
-        if first_process():
-            typer.echo(_summary(result, folder))
+        folder = output or run.default_folder()
+        result = start_run(run, folder, not quiet)
+    else:
+        extra = [*(given.keys() - {"micro_batch_size", "gradient_checkpointing"})]
+        extra += [name for name, value in (("config", config), ("output", output)) if value is not None]
+        if extra:
+            names = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))
+            raise ConfigError(f"--resume takes all settings from the run's folder: leave out {names}.")
+        from rmbook.runs.run import resume_run
+
+        folder, result = resume, resume_run(resume, not quiet, **given)
+    from rmbook.runs.folder import first_process
+
+    if first_process():
+        typer.echo(_summary(result, folder))
 
 
 @app.command(epilog=EVALUATE)
+@takes(RunConfig, "model", "task", "data_dir", "test_size", "seed", "max_length", "dtype")
 def evaluate(
-    run: flag.Run = None,
-    model: flag.Model = None,
-    task: flag.Task = None,
-    split: flag.Split = None,
-    data_dir: flag.DataDir = None,
-    test_size: flag.TestSize = None,
-    seed: flag.Seed = None,
-    max_length: flag.MaxLength = None,
-    dtype: flag.Dtype = None,
-    predictions: flag.Predictions = None,
-    quiet: flag.Quiet = False,
+    given: dict,
+    run: Run = None,
+    split: Annotated[
+        str, typer.Option("--split", help="test, dev, train, or validation: all of the task's validation split.")
+    ] = "test",
+    predictions: path_flag("--predictions", help="File for the answers, one JSON object a line.") = None,
+    quiet: Quiet = False,
 ) -> None:
     """Score a run, or a model as it is, on a task: one JSON object on standard output."""
-    values = {"task": task, "data_dir": data_dir, "test_size": test_size, "seed": seed, "max_length": max_length}
-    with one_line_errors():
-        from rmbook.runs.evaluate import evaluate_run
+    from rmbook.runs.evaluate import evaluate_run
 
-        given = {name: value for name, value in values.items() if value is not None}
-        score = evaluate_run(run, model, split or "test", given, dtype, predictions, progress=not quiet)
-        typer.echo(json.dumps(score))
+    model, dtype = given.pop("model", None), given.pop("dtype", None)
+    typer.echo(json.dumps(evaluate_run(run, model, split, given, dtype, predictions, progress=not quiet)))
 
 
 @app.command(epilog=DESCRIBE)
-def describe(
-    path: flag.Run = None,
-    model: flag.Model = None,
-    method: flag.Method = None,
-    ratio: flag.Ratio = None,
-    density: flag.Density = None,
-    targets: flag.Targets = None,
-    settings: flag.Settings = None,
-    seed: flag.Seed = None,
-) -> None:
-    """Say what a run or an adapter file holds, or what a method would train in a model."""
-    values = {"method": method, "ratio": ratio, "density": density, "targets": targets, "settings": settings}
-    with one_line_errors():
-        from rmbook.errors import ConfigError
-        from rmbook.runs.describe import describe_method, describe_path
+@takes(RunConfig, "model", "method", "ratio", "density", "targets", "settings", "seed")
+def describe(given: dict, path: Run = None) -> None:
+    """Say what a run or an adapter file holds, what a method would train in a model, or what can be set of a method."""
+    model = given.pop("model", None)
+    if path is None and model is None and given.keys() == {"method"}:
+        typer.echo(describe_settings(given["method"]))
+        return
+    if (path is None) == (model is None):
+        raise ConfigError("give the folder of a run, an adapter file, or --model; one of them.")
+    if path is not None and given:
+        raise ConfigError(f"--{next(iter(given))} belongs to --model: {shown(path)} has its own settings.")
+    from rmbook.runs.describe import describe_method, describe_path
 
-        if (path is None) == (model is None):
-            raise ConfigError("give the folder of a run, an adapter file, or --model; one of them.")
-        given = parsed({name: value for name, value in (values | {"seed": seed}).items() if value is not None})
-        typer.echo(describe_method(model, **given) if path is None else describe_path(Path(path)))
+    typer.echo(describe_method(model, **given) if path is None else describe_path(Path(path)))
 
 
 @app.command(epilog=GENERATE)
+@takes(RunConfig, "model", "dtype")
 def generate(
-    run: flag.Run = None,
-    model: flag.Model = None,
-    prompt: flag.Prompt = None,
-    max_new_tokens: flag.MaxNewTokens = 50,
-    dtype: flag.Dtype = None,
+    given: dict,
+    run: Run = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="The text to continue; - reads standard input.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1, max=COUNT)] = 50,
 ) -> None:
     """Continue a text, greedily, up to the end of the line, as the paper's SQuAD and DROP do."""
-    with one_line_errors():
-        from rmbook.errors import ConfigError
-        from rmbook.runs.evaluate import continue_text
+    if prompt is None:
+        raise ConfigError("--prompt must be given: a text to continue, or - for standard input.")
+    text = _standard_input() if prompt == "-" else prompt
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ConfigError(f"the prompt must be text in UTF-8, got {shown(text)}.")
+    from rmbook.runs.evaluate import continue_text
 
-        if prompt is None:
-            raise ConfigError("--prompt must be given: a text to continue, or - for standard input.")
-        text = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
-        typer.echo(continue_text(run, model, text, max_new_tokens, dtype))
+    typer.echo(continue_text(run, given.get("model"), text, max_new_tokens, given.get("dtype")))
+
+
+def _standard_input() -> str:
+    try:
+        text = sys.stdin.read(LONGEST_PROMPT + 1)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input must be text in UTF-8: {error.reason} at byte {error.start}.") from None
+    if len(text) > LONGEST_PROMPT:
+        raise ConfigError(f"standard input has more than {LONGEST_PROMPT:,} characters: shorten the prompt.")
+    return text.rstrip("\n")
 
 
 def _summary(result: dict, folder) -> str:

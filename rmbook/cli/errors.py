@@ -1,39 +1,87 @@
-"""TODO."""
+"""How a command ends: one line on standard error for every mistake, and its exit code.
 
+2 for what came in, 1 for the machine (a full disk, too little memory) and for defects of this program, 130 for Ctrl-C.
+With RMBOOK_TRACEBACK in the environment an error goes on instead, with its trace.
+"""
+
+import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 
 import typer
+from typer.core import TyperGroup
+
+from rmbook.cli import interrupt
+from rmbook.errors import RmbookError, printable
+
+LONGEST_LINE = 400
+FROM_INPUT = {errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EINVAL, errno.ENOTEMPTY, errno.ENXIO, errno.EXDEV}
+FILES = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End with one line on standard error. The exit code is 2 for what came in, 1 for the machine, 130 for Ctrl-C.
+class OneLineGroup(TyperGroup):
+    """A group of commands that ends as this module says."""
 
-    With RMBOOK_TRACEBACK in the environment the error goes on instead, with its trace.
-    """
+    def main(self, *arguments, standalone_mode: bool = True, **keywords):
+        """Run the command line; see click."""
+        if not standalone_mode:
+            return super().main(*arguments, standalone_mode=False, **keywords)
+        try:
+            try:
+                code = super().main(*arguments, standalone_mode=False, **keywords)
+            except Exception as error:
+                if "RMBOOK_TRACEBACK" in os.environ:
+                    raise
+                code = _report(error)
+        except KeyboardInterrupt:  # also one while an error was reported
+            code = _say(interrupt.LINE, 130)
+        _end_output()
+        interrupt.all_said(code if isinstance(code, int) else 0)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx):
+        """Run a command; click would take a KeyboardInterrupt for itself."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted.") from None
+
+
+class Interrupted(RmbookError):
+    """Ctrl-C, outside of training."""
+
+    exit_code = 130
+
+
+def _report(error: Exception) -> int:
+    if hasattr(error, "format_message"):  # click's own; typer may bring a copy of click, so its classes are no help
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            return error.exit_code
+        return _say(f"rmbook: {error.format_message()}", error.exit_code)
+    if isinstance(error, typer.Abort):
+        return _say(interrupt.LINE, 130)
+    if isinstance(error, RmbookError):
+        return _say(f"rmbook: {error}", error.exit_code)
+    if isinstance(error, FILES) or (isinstance(error, OSError) and error.errno in FROM_INPUT):
+        return _say(f"rmbook: {error}", 2)
+    if isinstance(error, ValueError | ImportError):
+        return _say(f"rmbook: {error}", 2)
+    if isinstance(error, OSError):
+        return _say(f"rmbook: {error}", 1)
+    if isinstance(error, MemoryError | RecursionError):
+        return _say(f"rmbook: too large for this machine's memory ({type(error).__name__}).", 1)
+    return _say(f"rmbook: a defect of rmbook, {type(error).__name__}: {error} (RMBOOK_TRACEBACK=1 shows where)", 1)
+
+
+def _say(line: str, code: int) -> int:
+    typer.echo(printable(line, LONGEST_LINE), err=True)
+    return code
+
+
+def _end_output() -> None:
+    """Write out what is left; what cannot be written, as on a full disk, would come up again at Python's end."""
     try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("rmbook: interrupted.", err=True)
-        raise typer.Exit(130) from None
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None or "RMBOOK_TRACEBACK" in os.environ:
-            raise
-        typer.echo(f"rmbook: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(code) from None
-
-
-def _exit_code(error: Exception) -> int | None:
-    """None for what is a defect of this program, and deserves its trace."""
-    from rmbook.adapters.adapter_file import AdapterError
-    from rmbook.runs.folder import RunError
-    from rmbook.runs.run import MemoryShortage
-    from rmbook.training.checkpoint import CheckpointError, TrainingInterrupted
-
-    codes = {TrainingInterrupted: 130, MemoryShortage: 1}
-    files = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
-    codes |= dict.fromkeys((ValueError, RunError, AdapterError, CheckpointError, *files), 2) | {OSError: 1}
-    return next((code for kind, code in codes.items() if isinstance(error, kind)), None)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

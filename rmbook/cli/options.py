@@ -1,80 +1,91 @@
-"""The flags of the command line. Each is None where it is not given, so that a settings file or a default can speak."""
+"""The flags of the command line, made from the declarations of settings.
 
-import json
-from typing import Annotated
+Each is a text, or None where it is not given, so that a settings file or a default can speak; `rmbook.settings` turns
+it into a value and says what is wrong with it.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from rmbook.errors import ConfigError, shown
+from rmbook.settings import expand_home, find_setting, help_text, kinds_of, parse, parse_pairs
 
-def _flag(kind: type, *names: str, text: str):
-    return Annotated[kind | None, typer.Option(*names, help=text, show_default=False)]
+
+def path_flag(*names: str, help: str) -> Any:
+    """The annotation of a flag that names a file or a folder; ~ is a home folder."""
+    option = typer.Option(*names, help=help, show_default=False, metavar="PATH", callback=_expanded)
+    return Annotated[str | None, option]
 
 
-Run = Annotated[str | None, typer.Argument(help="Folder of a run.", show_default=False)]
-Model = _flag(str, "--model", text="Name on the hub, or folder.")
-Revision = _flag(str, "--revision", text="Commit or branch of the model on the hub.")
-Dtype = _flag(str, "--dtype", text="Of frozen weights: float32 (default), bfloat16, float16, float64.")
-Task = _flag(
-    str,
-    "--task",
-    text="SST-2, RTE, CB, BoolQ, WSC, WiC, MultiRC, COPA, ReCoRD, SQuAD or DROP; for CLIP CIFAR10, GTSRB, MNIST, SVHN "
-    "or RESISC45.",
-)
-DataDir = _flag(str, "--data-dir", text="Folder with the task's original files, instead of the hub.")
-Method = _flag(
-    str,
-    "--method",
-    text="full, random_masking (default), structured_masking, lora, adalora, adapter, prefix or bitfit.",
-)
-Ratio = _flag(float, "--ratio", text="Masks: trained entries / all parameters of the model.")
-Density = _flag(float, "--density", text="Masks: probability that an entry of a target matrix is trained.")
-Targets = _flag(str, "--targets", text="qv (default), attention, o_proj, mlp, all_linear, or layer names with commas.")
-Settings = _flag(list[str], "--set", text="A further setting of the method, as in --set rank=16.")
-LearningRate = _flag(float, "--learning-rate", "--lr", text="Of AdamW.")
-Epochs = _flag(int, "--epochs", text="Passes over the training records [5].")
-BatchSize = _flag(int, "--batch-size", text="Records a step, over all processes [8].")
-MicroBatchSize = _flag(int, "--micro-batch-size", text="Records computed at a time, to save memory.")
-Schedule = _flag(str, "--schedule", text="Of the learning rate: constant (default) or cosine.")
-WarmupSteps = _flag(int, "--warmup-steps", text="First steps, over which the learning rate rises [0].")
-MaxSteps = _flag(int, "--max-steps", text="The run ends after so many steps, if not after its epochs.")
-MaxGradNorm = _flag(float, "--max-grad-norm", text="The gradient is clipped to this norm [1].")
-WeightDecay = _flag(float, "--weight-decay", text="Of AdamW [0].")
-Dropout = _flag(float, "--dropout", text="Probability of all dropout layers [the model's own].")
-Seed = _flag(int, "--seed", text="Of the records, the mask, the order and dropout [0].")
-TrainSize = _flag(int, "--train-size", text="Training records [1000].")
-DevSize = _flag(int, "--dev-size", text="Records that choose the best epoch [the task's own, 500 for most].")
-TestSize = _flag(int, "--test-size", text="Test records [1000].")
-MaxLength = _flag(int, "--max-length", text="Longest prompt in tokens [2048, or what the model can take].")
-MixedPrecision = _flag(str, "--mixed-precision", text="no (default), bf16 or fp16.")
-GradientCheckpointing = _flag(
-    bool, "--gradient-checkpointing/--no-gradient-checkpointing", text="Less memory for a third more time."
-)
-Config = _flag(str, "--config", text="YAML or JSON file with settings, such as a run's config.json; flags win.")
-Output = _flag(str, "--output", text="Folder of the run [runs/MODEL-TASK-METHOD-DIGEST].")
-Resume = _flag(str, "--resume", text="Folder of an interrupted run to go on with.")
+def _expanded(path: str | None) -> str | None:
+    return path and expand_home(path)
+
+
+Run = Annotated[
+    str | None, typer.Argument(help="Folder of a run.", show_default=False, metavar="[RUN]", callback=_expanded)
+]
+Sweep = Annotated[
+    str, typer.Argument(help="Folder of a sweep.", show_default=False, metavar="SWEEP", callback=_expanded)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-Split = _flag(str, "--split", text="test (default), dev, train, or validation: all of the task's validation split.")
-Predictions = _flag(str, "--predictions", text="File for the answers, one JSON object a line.")
-Prompt = _flag(str, "--prompt", text="The text to continue; - reads it from standard input.")
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer in tokens.", min=1)]
 
 
-def parsed(values: dict) -> dict:
-    """Flags as settings: the names in --targets, the pairs of --set."""
-    from rmbook.errors import ConfigError
+def check_outputs(wanted: dict[str, tuple[str | None, str]]) -> None:
+    """Check files to write, by flag with the ending that their names must have, before anything is computed."""
+    for flag, (path, ending) in wanted.items():
+        if path and not path.endswith(ending):
+            raise ConfigError(f"{flag} takes a name that ends in {ending}, got {shown(path)}.")
+        if path:
+            from rmbook.files import check_writable  # which loads torch
 
-    if "," in values.get("targets", ""):
-        values = values | {"targets": tuple(name.strip() for name in values["targets"].split(","))}
-    if "settings" in values:
-        pairs = [text.partition("=") for text in values["settings"]]
-        if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
-            raise ConfigError(f"--set takes NAME=VALUE, as in --set rank=16; got {wrong[0]!r}.")
-        values = values | {"settings": {name: _value(text) for name, _, text in pairs}}
-    return values
+            check_writable(Path(path))
 
 
-def _value(text: str):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+def takes(kind: type, *names: str) -> Callable[[Callable], Callable]:
+    """Give a command a flag for each setting of a dataclass, or for those of some names.
+
+    The command gets, as its first argument, a dict of the settings that were given, parsed and checked.
+    """
+    entries = [find_setting(kind, name) for name in names] or dataclasses.fields(kind)
+
+    def decorate(command: Callable) -> Callable:
+        own = list(inspect.signature(command).parameters.values())[1:]
+        flags = [
+            inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_flag(entry))
+            for entry in entries
+        ]
+
+        @functools.wraps(command)
+        def with_flags(**values):
+            texts = {entry.name: values.pop(entry.name) for entry in entries}
+            return command({e.name: _value(e, texts[e.name]) for e in entries if texts[e.name] is not None}, **values)
+
+        with_flags.__signature__ = inspect.Signature(
+            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*flags, *own]]
+        )
+        with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in [*flags, *own]}
+        return with_flags
+
+    return decorate
+
+
+def _flag(entry: dataclasses.Field) -> Any:
+    name, kinds = entry.name.replace("_", "-"), kinds_of(entry)
+    names = entry.metadata["flags"] or [f"--{name}/--no-{name}" if bool in kinds else f"--{name}"]
+    text = "PATH" if entry.metadata["path"] else "TEXT"
+    known = {int: "INTEGER", float: "NUMBER", dict: "NAME=VALUE", bool: None, str: text}
+    metavar = next(metavar for kind, metavar in known.items() if kind in kinds)
+    option = typer.Option(*names, help=help_text(entry), metavar=metavar, show_default=False)
+    return Annotated[{bool: bool, dict: list[str]}.get(entry.type, str) | None, option]
+
+
+def _value(entry: dataclasses.Field, given: Any) -> Any:
+    if entry.type is bool:
+        return given
+    return parse_pairs(given) if entry.type is dict else parse(entry, given)

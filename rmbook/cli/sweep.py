@@ -3,9 +3,16 @@
 import contextlib
 import functools
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+
+from rmbook.cli import interrupt
+from rmbook.cli.options import Sweep, check_outputs, path_flag, takes
+from rmbook.errors import ConfigError
+from rmbook.settings import COUNT, check_settings, expand_home, parse_pairs, setting
 
 app = typer.Typer(
     help="Many runs: grids that can be stopped and taken up at any moment.",
@@ -40,76 +47,92 @@ Examples:
   sbatch --gpus=1 --time=8:00:00 sweeps/table1/slurm/array.sbatch
 """
 
-Grid = Annotated[str, typer.Argument(help="YAML file, or name of a ready-made grid.", show_default=False)]
-Sweep = Annotated[str, typer.Argument(help="Folder of a sweep.", show_default=False)]
-Output = Annotated[str, typer.Option("--output", help="Folder of the sweep, a new one or one to go on with.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="Another value of a setting, or a list as an axis: --set seed=[0,1].", show_default=False
-    ),
+LONGEST_LEASE = 10**7  # seconds: a third of a year
+
+
+@dataclass(frozen=True)
+class SweepFlags:
+    """How the runs of a sweep are performed."""
+
+    max_attempts: int = setting("How often a run is begun when workers die or machines fail", 5, least=1, most=10**6)
+    lease: float = setting(
+        "Seconds after which a process without a sign of life is given up", 300.0, least=1, most=LONGEST_LEASE
+    )
+    engine: str = setting("What performs the runs, embedded in this process", "embedded", choices=("embedded", "ray"))
+    workers: int | None = setting("Ray: runs at a time", None, least=1, most=10**6, unset="as many as fit")
+    cpus_per_run: float | None = setting("Ray: CPUs and threads of each", None, above=0, most=10**4, unset="1")
+    gpus_per_run: float | None = setting(
+        "Ray: GPUs of each, such as 0.5", None, least=0, most=10**4, unset="1, where there are GPUs"
+    )
+    address: str | None = setting("Ray: auto, HOST:PORT or ray://...", None, unset="$RAY_ADDRESS, or this machine")
+    halving: bool = setting("Stop learning rates that others beat after epochs 1, 3, 9 ...", False)
+    budget: float | None = setting(
+        "Spend at most so many runs' worth of epochs in this call; needs --halving or Optuna", None, above=0, most=COUNT
+    )
+    order_seed: int = setting("Seed of the order of runs under a budget", 0, least=0, most=2**63 - 1)
+
+    def __post_init__(self):
+        check_settings(self)
+        given = [name for name in FOR_RAY if getattr(self, name) is not None]
+        if self.engine != "ray" and given:
+            raise ConfigError(f"--{given[0].replace('_', '-')} belongs to --engine ray: add that, or leave it out.")
+        if self.engine == "ray" and (self.halving or self.budget is not None):
+            raise ConfigError("--halving and --budget work in one process: leave out --engine.")
+
+    def perform_all(self) -> Callable[..., dict[str, int]]:
+        """The function that performs a sweep."""
+        if self.engine == "ray":
+            from rmbook.sweeps.ray_engine import run_sweep_ray
+
+            interrupt.wait_for_workers()
+            for_ray = {name: getattr(self, name) for name in FOR_RAY if getattr(self, name) is not None}
+            return functools.partial(run_sweep_ray, **for_ray)
+        from rmbook.sweeps.local import run_sweep
+
+        return functools.partial(run_sweep, halving=self.halving, budget=self.budget, seed=self.order_seed)
+
+
+FOR_RAY = ("workers", "cpus_per_run", "gpus_per_run", "address")
+Grid = Annotated[
+    str, typer.Argument(help="YAML file, or name of a ready-made grid.", metavar="GRID", callback=expand_home)
 ]
+NEW = "Folder of the sweep, a new one or one to go on with."
+Output = Annotated[str, typer.Option("--output", help=NEW, metavar="PATH", callback=expand_home)]
+ANOTHER = "Another value of a setting, or a list as an axis: --set seed=[0,1]."
+Set = Annotated[list[str] | None, typer.Option("--set", help=ANOTHER, metavar="NAME=VALUE", show_default=False)]
 
 
 @app.command(epilog=RUN)
+@takes(SweepFlags)
 def run(
+    given: dict,
     grid: Grid,
     output: Output,
     settings: Set = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Begin failed runs again.")] = False,
-    max_attempts: Annotated[int, typer.Option(help="When workers die or machines fail.", min=1)] = 5,
-    lease: Annotated[
-        float, typer.Option(help="Seconds after which a process without a sign of life is given up.", min=1)
-    ] = 300,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for runs of other processes.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing while it runs.")] = False,
-    engine: Annotated[
-        str, typer.Option(help="embedded: one run after the other, in this process. Or ray.")
-    ] = "embedded",
-    workers: Annotated[
-        int | None, typer.Option(help="Ray: runs at a time; as many as fit if not given.", min=1)
-    ] = None,
-    cpus_per_run: Annotated[float | None, typer.Option(help="Ray: CPUs and threads of each; 1 if not given.")] = None,
-    gpus_per_run: Annotated[
-        float | None, typer.Option(help="Ray: GPUs of each, such as 0.5; 1 if not given, where there are GPUs.", min=0)
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray: auto, HOST:PORT or ray://...; $RAY_ADDRESS, or only this machine, if not given."),
-    ] = None,
-    halving: Annotated[
-        bool, typer.Option("--halving", help="Stop learning rates that others beat after epochs 1, 3, 9 ... (Optuna).")
-    ] = False,
-    budget: Annotated[
-        float | None, typer.Option(help="Spend at most so many runs' worth of epochs in this call (Optuna).")
-    ] = None,
-    order_seed: Annotated[int, typer.Option(help="Of the order of runs under a budget.", min=0)] = 0,
 ) -> None:
     """Perform the runs of a grid that are not done yet."""
-    with _one_line_errors():
-        from rmbook.sweeps.display import LineReport, LiveReport
-        from rmbook.sweeps.local import Report, run_sweep
+    flags = SweepFlags(**given)
+    from rmbook.sweeps.display import LineListener, LiveListener
+    from rmbook.sweeps.local import Listener
 
-        for_ray = {"workers": workers, "cpus_per_run": cpus_per_run, "gpus_per_run": gpus_per_run, "address": address}
-        perform_all = _engine(engine, {name: value for name, value in for_ray.items() if value is not None}, run_sweep)
-
-        if halving or budget is not None:
-            perform_all = _part(engine, halving, budget, order_seed)
-        runs = _plan(grid, settings)
-        live = sys.stderr.isatty() and not quiet
-        with contextlib.nullcontext(Report() if quiet else LineReport()) if not live else LiveReport() as report:
-            counts = perform_all(
-                runs,
-                output,
-                report=report,
-                retry_failed=retry_failed,
-                wait=not no_wait,
-                lease_seconds=lease,
-                max_attempts=max_attempts,
-            )
-        typer.echo(f"{_sentence(counts)}; see {output}")
-        if counts["pending"]:
-            typer.echo("without --halving and --budget, the same command completes the rest.")
+    perform_all, runs = flags.perform_all(), _plan(grid, settings)
+    silent = contextlib.nullcontext(Listener() if quiet else LineListener())
+    with LiveListener() if sys.stderr.isatty() and not quiet else silent as listener:
+        counts = perform_all(
+            runs,
+            output,
+            listener=listener,
+            retry_failed=retry_failed,
+            wait=not no_wait,
+            lease_seconds=flags.lease,
+            max_attempts=flags.max_attempts,
+        )
+    typer.echo(f"{_sentence(counts)}; see {output}")
+    if counts["pending"]:
+        typer.echo("without --halving and --budget, the same command completes the rest.")
     if counts["failed"]:
         typer.echo(f"rmbook: why runs failed: rmbook sweep status {output}; again: --retry-failed.", err=True)
         raise typer.Exit(1)
@@ -118,45 +141,39 @@ def run(
 @app.command(epilog=STATUS)
 def status(sweep: Sweep) -> None:
     """Say how many runs are in which state, and why runs failed."""
-    with _one_line_errors():
-        from rmbook.sweeps.display import describe_run
-        from rmbook.sweeps.driver import open_ledger
-        from rmbook.sweeps.folder import SweepFolder
+    from rmbook.sweeps.display import describe_run
+    from rmbook.sweeps.driver import open_ledger
+    from rmbook.sweeps.folder import SweepFolder
 
-        ledger = open_ledger(SweepFolder(sweep))
-        typer.echo(_sentence(ledger.counts()))
-        if stopped := sum((row["error"] or "").startswith("stopped after epoch") for row in ledger.rows("pending")):
-            typer.echo(f"{stopped:,} of the pending ones were stopped early by --halving")
-        for row in ledger.rows("leased", "failed"):
-            note = row["error"] or f"attempt {row['attempts']}, since {row['claimed']}"
-            typer.echo(f"{row['state']}: {describe_run(row['config'])}: {note}")
+    ledger = open_ledger(SweepFolder(sweep))
+    typer.echo(_sentence(ledger.counts()))
+    if stopped := sum((row["error"] or "").startswith("stopped after epoch") for row in ledger.rows("pending")):
+        typer.echo(f"{stopped:,} of the pending ones were stopped early by --halving")
+    for row in ledger.rows("leased", "failed"):
+        note = row["error"] or f"attempt {row['attempts']}, since {row['claimed']}"
+        typer.echo(f"{row['state']}: {describe_run(row['config'])}: {note}")
 
 
 @app.command(epilog=EXPORT)
 def export(
     sweep: Sweep,
-    csv: Annotated[str | None, typer.Option(help="File to write.", show_default=False)] = None,
-    parquet: Annotated[str | None, typer.Option(help="File to write.", show_default=False)] = None,
+    csv: path_flag("--csv", help="File to write, FILE.csv.") = None,
+    parquet: path_flag("--parquet", help="File to write, FILE.parquet.") = None,
     timing: Annotated[bool, typer.Option("--timing", help="Add speed, machine, attempts and messages.")] = False,
 ) -> None:
     """Write the results as a table: the same bytes for the same runs, however they came about."""
-    with _one_line_errors():
-        from rmbook.errors import ConfigError
-        from rmbook.sweeps.driver import open_ledger
-        from rmbook.sweeps.folder import SweepFolder
-        from rmbook.sweeps.table import sweep_table, write_table
+    if not (csv or parquet):
+        raise ConfigError("give --csv FILE or --parquet FILE.")
+    check_outputs({"--csv": (csv, ".csv"), "--parquet": (parquet, ".parquet")})
+    from rmbook.sweeps.driver import open_ledger
+    from rmbook.sweeps.folder import SweepFolder
+    from rmbook.sweeps.table import sweep_table, write_table
 
-        wanted = {".csv": csv, ".parquet": parquet}
-        if not any(wanted.values()):
-            raise ConfigError("give --csv FILE or --parquet FILE.")
-        for ending, path in wanted.items():
-            if path and not path.endswith(ending):
-                raise ConfigError(f"--{ending[1:]} takes a name that ends in {ending}, got {path}.")
-        ledger = open_ledger(SweepFolder(sweep))
-        table = sweep_table(ledger.rows(), timing)
-        for path in filter(None, wanted.values()):
-            write_table(table, path)
-            typer.echo(f"{len(table)} runs ({_sentence(ledger.counts())}) in {path}")
+    ledger = open_ledger(SweepFolder(sweep))
+    table = sweep_table(ledger.rows(), timing)
+    for path in filter(None, (csv, parquet)):
+        write_table(table, path)
+        typer.echo(f"{len(table)} runs ({_sentence(ledger.counts())}) in {path}")
 
 
 @app.command(epilog=EMIT)
@@ -168,72 +185,35 @@ def emit(
     tasks: Annotated[int, typer.Option(help="Most tasks in the array.", min=1)] = 1000,
 ) -> None:
     """Write the runs of a grid that are not done yet as plain commands."""
-    with _one_line_errors():
-        from rmbook.errors import ConfigError
-        from rmbook.sweeps.driver import open_ledger
-        from rmbook.sweeps.folder import SweepFolder
-        from rmbook.sweeps.slurm import emit_slurm_array
+    from rmbook.sweeps.driver import open_ledger
+    from rmbook.sweeps.folder import SweepFolder
+    from rmbook.sweeps.slurm import emit_slurm_array
 
-        if not slurm_array:
-            raise ConfigError("say what to emit: --slurm-array.")
-        runs = _plan(grid, settings)
-        place = SweepFolder(output, new=True)
-        place.keep_plan(runs)
-        open_ledger(place).add(runs, wanted=False)
-        script, count = emit_slurm_array(runs, place, tasks)
-        typer.echo(f"{count} of {len(runs)} runs in {script.with_name('commands.txt')}; start them: sbatch {script}")
+    if not slurm_array:
+        raise ConfigError("say what to emit: --slurm-array.")
+    runs = _plan(grid, settings)
+    place = SweepFolder(output, new=True)
+    place.keep_plan(runs)
+    open_ledger(place).add(runs, wanted=False)
+    script, count = emit_slurm_array(runs, place, tasks)
+    typer.echo(f"{count} of {len(runs)} runs in {script.with_name('commands.txt')}; start them: sbatch {script}")
 
 
 @app.command()
 def grids() -> None:
     """List the ready-made grids."""
-    with _one_line_errors():
-        from rmbook.sweeps.grid import ready_made
+    from rmbook.sweeps.grid import ready_made
 
-        for name, description in ready_made().items():
-            typer.echo(f"{name:<14}{description}")
+    for name, description in ready_made().items():
+        typer.echo(f"{name:<14}{description}")
 
 
 def _plan(grid: str, settings: list[str] | None) -> list:
-    from rmbook.cli.options import parsed
     from rmbook.sweeps.grid import expand, override, plan, read_grid
 
-    values = parsed({"settings": settings or []})["settings"]
+    values = parse_pairs(settings or [])
     return plan(expand(override(read_grid(grid), values)))
-
-
-def _engine(name: str, for_ray: dict, embedded):
-    """What performs a sweep."""
-    from rmbook.errors import ConfigError, closest
-
-    if name == "ray":
-        from rmbook.sweeps.ray_engine import run_sweep_ray
-
-        return functools.partial(run_sweep_ray, **for_ray)
-    if name != "embedded":
-        raise ConfigError(f"unknown engine {name!r}: {closest(name, ('embedded', 'ray'))}")
-    if for_ray:
-        raise ConfigError(
-            f"--{next(iter(for_ray)).replace('_', '-')} belongs to --engine ray: add that, or leave it out."
-        )
-    return embedded
-
-
-def _part(engine: str, halving: bool, budget: float | None, seed: int):
-    """What performs a part of a sweep."""
-    from rmbook.errors import ConfigError
-    from rmbook.sweeps.sweep_budget import run_part
-
-    if engine != "embedded":
-        raise ConfigError("--halving and --budget work in one process: leave out --engine.")
-    return functools.partial(run_part, halving=halving, budget=budget, seed=seed)
 
 
 def _sentence(counts: dict[str, int]) -> str:
     return ", ".join(f"{number:,} {state}" for state, number in counts.items() if number) or "no runs"
-
-
-def _one_line_errors():
-    from rmbook.cli.errors import one_line_errors
-
-    return one_line_errors()

@@ -21,7 +21,6 @@ from rmbook.models.files import ModelError, find_folder
 from rmbook.models.language import convert_checkpoint, load_language_model
 from rmbook.offline.digits import cache_folder
 from rmbook.offline.offline_files import tiny_checkpoint, write_generated_records
-from rmbook.runs.config import DTYPES
 
 TINY = "tiny"  # the name of the model that is made here
 # The least memory in GB for masks and LoRA, the model, and the least for full fine-tuning (16 bytes a parameter and
@@ -137,7 +136,7 @@ class Plan:
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model as it is, on the GPU where there is one, and its tokenizer."""
         device = "cuda" if torch.cuda.is_available() else None
-        return load_language_model(self.model, dtype=DTYPES[self.tier.settings.get("dtype", "float32")], device=device)
+        return load_language_model(self.model, dtype=getattr(torch, self.tier.settings.get("dtype", "float32")), device=device)
 
     def sentence(self) -> str:
         """Tier, model, records, sizes and time, for the reader, before anything starts."""

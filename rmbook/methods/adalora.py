@@ -12,6 +12,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rmbook.engine.targets import find_targets
+from rmbook.errors import ConfigError
+from rmbook.methods.settings import AdaLoraSettings
 
 ADAPTER = "default"
 
@@ -33,58 +35,30 @@ class AdaLora:
     Args:
         model: any model whose targets `peft` supports.
         targets: names of the target layers.
-        rank: mean number of directions a matrix at the end.
-        initial_rank: directions of each matrix at the start.
-        alpha: updates are scaled by alpha / initial_rank.
-        total_steps: optimiser steps of the run; needed if directions are to be dropped.
-        warmup_steps: steps before the first is dropped; a tenth of the run if None.
-        final_steps: steps at the end after the last is dropped; three tenths of the run if None.
-        interval: steps from one choice to the next.
-        orthogonality: weight of the penalty.
+        settings: see `rmbook.methods.settings.AdaLoraSettings`; with total_steps if directions are to be dropped.
 
     Raises:
         TargetError: if a target matches nothing.
-        ValueError: directions are to be dropped and total_steps is missing or too small; ranks out of order.
+        ConfigError: directions are to be dropped and total_steps is missing, or leaves no step for it.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        targets: tuple[str, ...],
-        rank: int,
-        initial_rank: int,
-        alpha: float,
-        total_steps: int | None,
-        warmup_steps: int | None,
-        final_steps: int | None,
-        interval: int,
-        orthogonality: float,
-    ):
-        if not 1 <= rank <= initial_rank:
-            raise ValueError(f"rank must be at least 1 and at most initial_rank, got {rank} and {initial_rank}.")
-        self.drops = initial_rank > rank
-        if self.drops and total_steps is None:
-            raise ValueError("adalora drops directions over the run: give total_steps, its number of optimiser steps.")
-        total_steps = total_steps if self.drops else 1  # peft wants a number
-        warmup_steps = total_steps // 10 if warmup_steps is None else warmup_steps
-        final_steps = total_steps * 3 // 10 if final_steps is None else final_steps
-        if self.drops and warmup_steps >= total_steps - final_steps:
-            raise ValueError(
-                f"no step is left for dropping directions: warmup_steps {warmup_steps} and final_steps {final_steps} "
-                f"must sum to less than total_steps {total_steps}."
-            )
+    def __init__(self, model: nn.Module, targets: tuple[str, ...], settings: AdaLoraSettings):
+        self.drops, first = settings.drops, settings.initial_rank or settings.rank
+        if self.drops and settings.total_steps is None:
+            raise ConfigError("adalora drops directions over the run: give total_steps, its number of optimiser steps.")
+        warmup_steps, final_steps = settings.schedule(settings.total_steps) if self.drops else (0, 0)
         layers = find_targets(model, targets)
         config = AdaLoraConfig(
-            target_r=rank,
-            init_r=initial_rank,
-            lora_alpha=alpha,
+            target_r=settings.rank,
+            init_r=first,
+            lora_alpha=settings.alpha,
             lora_dropout=0.0,
             target_modules=list(targets),
-            tinit=warmup_steps if self.drops else 0,
-            tfinal=final_steps if self.drops else 0,
-            deltaT=interval,
-            total_step=total_steps,
-            orth_reg_weight=orthogonality,
+            tinit=warmup_steps,
+            tfinal=final_steps,
+            deltaT=settings.interval,
+            total_step=settings.total_steps or 1,  # peft wants a number
+            orth_reg_weight=settings.orthogonality,
             fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         )
         self.tuner = AdaLoraModel(model, config, ADAPTER)

@@ -7,10 +7,7 @@ from torch import nn
 
 from rmbook.engine.masking import RandomMask
 from rmbook.methods.adalora import AdaLora
-
-
-class MethodError(ValueError):
-    """A method is unknown, cannot be applied to this model, or does not take a setting."""
+from rmbook.methods.settings import MethodError
 
 
 class AppliedMethod:

@@ -1,8 +1,7 @@
 """The methods that are compared, each as one call that decides which parameters of a model require a gradient."""
 
-import difflib
+import dataclasses
 import functools
-import inspect
 from collections.abc import Sequence
 
 import torch
@@ -15,10 +14,22 @@ from rmbook.checks import check_seed
 from rmbook.engine.masking import apply_random_mask
 from rmbook.engine.targets import TargetError, find_targets
 from rmbook.methods.adalora import AdaLora, widen_factors
-from rmbook.methods.applied_method import AppliedMethod, MethodError
+from rmbook.methods.applied_method import AppliedMethod
 from rmbook.methods.architectures import resolve_targets
 from rmbook.methods.houlsby import add_adapters, remove_adapters
 from rmbook.methods.prefix import add_prefix, remove_prefix
+from rmbook.methods.settings import (
+    AdaLoraSettings,
+    AdapterSettings,
+    BitfitSettings,
+    LoraSettings,
+    MaskSettings,
+    MethodError,
+    MethodSettings,
+    PrefixSettings,
+    method_settings,
+    refuse_settings,
+)
 
 
 def full_finetuning(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
@@ -28,7 +39,9 @@ def full_finetuning(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
     return model
 
 
-def lora(model: nn.Module, targets: Sequence[str], rank: int = 8, alpha: float = 16) -> nn.Module:
+def lora(
+    model: nn.Module, targets: Sequence[str], rank: int = LoraSettings.rank, alpha: float = LoraSettings.alpha
+) -> nn.Module:
     """Freeze `model` and add low-rank updates (alpha / rank) B A to the target layers, through `peft`; in place.
 
     The defaults are the paper's (rank 8, alpha 16). The factors A are drawn from torch's global random state; all
@@ -36,14 +49,13 @@ def lora(model: nn.Module, targets: Sequence[str], rank: int = 8, alpha: float =
 
     Raises:
         TargetError: if a target matches nothing.
-        ValueError: the rank is below 1.
+        ConfigError: rank or alpha is out of range.
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank must be an integer of at least 1, got {rank!r}.")
+    settings = LoraSettings(rank, alpha)
     layers = find_targets(model, targets)  # peft's own message does not say which names would match
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
         lora_dropout=0.0,
         target_modules=list(targets),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
@@ -53,7 +65,7 @@ def lora(model: nn.Module, targets: Sequence[str], rank: int = 8, alpha: float =
     return model
 
 
-def bitfit(model: nn.Module, norms: bool = False) -> nn.Module:
+def bitfit(model: nn.Module, norms: bool = BitfitSettings.norms) -> nn.Module:
     """Train the biases that the model's linear layers have, and nothing else; in place.
 
     The paper says "all the bias vectors", but its count, 9 d in each block of OPT, leaves out those of layer norms.
@@ -75,12 +87,16 @@ def bitfit(model: nn.Module, norms: bool = False) -> nn.Module:
     return model
 
 
-def _full(model):
+# What follows puts a method on a model: each function takes the model, the settings of the method, and what the method
+# takes of the run's, and gives what `AppliedMethod` needs. All that can fail is done before the model is changed.
+
+
+def _full(model: nn.Module, settings: MethodSettings) -> dict:
     full_finetuning(model)
     return {"undo": None}
 
 
-def _random_masking(model, targets, ratio, density, seed, structure="entries", backend="auto", scale=1.0):
+def _masking(model: nn.Module, settings: MaskSettings, targets, ratio, density, seed) -> dict:
     targets = resolve_targets(model, targets)
     fused = [name for name, layer in find_targets(model, targets).items() if isinstance(layer, Conv1D)]
     if fused:
@@ -88,42 +104,23 @@ def _random_masking(model, targets, ratio, density, seed, structure="entries", b
             f"{fused[0]!r} is a Conv1D, whose weight is stored transposed; masks need linear layers: call "
             "rmbook.methods.architectures.conv1d_to_linear(model) first."
         )
-    mask = apply_random_mask(
-        model, targets, ratio=ratio, density=density, seed=seed, structure=structure, backend=backend, scale=scale
-    )
+    mask = apply_random_mask(model, targets, ratio=ratio, density=density, seed=seed, **dataclasses.asdict(settings))
     return {"undo": mask.remove, "mask": mask}
 
 
-def _structured_masking(model, targets, ratio, density, seed, structure="leading_columns", backend="auto", scale=1.0):
-    return _random_masking(model, targets, ratio, density, seed, structure, backend, scale)
-
-
-def _lora(model, targets, seed, rank=8, alpha=16):
+def _lora(model: nn.Module, settings: LoraSettings, targets, seed) -> dict:
     targets = resolve_targets(model, targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        lora(model, targets, rank, alpha)
+        lora(model, targets, settings.rank, settings.alpha)
     return {"undo": functools.partial(_remove_peft, model)}
 
 
-def _adalora(
-    model,
-    targets,
-    seed,
-    rank=8,
-    initial_rank=None,
-    alpha=16,
-    total_steps=None,
-    warmup_steps=None,
-    final_steps=None,
-    interval=10,
-    orthogonality=0.5,
-):
+def _adalora(model: nn.Module, settings: AdaLoraSettings, targets, seed) -> dict:
     targets = resolve_targets(model, targets)
-    schedule = (total_steps, warmup_steps, final_steps, interval)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        budget = AdaLora(model, targets, rank, initial_rank or rank, alpha, *schedule, orthogonality)
+        budget = AdaLora(model, targets, settings)
     return {"undo": functools.partial(_remove_peft, model), "budget": budget}
 
 
@@ -135,18 +132,18 @@ def _remove_peft(model: nn.Module) -> None:
     del model.peft_config
 
 
-def _adapter(model, seed, width=8, bias=False, train_norms=True):
-    add_adapters(model, seed=seed, width=width, bias=bias, train_norms=train_norms)
+def _adapter(model: nn.Module, settings: AdapterSettings, seed) -> dict:
+    add_adapters(model, seed=seed, **dataclasses.asdict(settings))
     return {"undo": functools.partial(remove_adapters, model)}
 
 
-def _prefix(model, seed, length=5, words=None):
-    add_prefix(model, seed=seed, length=length, words=words)
+def _prefix(model: nn.Module, settings: PrefixSettings, seed) -> dict:
+    add_prefix(model, seed=seed, **dataclasses.asdict(settings))
     return {"undo": functools.partial(remove_prefix, model)}
 
 
-def _bitfit(model, norms=False):
-    bitfit(model, norms)
+def _bitfit(model: nn.Module, settings: BitfitSettings) -> dict:
+    bitfit(model, settings.norms)
     return {"undo": _nothing}  # the biases are put back by AppliedMethod.remove
 
 
@@ -156,8 +153,8 @@ def _nothing() -> None:
 
 METHODS = {
     "full": _full,
-    "random_masking": _random_masking,
-    "structured_masking": _structured_masking,
+    "random_masking": _masking,
+    "structured_masking": _masking,
     "lora": _lora,
     "adalora": _adalora,
     "adapter": _adapter,
@@ -189,37 +186,22 @@ def apply_method(
         ratio: for masks: trained entries / all parameters of the model. Give this or density.
         density: for masks: probability that an entry of a target matrix is trained.
         seed: of masks, of factors, or of the words that a prefix starts from.
-        settings: of the method.
-            lora: rank=8, alpha=16.
-            adalora: these, and initial_rank, total_steps and more; see `rmbook.methods.adalora.AdaLora`.
-            adapter: width=8, bias=False, train_norms=True; see `rmbook.methods.houlsby.add_adapters`.
-            prefix: length=5, words=None; see `rmbook.methods.prefix.add_prefix`.
-            bitfit: norms=False; see `bitfit`.
-            random_masking, structured_masking: structure, backend, scale; see `rmbook.apply_random_mask`.
+        settings: of the method; `rmbook describe --method NAME` lists them, `rmbook.methods.settings` declares them.
 
     Raises:
         MethodError: the name is unknown, the method does not take a setting, or the model has a method already.
         TargetError: a target is unknown or unsuitable.
-        ValueError: a setting is out of range.
+        ConfigError, ValueError: a setting is out of range.
     """
-    if name not in METHODS:
-        close = difflib.get_close_matches(str(name), METHODS, n=3)
-        raise MethodError(f"unknown method {name!r}; {'close' if close else 'known'}: {', '.join(close or METHODS)}.")
+    checked = method_settings(name, settings)
     if hasattr(model, "_rmbook_method"):
         raise MethodError("the model has a method already: remove that first (AppliedMethod.remove).")
-    signature = inspect.signature(METHODS[name])
     general = {"targets": targets, "ratio": ratio, "density": density}
-    given = settings | {key: value for key, value in general.items() if value is not None}
-    if unknown := [key for key in given if key not in signature.parameters]:
-        known = [key for key in signature.parameters if key != "model"]
-        raise MethodError(f"{name} does not take {', '.join(unknown)}; it takes {', '.join(known) or 'no settings'}.")
-    given = {"seed": check_seed(seed)} | general | given
-    given = {key: value for key, value in given.items() if key in signature.parameters}
-    bound = signature.bind(model, **given)
-    bound.apply_defaults()
+    refuse_settings(name, [key for key, value in general.items() if value is not None and key not in checked.takes])
+    general = {key: value for key, value in (general | {"seed": check_seed(seed)}).items() if key in checked.takes}
     base = list(model.parameters())
     flags = {parameter_name: parameter.requires_grad for parameter_name, parameter in model.named_parameters()}
-    parts = METHODS[name](model, **given)
+    parts = METHODS[name](model, checked, **general)
     if parts["undo"]:
         model._rmbook_method = flags
-    return AppliedMethod(model, name, {k: v for k, v in bound.arguments.items() if k != "model"}, base, **parts)
+    return AppliedMethod(model, name, general | dataclasses.asdict(checked), base, **parts)

@@ -8,8 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rmbook.engine.targets import TargetError, find_targets
-
-PRESETS = ("qv", "attention", "o_proj", "mlp", "all_linear")
+from rmbook.methods.settings import PRESETS
 
 
 @dataclass(frozen=True)

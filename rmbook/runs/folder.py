@@ -5,17 +5,19 @@ import math
 import os
 from pathlib import Path
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rmbook.files import replacing
+from rmbook.errors import RmbookError
+from rmbook.files import read_json_lines, replacing
 from rmbook.methods.saved import load_trained
 from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.models.reuse import load_for_task
-from rmbook.runs.config import DTYPES, RunConfig, make_config
+from rmbook.runs.config import RunConfig, make_config
 
 
-class RunError(Exception):
+class RunError(RmbookError):
     """A run cannot be started or taken up; one line that says what to do."""
 
 
@@ -48,7 +50,8 @@ def load_run(folder: str | os.PathLike) -> tuple[nn.Module, PreTrainedTokenizerB
     if not (folder / "adapter.safetensors").exists():
         why = "diverged" if (folder / "result.json").exists() else f"not finished: rmbook train --resume {folder}"
         raise RunError(f"the run in {folder} has no adapter.safetensors: it is {why}.")
-    model, tokenizer = load_for_task(config.task, config.model, dtype=DTYPES[config.dtype], revision=config.revision)
+    dtype = getattr(torch, config.dtype)
+    model, tokenizer = load_for_task(config.task, config.model, dtype=dtype, revision=config.revision)
     load_trained(model, folder / "adapter.safetensors")
     return model.eval(), tokenizer, config
 
@@ -82,7 +85,7 @@ class MetricsFile:
 
     def rows(self) -> list[dict]:
         """What the file holds."""
-        return _complete_rows(self.path)
+        return read_json_lines(self.path) if self.path.exists() else []
 
     def __enter__(self) -> "MetricsFile":
         self._file = open(self.path, "a", buffering=1) if self.writes else None  # each line as it comes
@@ -91,8 +94,3 @@ class MetricsFile:
     def __exit__(self, *error) -> None:
         if self._file:
             self._file.close()
-
-
-def _complete_rows(path: Path) -> list[dict]:
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one

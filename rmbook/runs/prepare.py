@@ -1,8 +1,9 @@
 """Everything that a run needs, loaded and checked before anything is written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
@@ -19,7 +20,7 @@ from rmbook.models.encoding import MAX_LENGTH, Question
 from rmbook.models.language import max_positions
 from rmbook.models.predict import predict, to_questions
 from rmbook.models.reuse import BaseModels, load_for_task
-from rmbook.runs.config import DTYPES, RunConfig
+from rmbook.runs.config import RunConfig
 from rmbook.tasks.image_files import ImageRecord
 from rmbook.tasks.image_task import ImageTask
 from rmbook.tasks.metrics import task_score
@@ -75,7 +76,7 @@ def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedR
     splits = sample_splits(*records, config.seed, config.train_size, config.dev_size, config.test_size)
     AcceleratorState._reset_state()  # it keeps one precision a process, where a notebook may want another run's
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    place = {"dtype": DTYPES[config.dtype], "device": accelerator.device, "revision": config.revision}
+    place = {"dtype": getattr(torch, config.dtype), "device": accelerator.device, "revision": config.revision}
     if bases:
         model, tokenizer = bases.take(config.model, task=task.name, **place)
     else:
@@ -98,8 +99,10 @@ def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedR
         ratio=config.ratio,
         density=config.density,
         seed=config.seed,
-        **_settings(config, len(splits.train)),
+        **asdict(config.method_settings(len(splits.train))),
     )
+    if not method.trainable:
+        raise ConfigError(f"{config.method} at so small a ratio or density trains nothing: raise it.")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return PreparedRun(
@@ -123,13 +126,6 @@ def set_dropout(model: nn.Module, probability: float) -> None:
         for name in ("dropout", "attention_dropout", "activation_dropout"):  # numbers in OPT's and Llama's layers
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, probability)
-
-
-def _settings(config: RunConfig, examples: int) -> dict:
-    settings = dict(config.settings)
-    if config.method == "adalora" and "initial_rank" in settings:  # its schedule needs to know the run's length
-        settings.setdefault("total_steps", config.training().steps(examples))
-    return settings
 
 
 def score_records(prepared: PreparedRun, records: Sequence[Record | ImageRecord], progress: bool) -> dict[str, float]:

@@ -8,12 +8,13 @@ checkpoint.safetensors.
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils.memory import should_reduce_batch_size
 
+from rmbook.errors import RmbookError
 from rmbook.files import write_json
 from rmbook.methods.saved import save_trained
 from rmbook.models.reuse import BaseModels
@@ -27,8 +28,10 @@ from rmbook.training.config import TrainingResult
 from rmbook.training.train import train
 
 
-class MemoryShortage(Exception):
+class MemoryShortage(RmbookError):
     """The memory was too small; says which settings to change."""
+
+    exit_code = 1
 
 
 def start_run(
@@ -60,11 +63,11 @@ def start_run(
     config = replace(config, model=_lasting(config.model), data_dir=config.data_dir and _lasting(config.data_dir))
     if first_process() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists: go on with it by `rmbook train --resume {folder}`, or name another --output.")
+    _check_place(folder)
     with _explaining_memory(config):
         prepared = prepare_run(config, bases)
     if prepared.accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", config.to_dict())
+        _begin_folder(folder, config)
     prepared.accelerator.wait_for_everyone()
     return _run(prepared, folder, progress, after_epoch)
 
@@ -97,6 +100,29 @@ def resume_run(
     with _explaining_memory(config):
         prepared = prepare_run(config, bases)
     return _run(prepared, folder, progress, after_epoch)
+
+
+def _check_place(folder: Path) -> None:
+    """Raise OSError where a run could not write its files, before anything is loaded."""
+    longest = folder / ".checkpoint.safetensors.12345678"
+    with suppress(FileNotFoundError):
+        longest.lstat()  # a name that is too long, or below a file
+    nearest = next(path for path in folder.absolute().parents if path.exists())
+    if not os.access(folder if folder.exists() else nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be made: {nearest} is not for you to write in; name another --output.")
+
+
+def _begin_folder(folder: Path, config: RunConfig) -> None:
+    """Make the folder with config.json in it, or leave nothing."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config.to_dict())
+    except BaseException:
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _lasting(name: str) -> str:

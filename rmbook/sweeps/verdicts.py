@@ -20,6 +20,7 @@ import pandas as pd
 
 from rmbook.errors import ConfigError, closest
 from rmbook.paper.tables import TEST_IMAGES, TEST_RECORDS, load_paper_table
+from rmbook.runs.config import paper_protocol
 from rmbook.tasks.image_task import IMAGE_TASKS
 from rmbook.tasks.task import find_task
 
@@ -28,9 +29,7 @@ PAPER_MODELS |= {"meta-llama/Llama-2-7b-hf": "Llama-2-7b", "openai/clip-vit-base
 VERDICTS = ("agrees", "above", "below", "too few seeds", "not comparable")
 LEAST_SEEDS = 3  # the paper's number; it gives none for images
 # The paper's settings as far as they decide an outcome; precision and the size of parts are left free.
-PROTOCOL = {"targets": None, "settings": "{}", "epochs": 5, "batch_size": 8, "max_grad_norm": 1.0, "weight_decay": 0.0}
-PROTOCOL |= {"dev_size": None, "test_size": 1000, "max_length": None, "dropout": None}
-PROTOCOL |= {"schedule": "constant", "warmup_steps": 0, "max_steps": None}
+PROTOCOL = paper_protocol() | {"settings": "{}"}  # a summary holds them as text
 # Of images (appendix B.2), which the paper trains for a number of steps; it says nothing of the part for dev.
 IMAGE_PROTOCOL = {"settings": "{}", "batch_size": 128, "max_grad_norm": 1.0, "weight_decay": 0.1, "dropout": None}
 IMAGE_PROTOCOL |= {"schedule": "cosine", "warmup_steps": 200, "max_steps": 2000}

@@ -10,16 +10,19 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from rmbook.errors import RmbookError
 from rmbook.files import UnreadableFileError, digest_tensors, read_safetensors, write_safetensors
 
 FORMAT = "rmbook-checkpoint-1"
 
 
-class TrainingInterrupted(Exception):
+class TrainingInterrupted(RmbookError):
     """The run was asked to stop; its checkpoint is written."""
 
+    exit_code = 130
 
-class CheckpointError(Exception):
+
+class CheckpointError(RmbookError):
     """A checkpoint is damaged or belongs to another run."""
 
 

@@ -1,57 +1,45 @@
-"""TODO."""
+"""The settings of the training loop, and what comes out of it."""
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
 
+from rmbook.settings import COUNT, check_settings, documented, setting
 from rmbook.training.schedule import SCHEDULES
 
+LARGEST_BATCH = 2**20
+AT_LEAST_ONE = {"least": 1, "most": COUNT, "paper": True}
 
+
+@documented
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of one run; checked when made.
+    """Settings of the training loop; checked when made. Defaults are the paper's (appendix B)."""
 
-    Attributes:
-        learning_rate: of AdamW, the largest one of the run; positive.
-        epochs: passes over the training data; the dev set is scored after each.
-        batch_size: examples a step, over all processes.
-        micro_batch_size: examples that a process computes at a time, to save memory; all of its share if None. The
-            step is the same.
-        max_grad_norm: the gradient is clipped to this l2 norm.
-        weight_decay: of AdamW.
-        seed: of batch order and dropout.
-        schedule: "constant", or "cosine": from the learning rate down to 0 at the run's last step.
-        warmup_steps: first steps, over which the learning rate rises from 0 in a line.
-        max_steps: the run ends after so many steps, if not earlier; the epoch under way ends there, and counts. No
-            limit if None.
-    """
-
-    learning_rate: float
-    epochs: int = 5
-    batch_size: int = 8
-    micro_batch_size: int | None = None
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    seed: int = 0
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    max_steps: int | None = None
+    learning_rate: float = setting("Learning rate of AdamW, the largest one of the run", above=0, flags=("--learning-rate", "--lr"))
+    epochs: int = setting("Passes over the training examples; the dev set is scored after each", 5, **AT_LEAST_ONE)
+    batch_size: int = setting("Examples a step, over all processes", 8, least=1, most=LARGEST_BATCH, paper=True)
+    micro_batch_size: int | None = setting(
+        "Examples that a process computes at a time, to save memory; the step is the same",
+        None,
+        least=1,
+        most=LARGEST_BATCH,
+        unset="all of its share",
+    )
+    max_grad_norm: float = setting("The gradient is clipped to this l2 norm", 1.0, above=0, paper=True)
+    weight_decay: float = setting("Weight decay of AdamW", 0.0, least=0, paper=True)
+    seed: int = setting("Seed of the examples, the mask, the batch order and dropout", 0, least=0, most=2**63 - 1)
+    schedule: str = setting("Schedule of the learning rate", "constant", choices=SCHEDULES, paper=True)
+    warmup_steps: int = setting(
+        "First steps, over which the learning rate rises from 0 in a line", 0, least=0, most=COUNT, paper=True
+    )
+    max_steps: int | None = setting(
+        "The run ends after so many steps, if not earlier; the epoch under way ends there, and counts",
+        None,
+        **AT_LEAST_ONE,
+    )
 
     def __post_init__(self):
-        for name in ("learning_rate", "max_grad_norm", "weight_decay"):
-            value, zero_ok = getattr(self, name), name == "weight_decay"
-            number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or value < 0 or (value == 0 and not zero_ok):
-                wanted = "zero or a positive" if zero_ok else "a positive"
-                raise ValueError(f"{name} must be {wanted} finite number, got {value!r}.")
-        for name in ("epochs", "batch_size", "micro_batch_size", "seed", "warmup_steps", "max_steps"):
-            value, least = getattr(self, name), 0 if name in ("seed", "warmup_steps") else 1
-            if name in ("micro_batch_size", "max_steps") and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be {' or '.join(SCHEDULES)}, got {self.schedule!r}.")
+        check_settings(self)
 
     def steps(self, examples: int) -> int:
         """Optimiser steps of a whole run on so many training examples."""

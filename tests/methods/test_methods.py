@@ -300,9 +300,9 @@ def test_other_models_take_names_but_no_presets():
 @pytest.mark.parametrize(
     "name, settings, words",
     [
-        ("lorra", {}, "unknown method 'lorra'; close: lora"),
-        ("zzz", {}, "known: full, random_masking"),
-        (None, {}, "known: full"),
+        ("lorra", {}, "unknown method 'lorra': did you mean lora"),
+        ("zzz", {}, "known are full, random_masking"),
+        (None, {}, "known are full"),
         ("lora", {"ratio": 0.1}, "lora does not take ratio; it takes targets, seed, rank, alpha"),
         ("prefix", {"targets": "qv"}, "prefix does not take targets"),
         ("full", {"rank": 3}, "full does not take rank; it takes no settings"),
@@ -312,8 +312,8 @@ def test_other_models_take_names_but_no_presets():
         ("lora", {"seed": 0.5}, "seed"),
         ("lora", {"targets": "q_prj"}, "'q_prj'.*q_proj.*Presets are qv"),
         ("lora", {"targets": "all_linaer"}, "Presets are qv, attention"),
-        ("adapter", {"width": 0}, "width must be a positive integer, got 0"),
-        ("prefix", {"length": 2.0}, "length must be a positive integer, got 2.0"),
+        ("adapter", {"width": 0}, "width must be an integer of at least 1 and .* got 0"),
+        ("prefix", {"length": 2.0}, "length must be an integer .*, got 2.0"),
         ("prefix", {"words": [3, 4]}, "5 positions, but 2 words"),
         ("prefix", {"words": [3, 4, 5, 6, 50]}, "token ids below 50"),
     ],
