@@ -38,11 +38,11 @@ from rmbook.runs.config import make_config
 from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.run import start_run
 from rmbook.stamps import stamp
-from rmbook.sweeps import local as sweep
-from rmbook.sweeps.display import LineReport
-from rmbook.sweeps.driver import open_ledger
+from rmbook.sweeps.display import LineListener
+from rmbook.sweeps.driver import open_ledger, perform_run
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.ledger import Ledger
+from rmbook.sweeps.local import run_sweep
 from rmbook.sweeps.table import sweep_table
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
@@ -97,23 +97,21 @@ def measure_overhead(folder: Path, count: int) -> dict:
     """Seconds of a sweep outside of its runs, and its runs against the same ones called directly, in turns."""
     runs = tiny_runs(folder, count, train_size=240, epochs=5)
     start_run(make_config(runs[1].config), folder / "warm", progress=False)
-    bare, inside, perform = [], [], sweep.perform
+    bare, inside = [], []
 
-    def timed(config, work, bases):
+    def timed(config, work, bases, stop):
         calls = [
             (bare, lambda: start_run(make_config(config), folder / "bare" / work.name, progress=False)),
-            (inside, lambda: perform(config, work, bases)),
+            (inside, lambda: perform_run(config, work, bases, stop)),
         ]
         for times, call in calls if len(bare) % 2 else reversed(calls):
             started = time.perf_counter()
             call()
             times.append(time.perf_counter() - started)
 
-    sweep.perform = timed
     started = time.perf_counter()
-    sweep.run_sweep(runs, folder / "sweep", report=LineReport())
+    run_sweep(runs, folder / "sweep", perform=timed, listener=LineListener())
     wall = time.perf_counter() - started
-    sweep.perform = perform
     outside = (wall - sum(bare) - sum(inside)) / count
     slower = statistics.median(one / other for one, other in zip(inside, bare, strict=True)) - 1
     return {
@@ -136,7 +134,7 @@ def drive(runs, folder, mishap):
         now = time.time
         time.time = lambda: now() - 10 * 365.25 * 86400
     try:
-        sweep.run_sweep(runs, folder, max_attempts=30)
+        run_sweep(runs, folder, max_attempts=30)
     except OSError as error:
         print(f"  {mishap}: {error}"[:140], file=sys.stderr)
 
@@ -145,7 +143,7 @@ def measure_chaos(folder: Path, count: int, kills: int, seed: int) -> dict:
     """Disturb a sweep and compare it with an undisturbed one; raises AssertionError if they differ."""
     chance, runs = random.Random(seed), tiny_runs(folder, count)
     started = time.perf_counter()
-    sweep.run_sweep(runs, folder / "calm" / "sweep")
+    run_sweep(runs, folder / "calm" / "sweep")
     found = {"runs": count, "kills": kills, "seed": seed, "undisturbed_seconds": time.perf_counter() - started}
     disturbed, started = folder / "wild" / "sweep", time.perf_counter()
     moments = sorted(chance.uniform(0, 0.95) * count for _ in range(kills))
@@ -170,7 +168,7 @@ def measure_chaos(folder: Path, count: int, kills: int, seed: int) -> dict:
         drivers = [d if d.is_alive() else _start(runs, disturbed, mishap) for d in drivers]
     for driver in drivers:
         driver.join()
-    counts = sweep.run_sweep(runs, disturbed, max_attempts=30)
+    counts = run_sweep(runs, disturbed, max_attempts=30)
     found |= {"disturbed_seconds": time.perf_counter() - started, "kills_within_a_run": midway, "counts": counts}
     attempts = [row["attempts"] for row in open_ledger(SweepFolder(disturbed)).rows()]
     found |= {"most_attempts_since_the_ledger_was_lost": max(attempts), "mishaps": sorted(mishaps.values())}

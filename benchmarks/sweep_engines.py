@@ -17,7 +17,7 @@ from rmbook.files import write_json
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import make_config
 from rmbook.runs.run import start_run
-from rmbook.sweeps.local import Report
+from rmbook.sweeps.local import Listener
 from rmbook.sweeps.ray_cluster import import_ray, joined_cluster
 from rmbook.sweeps.ray_engine import run_sweep_ray
 
@@ -82,7 +82,7 @@ def _outcome(folder: Path) -> tuple[dict, bytes]:
     return untimed, adapter.read_bytes() if adapter.exists() else b""
 
 
-class Moments(Report):
+class Moments(Listener):
     """When the first run began."""
 
     first = None
@@ -111,7 +111,7 @@ def measure_ray(folder: Path, count: int) -> dict:
         ray_start = time.perf_counter() - started
         for number, workers in enumerate((1, 2, 2, 1)):
             place, moments, started = folder / str(number) / "sweep", Moments(), time.perf_counter()
-            counts = run_sweep_ray(runs, place, workers=workers, report=moments)
+            counts = run_sweep_ray(runs, place, workers=workers, listener=moments)
             ended = time.perf_counter()
             assert counts["done"] == count, counts
             times["all"][workers] += (ended - started) / 2

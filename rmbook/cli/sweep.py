@@ -78,30 +78,34 @@ def run(
         typer.Option(help="Ray: auto, HOST:PORT or ray://...; $RAY_ADDRESS, or only this machine, if not given."),
     ] = None,
     halving: Annotated[
-        bool, typer.Option("--halving", help="Stop learning rates that others beat after epochs 1, 3, 9 ... (Optuna).")
+        bool, typer.Option("--halving", help="Stop learning rates that others beat after epochs 1, 3, 9 ...")
     ] = False,
     budget: Annotated[
-        float | None, typer.Option(help="Spend at most so many runs' worth of epochs in this call (Optuna).")
+        float | None,
+        typer.Option(help="Spend at most so many runs' worth of epochs in this call; needs --halving or Optuna."),
     ] = None,
     order_seed: Annotated[int, typer.Option(help="Of the order of runs under a budget.", min=0)] = 0,
 ) -> None:
     """Perform the runs of a grid that are not done yet."""
     with _one_line_errors():
-        from rmbook.sweeps.display import LineReport, LiveReport
-        from rmbook.sweeps.local import Report, run_sweep
+        from rmbook.errors import ConfigError
+        from rmbook.sweeps.display import LineListener, LiveListener
+        from rmbook.sweeps.local import Listener, run_sweep
 
         for_ray = {"workers": workers, "cpus_per_run": cpus_per_run, "gpus_per_run": gpus_per_run, "address": address}
         perform_all = _engine(engine, {name: value for name, value in for_ray.items() if value is not None}, run_sweep)
 
         if halving or budget is not None:
-            perform_all = _part(engine, halving, budget, order_seed)
+            if engine != "embedded":
+                raise ConfigError("--halving and --budget work in one process: leave out --engine.")
+            perform_all = functools.partial(run_sweep, halving=halving, budget=budget, seed=order_seed)
         runs = _plan(grid, settings)
-        live = sys.stderr.isatty() and not quiet
-        with contextlib.nullcontext(Report() if quiet else LineReport()) if not live else LiveReport() as report:
+        silent = contextlib.nullcontext(Listener() if quiet else LineListener())
+        with LiveListener() if sys.stderr.isatty() and not quiet else silent as listener:
             counts = perform_all(
                 runs,
                 output,
-                report=report,
+                listener=listener,
                 retry_failed=retry_failed,
                 wait=not no_wait,
                 lease_seconds=lease,
@@ -217,16 +221,6 @@ def _engine(name: str, for_ray: dict, embedded):
             f"--{next(iter(for_ray)).replace('_', '-')} belongs to --engine ray: add that, or leave it out."
         )
     return embedded
-
-
-def _part(engine: str, halving: bool, budget: float | None, seed: int):
-    """What performs a part of a sweep."""
-    from rmbook.errors import ConfigError
-    from rmbook.sweeps.sweep_budget import run_part
-
-    if engine != "embedded":
-        raise ConfigError("--halving and --budget work in one process: leave out --engine.")
-    return functools.partial(run_part, halving=halving, budget=budget, seed=seed)
 
 
 def _sentence(counts: dict[str, int]) -> str:

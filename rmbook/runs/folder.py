@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rmbook.files import replacing
+from rmbook.files import read_json_lines, replacing
 from rmbook.methods.saved import load_trained
 from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.models.reuse import load_for_task
@@ -82,7 +82,7 @@ class MetricsFile:
 
     def rows(self) -> list[dict]:
         """What the file holds."""
-        return _complete_rows(self.path)
+        return read_json_lines(self.path) if self.path.exists() else []
 
     def __enter__(self) -> "MetricsFile":
         self._file = open(self.path, "a", buffering=1) if self.writes else None  # each line as it comes
@@ -91,8 +91,3 @@ class MetricsFile:
     def __exit__(self, *error) -> None:
         if self._file:
             self._file.close()
-
-
-def _complete_rows(path: Path) -> list[dict]:
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may have cut the last one

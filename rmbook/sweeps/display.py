@@ -8,17 +8,20 @@ from rich.live import Live
 from rich.table import Table
 
 from rmbook.sweeps.ledger import STATES, Lease
-from rmbook.sweeps.local import Report
+from rmbook.sweeps.local import Listener
+from rmbook.sweeps.table import is_fine_tuning
 
 
 def describe_run(config: dict) -> str:
-    """A run in one line."""
-    share = next((f" {name} {config[name]:g}" for name in ("ratio", "density") if config[name] is not None), "")
+    """Describe a run in one line."""
+    if not is_fine_tuning(config):
+        return " ".join(f"{name} {value}" for name, value in config.items() if value is not None)
+    share = next((f" {name} {config[name]:g}" for name in ("ratio", "density") if config.get(name) is not None), "")
     model = str(config["model"]).rstrip("/").split("/")[-1]
     return f"{model} {config['task']} {config['method']}{share} lr {config['learning_rate']:g} seed {config['seed']}"
 
 
-class LineReport(Report):
+class LineListener(Listener):
     """One line a run on standard error."""
 
     def __init__(self):
@@ -32,7 +35,7 @@ class LineReport(Report):
         print(f"[{ended}/{total}, {seconds:.0f} s] {state}: {describe_run(lease.config)}{told}", file=sys.stderr)
 
 
-class LiveReport(Report):
+class LiveListener(Listener):
     """A table that stays in its place on a terminal; failures are printed above it. A context manager."""
 
     def __init__(self, console: Console | None = None):
@@ -40,7 +43,7 @@ class LiveReport(Report):
         self._counts, self._first, self._now, self._began = dict.fromkeys(STATES, 0), None, "", time.monotonic()
         self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=1)
 
-    def __enter__(self) -> "LiveReport":
+    def __enter__(self) -> "LiveListener":
         self._live.__enter__()
         return self
 

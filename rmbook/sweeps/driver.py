@@ -1,7 +1,12 @@
 """What every engine needs to work on a sweep: claims, folders, results, failures, and a heartbeat.
 
-An engine only executes: it asks `Driver.claim` for a run and its folder, has `perform` carried out there, in whatever
-process, and hands the folder to `Driver.settle` or the error to `Driver.give_up`.
+An engine only executes: it takes a run and its folder from `Driver.claim`, calls `perform` for it, in whatever process,
+and tells `Driver.conclude` how that ended.
+
+What a run is, `perform` decides: a function of a module, called as `perform(config, work, bases, stop)`. It carries the
+run with the settings `config` out in the folder `work`, or resumes it if the folder holds an interrupted one, and
+leaves `result.json` there (see `rmbook.sweeps.folder`). `bases` keeps models loaded from one run to the next. `stop`
+may be None; else it is called with each finished epoch's row, and True asks for a checkpoint and `TrainingInterrupted`.
 """
 
 import contextlib
@@ -31,31 +36,34 @@ class SweepError(OSError):
     """The sweep cannot go on on this machine as it is; nothing is lost."""
 
 
-def perform(
+Perform = Callable[[dict, Path, BaseModels | None, Callable[[dict], bool] | None], None]
+
+
+def perform_run(
     config: dict,
-    folder: Path,
+    work: Path,
     bases: BaseModels | None = None,
-    after_epoch: Callable[[dict], bool] | None = None,
+    stop: Callable[[dict], bool] | None = None,
 ) -> None:
-    """Carry a run out up to its result.json, from wherever the folder is; in any process.
+    """Perform one fine-tuning run up to its result.json, or resume it; in any process.
 
     Args:
-        config: the settings.
-        folder: of the run; made if it is not there.
-        bases: what this process has performed its earlier runs with: the model need not be loaded again.
-        after_epoch: see `rmbook.start_run`.
+        config: the settings, those of `rmbook.RunConfig`.
+        work: folder of the run; made if it is not there.
+        bases: models that earlier runs of this process have loaded.
+        stop: called with each finished epoch's row of metrics.jsonl; True asks for a stop.
 
     Raises:
-        TrainingInterrupted: Ctrl-C, SIGTERM or `after_epoch`; called again, it goes on.
+        TrainingInterrupted: Ctrl-C, SIGTERM or `stop`; the same call resumes the run.
         Also what `rmbook.start_run` raises.
     """
-    if folder.exists():
+    if work.exists():
         try:
-            resume_run(folder, progress=False, bases=bases, after_epoch=after_epoch)
+            resume_run(work, progress=False, bases=bases, after_epoch=stop)
             return
         except (CheckpointError, RunError, json.JSONDecodeError, UnicodeDecodeError):  # damaged by a loss of power
-            shutil.rmtree(folder)
-    start_run(make_config(config), folder, progress=False, bases=bases, after_epoch=after_epoch)
+            shutil.rmtree(work)
+    start_run(make_config(config), work, progress=False, bases=bases, after_epoch=stop)
 
 
 def open_ledger(place: SweepFolder, owner: str = "reader", **settings) -> Ledger:
@@ -150,6 +158,24 @@ class Driver:
             return "failed" if self.ledger.finish(lease, "failed", error=text) else "lost"
         last = lease.attempt >= self.ledger.max_attempts
         return ("failed" if last else "pending") if self.ledger.release(lease, counted=True, error=text) else "lost"
+
+    def conclude(self, lease: Lease, folder: Path, error: Exception | None = None) -> tuple[str, str]:
+        """Settle a run that was performed, or give it up if that raised an error.
+
+        Returns:
+            Its state, as from `settle` or `give_up`, and the error in one line, empty if there is none.
+
+        Raises:
+            SweepError: no run could be written here.
+        """
+        try:
+            if error:
+                raise error
+            return self.settle(lease, folder), ""
+        except SweepError:
+            raise
+        except Exception as problem:  # noqa: BLE001 - whatever it is, it is this run's; the others go on
+            return self.give_up(lease, problem), f"{type(problem).__name__}: {' '.join(str(problem).split())}"
 
     def _beat(self) -> None:
         while not self._ended.is_set():

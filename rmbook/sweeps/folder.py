@@ -1,6 +1,6 @@
 """The folder of a sweep: what is done in it is true, whatever a ledger says.
 
-    SWEEP/runs/KEY/      a finished run, as `rmbook.start_run` leaves it
+    SWEEP/runs/KEY/      a finished run; a fine-tuning run is there as `rmbook.start_run` leaves it
     SWEEP/work/KEY.XXX/  a run under way, or interrupted
     SWEEP/grids/         all runs that were asked for
     SWEEP/ledger.sqlite  who works on what
@@ -8,8 +8,12 @@
 Two steps of the file system decide what becomes of a run, each of which happens or not and has one winner. Whoever
 takes a run up gives its folder in work/ a new name: a process that had it before and lives after all finds its paths
 gone. Whoever finishes a run moves the folder to runs/: the second one finds the place taken, so no run counts twice.
+
+What is measured stands in a run's result.json: a JSON object with at least "status" ("completed" or "diverged") and
+"config". Everything else in it is optional.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +29,8 @@ from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.folder import RunError
 
 TIMED = ("seconds", "tokens_per_second", "peak_memory", "processes")
+COUNTED = ("trainable", "total", "ratio", "cut_prompts", "steps", "best_epoch")
+STATES_OF_RESULTS = {"completed": "done", "diverged": "diverged"}
 
 
 class SweepFolder:
@@ -68,12 +74,9 @@ class SweepFolder:
         return list(found.values())
 
     def result(self, key: str) -> dict | None:
-        """What is in result.json of a run; None if it is not finished, or the file is damaged."""
-        try:
-            result = json.loads((self.runs / key / "result.json").read_bytes())
-            return result if {"status", "config", "trainable"} <= result.keys() else None
-        except (OSError, ValueError, AttributeError):
-            return None
+        """Return what is in result.json of a run; None if it is not finished, or the file is damaged."""
+        with contextlib.suppress(OSError):
+            return _read_result(self.runs / key)
 
     def take_up(self, key: str, config: dict) -> Path:
         """A folder for a run, which no other process has: that of an earlier attempt under a new name, or a new one.
@@ -90,15 +93,25 @@ class SweepFolder:
                 continue
             for rest in folder.glob(".*"):  # what a kill left of files that were being written
                 rest.unlink()
+            if (folder / "result.json").exists() and not _read_result(folder):  # it must not pass for a finished run
+                (folder / "result.json").unlink()
             write_json(folder / "config.json", config)
             break
         return folder
 
     def commit(self, key: str, folder: Path) -> dict:
-        """Make a finished run the result of its key, if there is none yet; whichever came first is returned."""
-        result, final = json.loads((folder / "result.json").read_text()), self.runs / key
-        result["stamp"]["command"] = shlex.join(["rmbook", "train", "--config", str(final / "config.json")])
-        write_json(folder / "result.json", result)
+        """Make a finished run the result of its key, if there is none yet; return whichever came first.
+
+        Raises:
+            RunError: what the run left is not a result.
+            OSError: the folder cannot be read or moved, or is another process's by now.
+        """
+        final = self.runs / key
+        if not (result := _read_result(folder)):
+            raise RunError(f"the run left a result.json without status and settings in {folder}.")
+        if "stamp" in result:
+            result["stamp"]["command"] = shlex.join(["rmbook", "train", "--config", str(final / "config.json")])
+            write_json(folder / "result.json", result)
         for path in (*folder.iterdir(), folder):
             _to_disk(path)
         if not (first := self.result(key)):
@@ -114,20 +127,34 @@ class SweepFolder:
         return first or result
 
 
+def _read_result(folder: Path) -> dict | None:
+    """Return the result of the run in a folder, None if it is damaged; raises OSError if it cannot be read."""
+    content = (folder / "result.json").read_bytes()
+    try:
+        result = json.loads(content)
+        outcome(result)
+        return result if isinstance(result["config"], dict) else None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+
+
 def outcome(result: dict) -> tuple[str, dict]:
-    """State and summary of a finished run, from its result.json: the same for the same run, whenever and wherever.
+    """Return state and summary of a finished run, from its result.json: always the same for the same run.
 
     Returns:
-        ("done" or "diverged", summary). Under "timing" are the numbers that another time would be others.
+        ("done" or "diverged", summary). What the result does not say is left out. Under "timing" are the numbers that
+        would be others at another time.
     """
-    best = result["history"][result["best_epoch"] - 1] if result["best_epoch"] else {}
-    names = ("trainable", "total", "ratio", "cut_prompts", "steps", "best_epoch")
-    summary = {name: result[name] for name in names} | {"epochs_finished": len(result["history"])}
-    summary |= {name: best.get(name) for name in ("train_loss", "dev_loss", "dev_accuracy")}
-    timing = {name: result.get(name) for name in TIMED}
-    timing |= {name: result["stamp"].get(name) for name in ("date", "commit", "hardware")}
-    summary |= {"test": result["test"], "timing": timing}
-    return "diverged" if result["status"] == "diverged" else "done", summary
+    summary = {name: result[name] for name in COUNTED if name in result}
+    if (history := result.get("history")) is not None:
+        best = history[result["best_epoch"] - 1] if result["best_epoch"] else {}
+        summary["epochs_finished"] = len(history)
+        summary |= {name: best.get(name) for name in ("train_loss", "dev_loss", "dev_accuracy")}
+    timing = {name: result[name] for name in TIMED if name in result}
+    if stamp := result.get("stamp"):
+        timing |= {name: stamp.get(name) for name in ("date", "commit", "hardware")}
+    summary |= {"test": result["test"]} if "test" in result else {}
+    return STATES_OF_RESULTS[result["status"]], summary | {"timing": timing}
 
 
 def _to_disk(path: Path) -> None:

@@ -1,10 +1,9 @@
 """Fewer runs than a grid has, when asked for: successive halving, and a budget with an order that Optuna chooses.
 
 Halving: the runs that differ in nothing but learning rate and seed are one group, as in `rmbook.sweeps.report`, and its
-learning rates compete by the mean over seeds. After epochs 1, 3, 9 ... of all of them, Optuna's pruner keeps the best
-third by the order in which a report would choose: no rate that would be chosen at that moment is ever stopped. It is
-Optuna's PercentilePruner at fixed epochs and not its SuccessiveHalvingPruner, which judges each trial by those before
-it: there the outcome hangs on the order, and whoever comes first is never stopped.
+learning rates compete by the mean over seeds. After epochs 1, 3, 9 ... of all of them, the best third goes on. The rule
+is that of `rmbook.sweeps.best_rate`, by which a report chooses, too: the best rate of that moment is never stopped. All
+rates wait for each other at these epochs, so the outcome does not depend on the order in which they are run.
 
 A run that is stopped is interrupted, not lost: it stays pending, its folder with the checkpoint in work/, and a sweep
 without halving completes it bit for bit. What to do next follows from what is in the folders and from nothing else, so
@@ -13,13 +12,12 @@ an interruption changes no decision, and two sweeps of one grid do the same.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rmbook.errors import ConfigError
 from rmbook.runs.fingerprints import PlannedRun
-from rmbook.sweeps.report import rank_rates
-from rmbook.tasks.task import find_task
+from rmbook.sweeps.best_rate import DIVERGED, Score, mean_score, rank_rates
 
 REDUCTION = 3  # one in three goes on
 RANDOM_STARTS = 4  # runs of a group before the sampler has anything to learn from
@@ -37,14 +35,14 @@ class Progress:
     history: tuple[dict, ...] = ()
     ended: bool = False
 
-    def score(self, epochs: int) -> tuple[float | None, float]:
-        """Dev accuracy and dev loss of the best of the first epochs; the loss is infinite if it diverged by then."""
+    def score(self, epochs: int) -> Score:
+        """Return dev accuracy and dev loss of the best of the first epochs; `DIVERGED` if it diverged by then."""
         rows = self.history[:epochs]
         losses = [row.get("dev_loss") for row in rows]
         if len(rows) < epochs or any(loss is None or not math.isfinite(loss) for loss in losses):
-            return None, math.inf
+            return DIVERGED
         best = rows[losses.index(min(losses))]
-        return best["dev_accuracy"], best["dev_loss"]
+        return best.get("dev_accuracy"), best["dev_loss"]
 
 
 Step = tuple[PlannedRun, int]  # a run, and the epoch up to which it is to go
@@ -70,13 +68,11 @@ def halving_steps(runs: Sequence[PlannedRun], progress: dict[str, Progress]) -> 
     for run in runs:
         rates.setdefault(float(run.config["learning_rate"]), []).append(run)
     epochs = runs[0].config["epochs"]
-    right = find_task(runs[0].config["task"]).objective != "answer"
     for rung in [*rungs(epochs), epochs]:
         waiting = [(run, rung) for part in rates.values() for run in part if not _reached(run, rung, epochs, progress)]
         if waiting or rung == epochs:
             return waiting
-        scores = {rate: _mean([progress[run.key].score(rung) for run in part], right) for rate, part in rates.items()}
-        kept = survivors(scores, rung)
+        kept = survivors({rate: [progress[run.key].score(rung) for run in part] for rate, part in rates.items()})
         rates = {rate: part for rate, part in rates.items() if rate in kept}
     return []
 
@@ -86,27 +82,14 @@ def rungs(epochs: int) -> list[int]:
     return [REDUCTION**power for power in range(epochs) if REDUCTION**power < epochs]
 
 
-def survivors(scores: dict[float, tuple[float | None, float]], epoch: int) -> list[float]:
-    """The third of the learning rates, rounded up, that goes on: those that Optuna's pruner does not stop.
+def survivors(scores: Mapping[float, Sequence[Score]]) -> list[float]:
+    """Return the best third of the learning rates that have not diverged, rounded up, best first.
 
     Args:
-        scores: mean dev accuracy and mean dev loss of each rate; none with an infinite loss goes on.
-        epoch: after which these are.
+        scores: one score a seed for each rate, as for `rmbook.sweeps.best_rate.rank_rates`.
     """
-    optuna = import_optuna()
-    finite = {rate: score for rate, score in scores.items() if math.isfinite(score[1])}
-    places = {rate: float(place) for place, rate in enumerate(rank_rates(finite), 1)}
-    study = optuna.create_study(pruner=optuna.pruners.PercentilePruner(100 / REDUCTION, n_startup_trials=0))
-    for place in places.values():
-        study.add_trial(optuna.trial.create_trial(value=place, intermediate_values={epoch: place}))
-    kept = []
-    for rate, place in places.items():
-        trial = study.ask()
-        trial.report(place, epoch)
-        if not trial.should_prune():
-            kept.append(rate)
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)  # each is measured against the same ones
-    return kept
+    finite = {rate: seeds for rate, seeds in scores.items() if math.isfinite(mean_score(seeds)[1])}
+    return rank_rates(finite)[: math.ceil(len(finite) / REDUCTION)]
 
 
 def sampled_steps(runs: Sequence[PlannedRun], progress: dict[str, Progress], seed: int) -> list[Step]:
@@ -125,7 +108,7 @@ def sampled_steps(runs: Sequence[PlannedRun], progress: dict[str, Progress], see
     ranges = {n: optuna.distributions.FloatDistribution(v[0], v[-1], log=True) for n, v in axes.items()}
     sampler = optuna.samplers.TPESampler(seed=seed + len(ended), n_startup_trials=RANDOM_STARTS)
     study = optuna.create_study(sampler=sampler)
-    order = rank_rates({key: found.score(epochs) for key, found in ended.items()})
+    order = rank_rates({key: [found.score(epochs)] for key, found in ended.items()})
     for run in runs:
         if run.key in ended:  # the sampler looks at the order of values only
             params = {name: places[run.key][name] for name in axes}
@@ -149,7 +132,7 @@ def import_optuna():
     try:
         import optuna
     except ImportError:
-        raise ConfigError("--halving and --budget need Optuna, which is not installed: pip install optuna") from None
+        raise ConfigError("--budget needs --halving, or Optuna, which is not installed: pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -157,13 +140,6 @@ def import_optuna():
 def _reached(run: PlannedRun, rung: int, epochs: int, progress: dict[str, Progress]) -> bool:
     found = progress.get(run.key, Progress())
     return found.ended or (rung < epochs and len(found.history) >= rung)
-
-
-def _mean(scores: list[tuple[float | None, float]], right: bool) -> tuple[float | None, float]:
-    loss = sum(loss for _, loss in scores) / len(scores)
-    if not right or not math.isfinite(loss):
-        return None, loss
-    return sum(accuracy for accuracy, _ in scores) / len(scores), loss
 
 
 def _place(run: PlannedRun) -> dict[str, float]:

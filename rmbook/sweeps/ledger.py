@@ -2,9 +2,9 @@
 
 It says who works on what. Whether a run is done, its folder says (`rmbook.sweeps.folder`): a lost ledger loses nothing.
 
-No lease depends on the time of day: one ends when its owner is gone in the sense of `rmbook.sweeps.liveness`. A lease that was
-taken from an owner who lives after all does no harm: each claim of a run has a number, and who comes back with an old
-number is not heard.
+No lease depends on the time of day: one ends when its owner is gone in the sense of `rmbook.sweeps.liveness`. A lease
+that was taken from an owner who lives after all does no harm: each claim of a run has a number, and who comes back with
+an old number is not heard.
 """
 
 import datetime
@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rmbook.runs.fingerprints import PlannedRun
 from rmbook.sweeps.ledger_file import LedgerFile
 
 STATES = ("pending", "leased", "done", "diverged", "failed")
-FINAL = STATES[2:]
+STOPPED = "stopped after epoch"  # how the note of a pending run begins that `--halving` has put aside
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
     key TEXT PRIMARY KEY, position INTEGER NOT NULL, config TEXT NOT NULL, identity TEXT NOT NULL,
@@ -72,11 +73,11 @@ class Ledger:
         self._db, self._writing, self._explaining = self._file.db, self._file.writing, self._file.explaining
         self.close = self._db.close
 
-    def add(self, runs: Iterable, wanted: bool = True) -> None:
+    def add(self, runs: Iterable[PlannedRun], wanted: bool = True) -> None:
         """Take runs in, those already there too.
 
         Args:
-            runs: `rmbook.runs.fingerprints.PlannedRun`s. With the same key, settings can only differ in where files are.
+            runs: planned runs. With the same key, settings can only differ in where files are.
             wanted: whether `claim` is to give them out: it gives those that were added so through this object.
         """
         rows = [(run.key, json.dumps(run.config), json.dumps(run.identity)) for run in runs]

@@ -13,14 +13,15 @@ from pathlib import Path
 
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.fingerprints import PlannedRun
-from rmbook.sweeps.driver import Driver, SweepError, perform
-from rmbook.sweeps.ledger import Lease
+from rmbook.sweeps.driver import Driver, Perform, perform_run
+from rmbook.sweeps.ledger import STOPPED, Lease
+from rmbook.sweeps.queue import PartQueue, WholeQueue, check_part
 from rmbook.training.checkpoint import TrainingInterrupted
 
 POLL_SECONDS = 0.5
 
 
-class Report:
+class Listener:
     """Is told how a sweep goes; this one says nothing. See `rmbook.sweeps.display` for those that do."""
 
     def begun(self, lease: Lease, counts: dict[str, int]) -> None:
@@ -37,18 +38,27 @@ def run_sweep(
     runs: Sequence[PlannedRun],
     folder: str | os.PathLike,
     *,
-    report: Report | None = None,
+    perform: Perform = perform_run,
+    halving: bool = False,
+    budget: float | None = None,
+    seed: int = 0,
+    listener: Listener | None = None,
     retry_failed: bool = False,
     wait: bool = True,
     lease_seconds: float = 300.0,
     max_attempts: int = 5,
 ) -> dict[str, int]:
-    """Perform all runs that are not done yet.
+    """Perform all runs that are not done yet, or a part of them.
 
     Args:
-        runs: from `rmbook.sweeps.grid.plan`.
+        runs: from `rmbook.sweeps.grid.plan`, or of another kind that `perform` can carry out.
         folder: of the sweep: a new one, or one that was begun.
-        report: is told how it goes.
+        perform: carries one run out; see `rmbook.sweeps.driver`.
+        halving: stop learning rates whose group has better ones; see `rmbook.sweeps.halving`.
+        budget: the most that this call spends, in whole runs: an epoch counts as its share of its run's epochs. What
+            would go beyond it is not begun. Without halving, a sampler of Optuna chooses the order.
+        seed: of the sampler.
+        listener: is told how it goes.
         retry_failed: begin failed runs again.
         wait: when only other processes have runs in hand, stay until these are done, or fall to this process.
         lease_seconds, max_attempts: see `rmbook.sweeps.driver.Driver`.
@@ -59,38 +69,57 @@ def run_sweep(
     Raises:
         TrainingInterrupted: Ctrl-C or SIGTERM; the same call goes on.
         SweepError: no run can be written, as on a full disk.
+        ConfigError: a part was asked for and cannot be chosen, see `rmbook.sweeps.queue.check_part`.
         RunError, LedgerError: the folder cannot be used.
     """
-    report, bases = report or Report(), BaseModels()
+    part = halving or budget is not None
+    if part:
+        check_part(runs, halving, budget)
+    listener, bases = listener or Listener(), BaseModels()
     with Driver(folder, runs, lease_seconds=lease_seconds, max_attempts=max_attempts) as driver, stopping_on_signals():
         ledger = driver.ledger
         if retry_failed:
             ledger.reset(ledger.keys("failed"))
-        while True:
-            try:
-                if claimed := driver.claim():
-                    lease, work = claimed
-                    report.begun(lease, ledger.counts(wanted=True))
-                    state, note = _attempt(driver, lease, work, bases)
-                    report.ended(lease, state, note, ledger.counts(wanted=True))
+        queue = PartQueue(driver, runs, halving, budget, seed) if part else WholeQueue(driver)
+        try:
+            while True:
+                if claimed := queue.claim():
+                    lease, work, until = claimed
+                    listener.begun(lease, ledger.counts(wanted=True))
+                    state, note = _attempt(driver, lease, work, until, perform, bases)
+                    queue.ended(lease)
+                    listener.ended(lease, state, note, ledger.counts(wanted=True))
                     continue
                 counts = ledger.counts(wanted=True)
-                if not counts["pending"] and (not counts["leased"] or not wait):
+                if not queue.waits(counts, wait):
                     return counts
-                report.waiting(counts)
+                listener.waiting(counts)
                 time.sleep(POLL_SECONDS)
-            except (KeyboardInterrupt, TrainingInterrupted):
-                raise TrainingInterrupted(f"the sweep in {folder} was interrupted: the same command goes on.") from None
+        except (KeyboardInterrupt, TrainingInterrupted):
+            raise TrainingInterrupted(f"the sweep in {folder} was interrupted: the same command goes on.") from None
 
 
-def _attempt(driver: Driver, lease: Lease, work: Path, bases: BaseModels) -> tuple[str, str]:
+def _attempt(
+    driver: Driver, lease: Lease, work: Path, until: int | None, perform: Perform, bases: BaseModels
+) -> tuple[str, str]:
+    """Carry a run out, up to an epoch if one is named; return its state and a note."""
+    asked, error = False, None
+
+    def stop(row: dict) -> bool:
+        nonlocal asked
+        asked = row["epoch"] >= until
+        return asked
+
     try:
-        perform(lease.config, work, bases)
-        return driver.settle(lease, work), ""
-    except (TrainingInterrupted, SweepError):
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this run's; the others go on
-        return driver.give_up(lease, error), f"{type(error).__name__}: {' '.join(str(error).split())}"
+        perform(lease.config, work, bases, stop if until else None)
+    except TrainingInterrupted:
+        if not asked:
+            raise
+        note = f"{STOPPED} {until} of {lease.config['epochs']}"
+        return ("pending" if driver.ledger.release(lease, error=note) else "lost"), note
+    except Exception as problem:  # noqa: BLE001 - whatever it is, it is this run's; the others go on
+        error = problem
+    return driver.conclude(lease, work, error)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import torch
 from rmbook.models.files import first_line
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.fingerprints import code_fingerprint
-from rmbook.sweeps.driver import SweepError, perform
+from rmbook.sweeps.driver import Perform, SweepError, perform_run
 from rmbook.training.checkpoint import TrainingInterrupted
 
 STARTS = 3  # attempts: Ray gives its own processes 30 s, which on a busy machine they may not meet the first time
@@ -115,11 +115,11 @@ def terminate(process: int) -> None:
 class Worker:
     """A process of Ray's that performs one run after the other, in its main thread."""
 
-    def __init__(self, cpus: float, gpus: float):
+    def __init__(self, cpus: float, gpus: float, perform: Perform = perform_run):
         if not gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # newer versions of Ray would show it all of them
         torch.set_num_threads(max(1, int(cpus)))  # Ray has set OMP_NUM_THREADS alike
-        self.bases = BaseModels()
+        self._perform, self.bases = perform, BaseModels()
 
     def greet(self, presence: Path) -> dict:
         """Where this worker is, what code it has, and whether it sees a file that the driver has just made."""
@@ -134,7 +134,7 @@ class Worker:
     def perform(self, config: dict, folder: Path) -> Exception | None:
         """Carry a run out. An error is returned: if it were raised, Ray would wrap its own text around it."""
         try:
-            perform(config, folder, self.bases)
+            self._perform(config, folder, self.bases, None)
             return None
         except TrainingInterrupted as error:
             return InterruptedError(str(error))

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmbook.runs.fingerprints import PlannedRun, code_fingerprint
-from rmbook.sweeps.driver import Driver, SweepError
+from rmbook.sweeps.driver import Driver, Perform, SweepError, perform_run
 from rmbook.sweeps.ledger import Lease
-from rmbook.sweeps.local import POLL_SECONDS, Report, stopping_on_signals
+from rmbook.sweeps.local import POLL_SECONDS, Listener, stopping_on_signals
 from rmbook.sweeps.ray_cluster import Worker, check_shares, import_ray, joined_cluster, room, terminate
 from rmbook.training.checkpoint import TrainingInterrupted
 
@@ -27,11 +27,12 @@ def run_sweep_ray(
     runs: Sequence[PlannedRun],
     folder: str | os.PathLike,
     *,
+    perform: Perform = perform_run,
     address: str | None = None,
     workers: int | None = None,
     cpus_per_run: float = 1,
     gpus_per_run: float | None = None,
-    report: Report | None = None,
+    listener: Listener | None = None,
     retry_failed: bool = False,
     wait: bool = True,
     lease_seconds: float = 300.0,
@@ -40,7 +41,8 @@ def run_sweep_ray(
     """As `rmbook.sweeps.local.run_sweep`, with several runs at a time.
 
     Args:
-        runs, folder, report, retry_failed, wait, lease_seconds, max_attempts: as there.
+        perform: as there; Ray sends it to the workers by its module and name.
+        runs, folder, listener, retry_failed, wait, lease_seconds, max_attempts: as there.
         address: of a Ray cluster: "auto", "HOST:PORT" or "ray://HOST:PORT". If None, the one that this process has
             joined or that RAY_ADDRESS names; if there is none, one is started on this machine, and stopped at the end.
         workers: how many runs at a time; as many as fit if None.
@@ -64,7 +66,7 @@ def run_sweep_ray(
             return counts
         with joined_cluster(ray, address, workers, cpus_per_run), stopping_on_signals():
             fitting, gpus = room(ray, cpus_per_run, gpus_per_run)
-            pool = _Pool(ray, driver, report or Report(), cpus_per_run, gpus)
+            pool = _Pool(ray, driver, listener or Listener(), cpus_per_run, gpus, perform)
             try:
                 pool.start(min(workers or fitting, open_runs))
                 return pool.work(wait)
@@ -80,8 +82,8 @@ def run_sweep_ray(
 class _Pool:
     """The workers: those that start, those that are free, those that have a run."""
 
-    def __init__(self, ray, driver: Driver, report: Report, cpus: float, gpus: float):
-        self.ray, self.driver, self.report, self._shares = ray, driver, report, (cpus, gpus)
+    def __init__(self, ray, driver: Driver, listener: Listener, cpus: float, gpus: float, perform: Perform):
+        self.ray, self.driver, self.listener, self._shares = ray, driver, listener, (cpus, gpus, perform)
         self._make = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0).remote
         self._greetings = {}  # of all workers that have started
         self._free, self._awaited = [], {}  # by what is awaited: (worker, (lease, folder)); (worker, None) at its start
@@ -98,12 +100,12 @@ class _Pool:
             while self._free and (claimed := self.driver.claim()):
                 worker = self._free.pop()
                 self._awaited[worker.perform.remote(claimed[0].config, claimed[1])] = (worker, claimed)
-                self.report.begun(claimed[0], self._counts())
+                self.listener.begun(claimed[0], self._counts())
             counts = self._counts()
             if not self._busy() and not counts["pending"]:
                 if not counts["leased"] or not wait:
                     return counts
-                self.report.waiting(counts)
+                self.listener.waiting(counts)
             self._heed()
 
     def stop(self) -> None:
@@ -167,16 +169,8 @@ class _Pool:
         self._greetings[worker], self._failed_starts = greeting, 0
 
     def _end(self, lease: Lease, folder: Path, error: Exception | None) -> None:
-        try:
-            if error:
-                raise error
-            state, note = self.driver.settle(lease, folder), ""
-        except SweepError:
-            raise
-        except Exception as problem:  # noqa: BLE001 - whatever it is, it is this run's; the others go on
-            state = self.driver.give_up(lease, problem)
-            note = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
-        self.report.ended(lease, state, note, self._counts())
+        state, note = self.driver.conclude(lease, folder, error)
+        self.listener.ended(lease, state, note, self._counts())
 
     def _replace(self, worker, claimed, text: str) -> None:
         """Start another worker for one that has died."""

@@ -1,26 +1,26 @@
 """What a sweep found: the best learning rate of each method by its dev score, and the test scores at that rate.
 
 A group is all runs that differ in nothing but learning rate and seed. A rate takes part in the choice when every seed
-of the group is finished at it and none diverged. By each run's best epoch (lowest dev loss) the rate is chosen that has
-the highest dev accuracy in the mean over seeds; in tasks that are trained on answers, which know no accuracy, and on a
-tie, the lowest dev loss; then the smallest rate. Test scores are looked up after that, and decide nothing.
+of the group is finished at it. `rmbook.sweeps.best_rate` has the rule of the choice. Test scores are looked up after
+that, and decide nothing.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from rmbook.runs.folder import RunError
+from rmbook.sweeps.best_rate import DIVERGED, best_rate, edge, mean_score
 from rmbook.sweeps.driver import open_ledger
 from rmbook.sweeps.folder import SweepFolder
-from rmbook.sweeps.table import COUNTED, SHARES, sweep_table
+from rmbook.sweeps.ledger import STOPPED
+from rmbook.sweeps.table import COUNTED, SHARES, is_fine_tuning, sweep_table
 from rmbook.tasks.task import find_task
 
 CELL = ("model", "task", "method", "ratio", "density")
-STOPPED = "stopped after epoch"  # how the note of a run begins that `--halving` has put aside
 FINISHED = ("done", "diverged")
 _VARIED = ("learning_rate", "seed", "revision")  # the weights say which revision it was
 _RESULTS = ("state", *COUNTED, *SHARES, "run")
@@ -37,7 +37,7 @@ def read_runs(sweep: str) -> tuple[pd.DataFrame, list[dict]]:
             and test_records, how many its result counts; local, whether the model is a folder. One stamp a result.
 
     Raises:
-        RunError: there is no sweep in the folder, or no run in the sweep.
+        RunError: there is no sweep in the folder, or no run in the sweep, or its runs are not fine-tuning.
     """
     place = SweepFolder(sweep)
     ledger = open_ledger(place)
@@ -45,6 +45,8 @@ def read_runs(sweep: str) -> tuple[pd.DataFrame, list[dict]]:
     ledger.close()
     if not rows:
         raise RunError(f"the sweep in {sweep} has no runs.")
+    if not all(is_fine_tuning(row["config"]) for row in rows):
+        raise RunError(f"the runs in {sweep} are of another kind than fine-tuning; only those have a report.")
     runs = sweep_table(rows)
     results = {row["key"]: place.result(row["key"]) for row in rows if row["state"] in FINISHED}
     gone = [key for key, result in results.items() if result is None]
@@ -55,25 +57,7 @@ def read_runs(sweep: str) -> tuple[pd.DataFrame, list[dict]]:
     for part in ("train", "test"):
         counts = {key: result.get("records", {}).get(part) for key, result in found.items()}
         runs[f"{part}_records"] = runs["run"].map(counts).astype("Int64")
-    return runs, [found[key]["stamp"] for key in sorted(found)]
-
-
-def rank_rates(scores: Mapping[float, tuple[float | None, float]]) -> list[float]:
-    """Learning rates, best first: by dev accuracy where all have one, then by dev loss, then the smaller rate.
-
-    Args:
-        scores: mean dev accuracy (None if the task has none) and mean dev loss of each rate, or of other things that
-            can be sorted; one with a loss that is not finite comes last.
-    """
-    right = all(accuracy is not None and math.isfinite(accuracy) for accuracy, _ in _finite(scores))
-
-    def order(rate: float) -> tuple:
-        accuracy, loss = scores[rate]
-        if not math.isfinite(loss):
-            return 1, 0.0, 0.0, rate
-        return 0, -round(accuracy, 12) if right else 0.0, round(loss, 12), rate  # sums of thirds differ in the last bit
-
-    return sorted(scores, key=order)
+    return runs, [found[key]["stamp"] for key in sorted(found) if "stamp" in found[key]]
 
 
 def summarize(runs: pd.DataFrame) -> pd.DataFrame:
@@ -113,26 +97,25 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _group(runs: pd.DataFrame) -> dict:
     task, seeds = find_task(runs["task"].iloc[0]), set(runs["seed"])
-    answers = task.objective == "answer"
-    scores, clean = {}, {}
+    scores, finished = {}, {}
     for rate, part in runs.groupby("learning_rate"):
-        if set(part["seed"]) == seeds and len(part) == len(seeds) and (part["state"] == "done").all():
-            clean[rate] = part
-            scores[rate] = (None if answers else part["dev_accuracy"].mean(), part["dev_loss"].mean())
+        if set(part["seed"]) == seeds and len(part) == len(seeds) and part["state"].isin(FINISHED).all():
+            finished[rate], rows = part, part[["state", "dev_accuracy", "dev_loss"]].itertuples(index=False)
+            scores[rate] = [DIVERGED if state == "diverged" else score for state, *score in rows]
     rates = sorted(set(runs["learning_rate"]))
     row = {"rates": len(rates), "runs": len(runs), "finished": int(runs["state"].isin(FINISHED).sum())}
     row |= {"diverged": int((runs["state"] == "diverged").sum()), "missing": _missing(runs, seeds)}
     row |= {"learning_rate": math.nan, "edge": "", "ties": 0, "dev_accuracy": math.nan, "dev_loss": math.nan}
     row |= {"score": math.nan, "deviation": math.nan, "seeds": len(seeds), "total": None, "trained_ratio": math.nan}
     row |= {"local": bool(runs["local"].iloc[0]), "train_records": None, "test_records": None}
-    if not scores:
+    if (best := best_rate(scores)) is None:
         return row
-    best = rank_rates(scores)[0]
-    part, measure = clean[best], scores[best][1 if answers else 0]
-    test = 100 * part[task.metric]
-    ends = {rates[0]: "lowest", rates[-1]: "highest"} if len(rates) > 1 else {rates[0]: "only one"}
-    row |= {"learning_rate": best, "edge": ends.get(best, "")}
-    row |= {"ties": sum(math.isclose(score[1 if answers else 0], measure, abs_tol=1e-12) for score in scores.values())}
+    part, test = finished[best], 100 * finished[best][task.metric]
+    means = [mean for mean in map(mean_score, scores.values()) if math.isfinite(mean[1])]
+    which = int(any(accuracy is None for accuracy, _ in means))  # accuracy decides first, or else the loss
+    measure = mean_score(scores[best])[which]
+    row |= {"learning_rate": best, "edge": edge(best, rates)}
+    row |= {"ties": sum(math.isclose(mean[which], measure, abs_tol=1e-12) for mean in means)}
     row |= {"dev_accuracy": part["dev_accuracy"].mean(), "dev_loss": part["dev_loss"].mean()}
     row |= {"score": test.mean(), "deviation": test.std(ddof=1)}  # NaN for one seed
     row |= {name: part[name].iloc[0] for name in ("total", "train_records", "test_records")}
@@ -177,7 +160,3 @@ def _short(value: object) -> str:
     """A setting in a label; of a fingerprint its end."""
     text = json.dumps(value, default=str) if not isinstance(value, str) else value
     return text if len(text) <= 24 else f"...{text[-8:]}"
-
-
-def _finite(scores: Mapping[float, tuple[float | None, float]]) -> list[tuple[float | None, float]]:
-    return [score for score in scores.values() if math.isfinite(score[1])]

@@ -22,6 +22,7 @@ COUNTED = ("trainable", "total", "cut_prompts", "steps", "epochs_finished", "bes
 LOSSES = ("train_loss", "dev_loss", "dev_accuracy")
 SHARES = ("trained_ratio", *LOSSES, "accuracy", "f1")
 SPEED = ("seconds", "tokens_per_second", "peak_memory", "processes", "attempts")
+KINDS = {entry.name: entry.type for entry in dataclasses.fields(RunConfig)}
 DEFAULTS = {entry.name: entry.default for entry in dataclasses.fields(RunConfig) if entry.default is not MISSING}
 PLACE = ("date", "commit", "hardware")
 
@@ -39,16 +40,24 @@ def sweep_table(rows: Sequence[dict], timing: bool = False) -> pd.DataFrame:
             dev_loss, dev_accuracy; accuracy and f1 on the test records, of which a task has one; run, data, weights
             and code, which identify it. Cells of runs that are not finished are empty.
     """
-    table = pd.DataFrame([_row(row, timing) for row in rows], columns=_columns(timing))
-    kinds = {entry.name: entry.type for entry in dataclasses.fields(RunConfig)}
+    table = pd.DataFrame([_row(row, timing) for row in rows], columns=_columns(rows, timing))
+    kinds = KINDS if all(is_fine_tuning(row["config"]) for row in rows) else {}
     for name in table.columns:  # the same kinds of columns whichever cells are empty
         if name in COUNTED or kinds.get(name) in (int, int | None):
             table[name] = table[name].astype("Int64")
         elif name in SHARES + SPEED or kinds.get(name) in (float, float | None):
             table[name] = table[name].astype("float64")
+        elif not kinds and any(name in row["config"] for row in rows):
+            table[name] = table[name].convert_dtypes()
         elif kinds.get(name) is not bool:
             table[name] = table[name].astype("string")
-    return table.sort_values(list(SORTED_BY), kind="stable", na_position="first").reset_index(drop=True)
+    order = [name for name in SORTED_BY if name in table]
+    return table.sort_values(order, kind="stable", na_position="first", ignore_index=True)
+
+
+def is_fine_tuning(config: dict) -> bool:
+    """Whether these are settings of a fine-tuning run, those of `rmbook.RunConfig`."""
+    return "task" in config and config.keys() <= KINDS.keys()
 
 
 def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
@@ -70,21 +79,20 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
             table.to_parquet(temporary, index=False, engine="pyarrow")
 
 
-def _columns(timing: bool) -> list[str]:
-    settings = [entry.name for entry in dataclasses.fields(RunConfig) if entry.name != "data_dir"]
+def _columns(rows: Sequence[dict], timing: bool) -> list[str]:
+    tuning = all(is_fine_tuning(row["config"]) for row in rows)  # runs of another kind have settings of their own
+    settings = [name for name in (KINDS if tuning else dict.fromkeys(name for row in rows for name in row["config"]))]
     extra = [*SPEED, *PLACE, "error"] if timing else []
-    return [*settings, "state", *COUNTED, *SHARES, "run", "data", "weights", "code", *extra]
+    wanted = [*settings, "state", *COUNTED, *SHARES, "run", "data", "weights", "code", *extra]
+    return [name for name in dict.fromkeys(wanted) if name != "data_dir"]
 
 
 def _row(row: dict, timing: bool) -> dict:
-    config, result = DEFAULTS | row["config"], row["result"] or {}
-    cells = {name: value for name, value in config.items() if name != "data_dir"}
-    if Path(config["model"]).is_absolute():
-        cells["model"] = Path(config["model"]).name
-    cells["settings"] = json.dumps(config["settings"], sort_keys=True)
-    if isinstance(config["targets"], list):
-        cells["targets"] = json.dumps(config["targets"])
-    cells |= {name: result.get(name) for name in COUNTED + LOSSES} | {"trained_ratio": result.get("ratio")}
+    config, result = row["config"], row["result"] or {}
+    settings = {n: json.dumps(v, sort_keys=True) if isinstance(v, list | dict) else v for n, v in config.items()}
+    if Path(str(config.get("model") or "")).is_absolute():
+        settings["model"] = Path(config["model"]).name
+    cells = {name: result.get(name) for name in COUNTED + LOSSES} | {"trained_ratio": result.get("ratio")}
     test = result.get("test") or {}
     cells |= {"accuracy": test.get("accuracy"), "f1": test.get("f1"), "state": row["state"], "run": row["key"]}
     cells |= row["identity"]
@@ -92,4 +100,4 @@ def _row(row: dict, timing: bool) -> dict:
         times = result.get("timing", {})
         cells |= {name: times.get(name) for name in SPEED + PLACE} | {"hardware": json.dumps(times.get("hardware"))}
         cells |= {"attempts": row["attempts"], "error": row["error"]}
-    return cells
+    return cells | (DEFAULTS if is_fine_tuning(config) else {}) | settings

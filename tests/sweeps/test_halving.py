@@ -1,5 +1,6 @@
 """Successive halving and budgets: who is stopped, what is spent, and that nothing is lost by it."""
 
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -19,19 +20,21 @@ from rmbook.files import write_json
 from rmbook.runs.config import RunConfig
 from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.folder import finite
+from rmbook.sweeps.best_rate import rank_rates
 from rmbook.sweeps.driver import open_ledger
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import expand, plan
 from rmbook.sweeps.halving import REDUCTION, Progress, groups, halving_steps, rungs, sampled_steps, survivors
-from rmbook.sweeps.local import Report, run_sweep
-from rmbook.sweeps.report import rank_rates, read_runs, summarize
-from rmbook.sweeps.sweep_budget import run_part
+from rmbook.sweeps.local import Listener, run_sweep
+from rmbook.sweeps.report import read_runs, summarize
 from rmbook.training.checkpoint import TrainingInterrupted
 
-pytest.importorskip("optuna", reason="halving and budgets need Optuna: pip install optuna")
+no_optuna = importlib.util.find_spec("optuna") is None
+needs_optuna = pytest.mark.skipif(no_optuna, reason="its sampler is Optuna's: pip install optuna")
+HALVING = [True, pytest.param(False, marks=needs_optuna)]
 RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["rmbook.sweeps.sweep_budget"])
+SERVER.set_forkserver_preload(["rmbook.sweeps.local"])
 
 # ----------------------------------------------------------------------------------------------------------- decisions
 
@@ -40,16 +43,41 @@ def test_rungs_are_powers_below_the_last_epoch():
     assert [rungs(epochs) for epochs in (1, 2, 3, 4, 5, 10)] == [[], [1], [1], [1, 3], [1, 3], [1, 3, 9]]
 
 
-SCORES = st.tuples(st.floats(0, 1), st.one_of(st.floats(0, 10), st.just(math.inf)))
+SCORE = st.tuples(st.floats(0, 1), st.one_of(st.floats(0, 10), st.just(math.inf)))
+SCORES = st.dictionaries(st.floats(1e-9, 1e9), st.lists(SCORE, min_size=1, max_size=3), min_size=1, max_size=20)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.dictionaries(st.floats(1e-9, 1e9), SCORES, min_size=1, max_size=20))
+def alive(scores: dict) -> dict:
+    return {rate: seeds for rate, seeds in scores.items() if all(math.isfinite(loss) for _, loss in seeds)}
+
+
+@given(SCORES)
 def test_the_best_third_goes_on_whatever_the_order(scores):
-    alive = [rate for rate, (_, loss) in scores.items() if math.isfinite(loss)]
-    kept = survivors(scores, 1)
-    assert kept == rank_rates({rate: scores[rate] for rate in alive})[: math.ceil(Fraction(len(alive), REDUCTION))]
-    assert survivors(dict(reversed(scores.items())), 1) == kept
+    kept = survivors(scores)
+    assert kept == rank_rates(alive(scores))[: math.ceil(Fraction(len(alive(scores)), REDUCTION))]
+    assert survivors(dict(reversed(scores.items()))) == kept
+
+
+@needs_optuna
+@settings(max_examples=30, deadline=None)
+@given(SCORES)
+def test_the_decisions_are_those_of_optunas_percentile_pruner(scores):
+    """Each rate reports its place among those that go on; places are all different, so nothing ties."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    places = {rate: float(place) for place, rate in enumerate(rank_rates(alive(scores)), 1)}
+    study = optuna.create_study(pruner=optuna.pruners.PercentilePruner(100 / REDUCTION, n_startup_trials=0))
+    for place in places.values():
+        study.add_trial(optuna.trial.create_trial(value=place, intermediate_values={1: place}))
+    kept = []
+    for rate, place in places.items():
+        trial = study.ask()
+        trial.report(place, 1)
+        if not trial.should_prune():
+            kept.append(rate)
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)  # each is measured against the same ones
+    assert survivors(scores) == kept
 
 
 def test_the_epoch_that_counts_is_that_of_the_lowest_loss():
@@ -93,7 +121,7 @@ def test_a_rate_is_judged_by_the_mean_over_its_seeds_and_stopped_with_all_of_the
 def pretend(quality, log=None):
     """A `perform` that trains nothing: dev loss is |log10(rate) - quality| / epoch, and a rate above 1 diverges."""
 
-    def perform(config, folder, bases, after_epoch):
+    def perform(config, folder, bases, stop):
         folder.mkdir(exist_ok=True)
         metrics, rate = folder / "metrics.jsonl", config["learning_rate"]
         rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
@@ -108,7 +136,7 @@ def pretend(quality, log=None):
                 log.append((rate, config["seed"], epoch))
             if math.isnan(loss):
                 break
-            if after_epoch(row):
+            if stop and stop(row):
                 raise TrainingInterrupted("stopped")
         broken = rows[-1]["dev_loss"] is None
         result = {"status": "diverged" if broken else "completed", "config": config, "records": {"train": 1, "test": 1}}
@@ -119,11 +147,10 @@ def pretend(quality, log=None):
     return perform
 
 
-def sweep_of(monkeypatch, folder, runs, quality=-3, **keywords):
+def sweep_of(folder, runs, quality=-3, **keywords):
     """What each call performs: (rate, seed, epoch), in order."""
     log = []
-    monkeypatch.setattr("rmbook.sweeps.sweep_budget.perform", pretend(quality, log))
-    counts = run_part(runs, folder, **keywords)
+    counts = run_sweep(runs, folder, perform=pretend(quality, log), **keywords)
     assert counts["leased"] == 0
     return log
 
@@ -133,8 +160,8 @@ def grid(rates=RATES, seeds=(0, 1), **changes) -> list[PlannedRun]:
 
 
 @pytest.mark.parametrize("quality", [-1, -3, -6])
-def test_the_promising_rate_is_finished_and_the_hopeless_are_stopped_at_once(quality, tmp_path, monkeypatch):
-    log = sweep_of(monkeypatch, tmp_path / "s", grid(), quality, halving=True)
+def test_the_promising_rate_is_finished_and_the_hopeless_are_stopped_at_once(quality, tmp_path):
+    log = sweep_of(tmp_path / "s", grid(), quality, halving=True)
     reached = {rate: max(epoch for r, _, epoch in log if r == rate) for rate in RATES}
     assert reached[10.0**quality] == 5 and sorted(reached.values()) == [1, 1, 1, 1, 3, 5]
     assert len(log) == len(set(log)) == 2 * (6 * 1 + 2 * 2 + 1 * 2)  # of 60 epochs
@@ -144,47 +171,48 @@ def test_the_promising_rate_is_finished_and_the_hopeless_are_stopped_at_once(qua
     assert notes == ["stopped after epoch 1 of 5"] * 8 + ["stopped after epoch 3 of 5"] * 2
     assert {row["attempts"] for row in ledger.rows("pending")} == {0}
     assert len(list((tmp_path / "s" / "work").glob("*/metrics.jsonl"))) == 10
-    assert sweep_of(monkeypatch, tmp_path / "s", grid(), quality, halving=True) == []
+    assert sweep_of(tmp_path / "s", grid(), quality, halving=True) == []
 
 
-def test_groups_do_not_compete_with_each_other(tmp_path, monkeypatch):
+def test_groups_do_not_compete_with_each_other(tmp_path):
     runs = [*grid(ratio=1e-3), *grid(method="lora", ratio=None)]
-    both = sweep_of(monkeypatch, tmp_path / "s", runs, halving=True)
-    assert both == 2 * sweep_of(monkeypatch, tmp_path / "t", grid(), halving=True)
+    both = sweep_of(tmp_path / "s", runs, halving=True)
+    assert both == 2 * sweep_of(tmp_path / "t", grid(), halving=True)
     assert open_ledger(SweepFolder(tmp_path / "s")).counts()["done"] == 4
 
 
-def test_what_diverges_is_a_result_and_the_others_go_on(tmp_path, monkeypatch):
-    log = sweep_of(monkeypatch, tmp_path / "s", grid((1e30, 1e-3, 1e-4), (0,)), 30, halving=True)
+def test_what_diverges_is_a_result_and_the_others_go_on(tmp_path):
+    log = sweep_of(tmp_path / "s", grid((1e30, 1e-3, 1e-4), (0,)), 30, halving=True)
     assert log[:3] == [(1e30, 0, 1), (1e-3, 0, 1), (1e-4, 0, 1)] and log[3:] == [(1e30, 0, 2)]
     ledger = open_ledger(SweepFolder(tmp_path / "s"))
     assert ledger.counts() == {"pending": 2, "leased": 0, "done": 0, "diverged": 1, "failed": 0}
 
 
-@pytest.mark.parametrize("halving", [True, False])
+@pytest.mark.parametrize("halving", HALVING)
 @pytest.mark.parametrize("budget", [0.1, 1, 2.5, 100])
-def test_the_budget_is_kept(halving, budget, tmp_path, monkeypatch):
-    log = sweep_of(monkeypatch, tmp_path / "s", grid(), halving=halving, budget=budget)
+def test_the_budget_is_kept(halving, budget, tmp_path):
+    log = sweep_of(tmp_path / "s", grid(), halving=halving, budget=budget)
     whole = 24 if halving else 60
     assert len(log) <= 5 * budget and len(log) >= min(whole, 5 * budget - 4.99)
     if not halving:
         assert open_ledger(SweepFolder(tmp_path / "s")).counts()["done"] == len(log) / 5 == min(12, int(budget))
 
 
-@pytest.mark.parametrize("halving", [True, False])
-def test_many_small_calls_do_what_one_does(halving, tmp_path, monkeypatch):
+@pytest.mark.parametrize("halving", HALVING)
+def test_many_small_calls_do_what_one_does(halving, tmp_path):
     """So an interruption changes no decision, and the same grid gives the same again."""
     runs, parts = [*grid(seeds=(0,)), *grid(seeds=(0,), ratio=1e-2)], []
-    whole = sweep_of(monkeypatch, tmp_path / "one", runs, halving=halving, budget=50)
-    while part := sweep_of(monkeypatch, tmp_path / "many", runs, halving=halving, budget=1):
+    whole = sweep_of(tmp_path / "one", runs, halving=halving, budget=50)
+    while part := sweep_of(tmp_path / "many", runs, halving=halving, budget=1):
         parts += part
     assert parts == whole and len(whole) == (24 if halving else 60)
-    assert sweep_of(monkeypatch, tmp_path / "again", runs, halving=halving, budget=50) == whole
+    assert sweep_of(tmp_path / "again", runs, halving=halving, budget=50) == whole
 
 
-def test_the_sampler_takes_groups_in_turn_and_its_seed_decides(tmp_path, monkeypatch):
+@needs_optuna
+def test_the_sampler_takes_groups_in_turn_and_its_seed_decides(tmp_path):
     runs = [*grid(ratio=1e-3), *grid(method="lora", ratio=None)]
-    sweep_of(monkeypatch, tmp_path / "s", runs, budget=6)
+    sweep_of(tmp_path / "s", runs, budget=6)
     done = [row["config"]["method"] for row in open_ledger(SweepFolder(tmp_path / "s")).rows("done")]
     assert sorted(done) == ["lora"] * 3 + ["random_masking"] * 3
     runs = [planned(learning_rate=rate, ratio=r) for rate in RATES for r in (1e-1, 1e-2, 1e-3)]
@@ -192,17 +220,18 @@ def test_the_sampler_takes_groups_in_turn_and_its_seed_decides(tmp_path, monkeyp
     assert len(orders) > 5 and all(one == two for one, two in orders)
 
 
-def test_the_sampler_learns(tmp_path, monkeypatch):
+@needs_optuna
+def test_the_sampler_learns(tmp_path):
     """On 60 rates with one good one, it finds better rates than drawing without replacement would."""
     rates, found = [10 ** (-6 + 5 * n / 59) for n in range(60)], []
     for seed in range(4):
-        log = sweep_of(monkeypatch, tmp_path / f"s{seed}", grid(rates, (0,), epochs=1), budget=20, seed=seed)
+        log = sweep_of(tmp_path / f"s{seed}", grid(rates, (0,), epochs=1), budget=20, seed=seed)
         found.append(sorted(abs(math.log10(rate) + 3) for rate, _, _ in log)[:10][-1])
     nearest = sorted(abs(math.log10(rate) + 3) for rate in rates)
     assert sum(found) / 4 < nearest[20]  # by chance, half of the 20 lie nearer than about the 30th
 
 
-class Stop(Report):
+class Stop(Listener):
     def __init__(self, after):
         self.left = after
 
@@ -212,39 +241,38 @@ class Stop(Report):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("halving", [True, False])
-def test_ctrl_c_is_no_decision(halving, tmp_path, monkeypatch):
+@pytest.mark.parametrize("halving", HALVING)
+def test_ctrl_c_is_no_decision(halving, tmp_path):
     runs, folder = grid(), tmp_path / "s"
-    whole = sweep_of(monkeypatch, tmp_path / "whole", runs, halving=halving, budget=8)
+    whole = sweep_of(tmp_path / "whole", runs, halving=halving, budget=8)
     for after in (3, 0, 7):
         with pytest.raises(TrainingInterrupted, match="same command"):
-            sweep_of(monkeypatch, folder, runs, halving=halving, budget=8, report=Stop(after))
+            sweep_of(folder, runs, halving=halving, budget=8, listener=Stop(after))
         assert open_ledger(SweepFolder(folder)).counts()["leased"] == 0
 
-    def interrupted(config, place, bases, after_epoch):
+    def interrupted(config, place, bases, stop):
         raise TrainingInterrupted("Ctrl-C, and not by halving")
 
-    monkeypatch.setattr("rmbook.sweeps.sweep_budget.perform", interrupted)
+    part = {"halving": halving, "budget": 100}
     with pytest.raises(TrainingInterrupted, match="same command"):
-        run_part(runs, folder, halving=halving)
+        run_sweep(runs, folder, perform=interrupted, **part)
     ledger = open_ledger(SweepFolder(folder))
     assert ledger.counts()["leased"] == 0 and {row["attempts"] for row in ledger.rows("pending")} == {0}
-    sweep_of(monkeypatch, folder, runs, halving=halving)
+    sweep_of(folder, runs, **part)
     results = {path.parent.name for path in (tmp_path / "whole").glob("runs/*/result.json")}
     assert whole and results <= {path.parent.name for path in folder.glob("runs/*/result.json")}
 
 
-def test_errors_are_the_runs_own(tmp_path, monkeypatch):
-    def failing(config, folder, bases, after_epoch):
+def test_errors_are_the_runs_own(tmp_path):
+    def failing(config, folder, bases, stop):
         if config["learning_rate"] == 1e-3:
             raise ConfigError("no")
         if config["learning_rate"] == 1e-4 and not list(tmp_path.glob("away")):
             (tmp_path / "away").touch()
             raise OSError("file system away")
-        pretend(-2)(config, folder, bases, after_epoch)
+        pretend(-2)(config, folder, bases, stop)
 
-    monkeypatch.setattr("rmbook.sweeps.sweep_budget.perform", failing)
-    counts = run_part(grid((1e-2, 1e-3, 1e-4), (0,)), tmp_path / "s", halving=True)
+    counts = run_sweep(grid((1e-2, 1e-3, 1e-4), (0,)), tmp_path / "s", perform=failing, halving=True)
     assert (counts["done"], counts["failed"], counts["pending"]) == (1, 1, 1)
 
 
@@ -265,7 +293,7 @@ def places(tmp_path_factory):
 def test_a_sweep_without_halving_completes_what_halving_stopped_bit_for_bit(places, tmp_path):
     folder, command = tmp_path / "sweep", ("sweep", "run", places / "grid.yaml", "--output", tmp_path / "sweep")
     runs = plan(expand(yaml.safe_load((places / "grid.yaml").read_text())))
-    process = SERVER.Process(target=run_part, args=(runs, folder), kwargs={"halving": True})
+    process = SERVER.Process(target=run_sweep, args=(runs, folder), kwargs={"halving": True})
     process.start()
     deadline = time.monotonic() + 120
     while len(list(folder.glob("work/*/checkpoint.safetensors"))) < 2 and time.monotonic() < deadline:
@@ -294,7 +322,7 @@ def test_flags_that_do_not_fit_are_one_line(places, tmp_path, monkeypatch):
     refused(call(*command, "--budget", 0), "budget", "positive")
     refused(call(*command, "--halving", "--engine", "ray"), "--engine")
     monkeypatch.setitem(sys.modules, "optuna", None)
-    for flags in (["--halving"], ["--budget", 3]):
-        refused(call(*command, *flags), "pip install optuna")
+    refused(call(*command, "--budget", 3), "pip install optuna")
     assert not (tmp_path / "sweep").exists()
+    assert sweep_of(tmp_path / "s", grid(), halving=True, budget=3)  # needs no library
     assert call("sweep", "run", "--help").stdout.count("--halving") >= 2

@@ -5,6 +5,8 @@ import itertools
 import math
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -22,10 +24,12 @@ from tiny_sweep import tiny_settings
 from rmbook.errors import ConfigError
 from rmbook.paper.tables import TEST_IMAGES, TEST_RECORDS, load_paper_table
 from rmbook.runs.config import RunConfig
+from rmbook.sweeps.best_rate import DIVERGED, best_rate, edge, rank_rates
 from rmbook.sweeps.driver import open_ledger
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import read_grid
-from rmbook.sweeps.report import STOPPED, rank_rates, read_runs, summarize
+from rmbook.sweeps.ledger import STOPPED
+from rmbook.sweeps.report import read_runs, summarize
 from rmbook.sweeps.report_page import page, text_report
 from rmbook.sweeps.table import sweep_table
 from rmbook.sweeps.verdicts import PAPER_MODELS, VERDICTS, compare, standard_error
@@ -156,14 +160,30 @@ def test_runs_that_differ_in_other_settings_are_not_mixed():
     assert list(table["extra"]) == ["epochs 3", "epochs 5", "", ""] and list(table["rates"]) == [2, 2, 1, 1]
 
 
-@given(st.dictionaries(st.floats(1e-9, 1e9), st.tuples(st.floats(0, 1), st.floats(0, 10)), min_size=1, max_size=8))
+SCORE = st.tuples(st.floats(0, 1), st.floats(0, 10))
+
+
+@given(st.dictionaries(st.floats(1e-9, 1e9), st.lists(SCORE, min_size=1, max_size=3), min_size=1, max_size=8))
 def test_the_order_of_rates_is_a_law(scores):
+    def means(which):
+        return {rate: round(sum(score[which] for score in seeds) / len(seeds), 12) for rate, seeds in scores.items()}
+
     ranked = rank_rates(scores)
     assert sorted(ranked) == sorted(scores) and rank_rates(dict(reversed(scores.items()))) == ranked
-    assert round(scores[ranked[0]][0], 12) == round(max(accuracy for accuracy, _ in scores.values()), 12)
-    without = {rate: (None, loss) for rate, (_, loss) in scores.items()}
-    assert round(without[rank_rates(without)[0]][1], 12) == round(min(loss for _, loss in without.values()), 12)
-    assert rank_rates(scores | {5e9: (1.0, math.nan)})[-1] == 5e9
+    assert means(0)[ranked[0]] == max(means(0).values()) and best_rate(scores) == ranked[0]
+    without = {rate: [(None, loss) for _, loss in seeds] for rate, seeds in scores.items()}
+    assert means(1)[rank_rates(without)[0]] == min(means(1).values())
+    for diverged in ((1.0, math.nan), (None, None), DIVERGED):
+        assert rank_rates(scores | {5e9: [(1.0, 0.0), diverged]})[-1] == 5e9
+        assert best_rate({5e9: [diverged]}) is None
+    assert edge(ranked[0], ranked) == ("only one" if len(ranked) == 1 else edge(ranked[0], sorted(ranked)))
+    if len(ranked) > 1:
+        assert (edge(min(ranked), ranked), edge(max(ranked), ranked)) == ("lowest", "highest")
+
+
+def test_the_rule_needs_no_heavy_library():
+    code = "import sys, rmbook.sweeps.best_rate; assert not {'torch', 'pandas', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ verdicts

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import random
 import resource
@@ -20,14 +21,16 @@ from command_line import call, refused
 from tiny_sweep import DONE, SERVER, adapters, eight_runs, same, table
 
 from rmbook.errors import ConfigError
+from rmbook.files import write_json
+from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.folder import RunError
 from rmbook.runs.run import MemoryShortage, start_run
-from rmbook.sweeps.display import LiveReport
-from rmbook.sweeps.driver import Driver, SweepError, open_ledger, perform
+from rmbook.sweeps.display import LiveListener
+from rmbook.sweeps.driver import Driver, SweepError, open_ledger, perform_run
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import expand, plan
 from rmbook.sweeps.ledger import Ledger
-from rmbook.sweeps.local import Report, run_sweep
+from rmbook.sweeps.local import Listener, run_sweep
 from rmbook.training.checkpoint import TrainingInterrupted
 
 SERVER.set_forkserver_preload(["rmbook.sweeps.local"])
@@ -88,10 +91,9 @@ def test_a_run_of_a_sweep_is_the_run_that_rmbook_train_makes(runs, undisturbed, 
     assert command[:3] == ["rmbook", "train", "--config"] and json.loads(Path(command[3]).read_text()) == runs[0].config
 
 
-def test_a_finished_sweep_does_nothing_more(runs, undisturbed, monkeypatch):
-    monkeypatch.setattr("rmbook.sweeps.local.perform", None)
+def test_a_finished_sweep_does_nothing_more(runs, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("runs/*/*")}
-    assert run_sweep(runs, undisturbed) == DONE
+    assert run_sweep(runs, undisturbed, perform=None) == DONE
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("runs/*/*")} == before
 
 
@@ -175,6 +177,64 @@ def test_ctrl_c_gives_the_run_back_and_the_same_command_goes_on(grid, runs, undi
     same(folder, undisturbed)
 
 
+# ---------------------------------------------------------------------------------------------- runs of another kind
+
+
+def measure(config, work, bases=None, stop=None):
+    """Another kind of run: it leaves the least that a result must have, and resumes nothing."""
+    work.mkdir(exist_ok=True)
+    status = "diverged" if config["angle"] > 90 else "completed"
+    write_json(work / "result.json", {"status": status, "config": config, "sine": math.sin(config["angle"])})
+
+
+@pytest.fixture
+def angles() -> list[PlannedRun]:
+    return [PlannedRun(f"angle{a}", {"angle": a, "steps": 3, "what": [1, "x"]}, {"code": "1"}) for a in (0, 30, 120)]
+
+
+def test_a_sweep_takes_any_kind_of_run(angles, tmp_path):
+    folder, csv = tmp_path / "sweep", tmp_path / "angles.csv"
+    counts = run_sweep(angles, folder, perform=measure)
+    assert counts == {"pending": 0, "leased": 0, "done": 2, "diverged": 1, "failed": 0}
+    assert run_sweep(angles, folder, perform=None) == counts
+    assert SweepFolder(folder).result("angle30")["sine"] == math.sin(30)
+    assert call("sweep", "export", folder, "--csv", csv, "--timing").exit_code == 0
+    found = pd.read_csv(csv)
+    assert list(found["angle"]) == [0, 120, 30] and set(found["steps"]) == {3} and set(found["what"]) == {'[1, "x"]'}
+    assert list(found["state"]) == ["done", "diverged", "done"] and found["trainable"].isna().all()
+    assert call("sweep", "status", folder).stdout == "2 done, 1 diverged\n"
+    answer = call("report", folder)
+    assert answer.exit_code == 2 and "another kind" in answer.stderr
+    with pytest.raises(ConfigError, match="epochs"):
+        run_sweep(angles, tmp_path / "other", perform=measure, halving=True)
+
+
+BROKEN = ["[]", "{}", "7", '{"status": "completed"}', '{"config": {}}', '{"status": "good", "config": {}}', "{", "\x80"]
+BROKEN += ['{"status": "completed", "config": {}, "best_epoch": 3, "history": []}', "[" * 10**5]
+
+
+@pytest.mark.parametrize("place", ["runs/angle0", "work/angle0.1234"])
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_damaged_result_is_not_finished_and_made_again(text, place, angles, tmp_path):
+    folder = tmp_path / "sweep"
+    SweepFolder(folder, new=True)
+    (folder / place).mkdir()
+    (folder / place / "result.json").write_text(text, "latin-1")
+    assert run_sweep(angles[:1], folder, perform=measure)["done"] == 1
+    assert SweepFolder(folder).result("angle0")["config"] == angles[0].config
+
+
+def test_a_run_without_a_result_has_failed_and_can_be_retried(angles, tmp_path):
+    folder = tmp_path / "sweep"
+
+    def nothing(config, work, bases, stop):
+        work.mkdir(exist_ok=True)
+
+    counts = run_sweep(angles, folder, perform=nothing, max_attempts=2)
+    assert counts["failed"] == 3 and "result.json" in open_ledger(SweepFolder(folder)).rows()[0]["error"]
+    assert run_sweep(angles, folder, perform=measure, retry_failed=True)["failed"] == 0
+
+
 # ------------------------------------------------------------------------------------------- disks, clocks and damage
 
 
@@ -221,26 +281,25 @@ def test_what_a_loss_of_power_tears_is_made_again(runs, undisturbed, tmp_path):
     same(folder, undisturbed)
 
 
-def test_a_lost_ledger_is_made_again_from_the_folders(runs, undisturbed, tmp_path, monkeypatch):
+def test_a_lost_ledger_is_made_again_from_the_folders(runs, undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed, tmp_path / "sweep")
     for path in folder.glob("ledger.sqlite*"):
         path.unlink()
     assert table(folder) == table(undisturbed)  # for `status` and `export` too
     (folder / "ledger.sqlite").unlink()
-    monkeypatch.setattr("rmbook.sweeps.local.perform", None)  # nothing is done twice
-    assert run_sweep(runs, folder) == DONE
+    assert run_sweep(runs, folder, perform=None) == DONE  # nothing is done twice
     same(folder, undisturbed)
 
 
 def test_the_time_of_day_does_not_matter(runs, undisturbed, tmp_path, monkeypatch):
     folder, days = tmp_path / "sweep", iter([0, 1e9, 3e9, 4e9, 2e9, 1e8, 1, 2, 3])
 
-    class Clock(Report):
+    class Clock(Listener):
         def begun(self, lease, counts):
             now = next(days)
             monkeypatch.setattr("time.time", lambda: now)
 
-    assert run_sweep(runs, folder, report=Clock()) == DONE
+    assert run_sweep(runs, folder, listener=Clock()) == DONE
     same(folder, undisturbed)
 
 
@@ -252,16 +311,16 @@ def test_a_process_that_was_given_up_wrongly_does_no_harm(runs, undisturbed, tmp
     folder, one = tmp_path / "sweep", runs[:1]
     with Driver(folder, one) as early, Driver(folder, one) as late:
         lease, work = early.claim()
-        perform(lease.config, work)
+        perform_run(lease.config, work)
         late.ledger._gone = lambda owner, beat: True
         newer, other = late.claim()
         assert other != work and not work.exists()  # what was done is taken over, out of the first one's reach
         with pytest.raises(OSError):
             early.place.commit(lease.key, work)
         assert early.settle(lease, work) == "lost" and early.give_up(lease, OSError("gone")) == "lost"
-        perform(newer.config, other)
+        perform_run(newer.config, other)
         late.settle(newer, other)
-        perform(lease.config, work)  # it goes on from the beginning, and comes too late
+        perform_run(lease.config, work)  # it goes on from the beginning, and comes too late
         first = (folder / "runs" / lease.key / "result.json").read_bytes()
         early.place.commit(lease.key, work)
         assert (folder / "runs" / lease.key / "result.json").read_bytes() == first
@@ -286,7 +345,7 @@ def test_a_run_that_slurm_began_is_gone_on_with(runs, undisturbed, tmp_path, mon
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
-class Notes(Report):
+class Notes(Listener):
     def __init__(self):
         self.ends = []
 
@@ -299,30 +358,27 @@ class Notes(Report):
     [(OSError("network file system away"), 3), (MemoryShortage("out of memory"), 3), (ConfigError("no"), 1)]
     + [(RuntimeError("a defect"), 1)],
 )
-def test_only_errors_of_the_machine_are_tried_again(error, attempts, runs, tmp_path, monkeypatch):
-    def fail(config, folder, bases):
+def test_only_errors_of_the_machine_are_tried_again(error, attempts, runs, tmp_path):
+    def fail(config, folder, bases, stop):
         if config["seed"] == 1:
             raise error
-        real(config, folder, bases)
+        perform_run(config, folder, bases, stop)
 
-    folder, notes, real = tmp_path / "sweep", Notes(), perform
+    folder, notes = tmp_path / "sweep", Notes()
     few = [run for run in runs if run.config["learning_rate"] == 1e-2]
-    monkeypatch.setattr("rmbook.sweeps.local.perform", fail)
-    counts = run_sweep(few, folder, report=notes, max_attempts=3)
+    counts = run_sweep(few, folder, perform=fail, listener=notes, max_attempts=3)
     assert (counts["failed"], counts["done"]) == (1, 1)
     assert [state for seed, state in notes.ends if seed == 1] == ["pending"] * (attempts - 1) + ["failed"]
     assert str(error) in call("sweep", "status", folder).stdout
-    monkeypatch.setattr("rmbook.sweeps.local.perform", real)
     assert run_sweep(few, folder)["failed"] == 1 and run_sweep(few, folder, retry_failed=True)["done"] == 2
 
 
-def test_no_space_is_no_attempt(runs, tmp_path, monkeypatch):
-    def full(config, folder, bases):
+def test_no_space_is_no_attempt(runs, tmp_path):
+    def full(config, folder, bases, stop):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rmbook.sweeps.local.perform", full)
     with pytest.raises(SweepError, match="Make room"):
-        run_sweep(runs, tmp_path / "sweep")
+        run_sweep(runs, tmp_path / "sweep", perform=full)
     rows = open_ledger(SweepFolder(tmp_path / "sweep")).rows()
     assert {(row["state"], row["attempts"]) for row in rows} == {("pending", 0)}
 
@@ -396,7 +452,7 @@ def test_the_live_table_counts(runs):
     from rich.console import Console
 
     console = Console(record=True, width=100, file=open(os.devnull, "w"), force_terminal=True)
-    report = LiveReport(console)
+    report = LiveListener(console)
     lease = type("Lease", (), {"config": runs[0].config, "attempt": 2})()
     report.begun(lease, DONE | {"pending": 3, "leased": 1, "done": 3})
     console.print(report._table())

@@ -17,10 +17,10 @@ from rmbook.errors import ConfigError
 from rmbook.runs.config import make_config
 from rmbook.runs.fingerprints import code_fingerprint
 from rmbook.runs.run import MemoryShortage
-from rmbook.sweeps.driver import Driver, SweepError, open_ledger
+from rmbook.sweeps.driver import Driver, SweepError, open_ledger, perform_run
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import expand, plan
-from rmbook.sweeps.local import Report, run_sweep
+from rmbook.sweeps.local import Listener, run_sweep
 from rmbook.sweeps.ray_cluster import Worker, joined_cluster, room
 from rmbook.sweeps.ray_engine import _Pool, run_sweep_ray
 from rmbook.training.checkpoint import Checkpoint, TrainingInterrupted
@@ -54,7 +54,7 @@ def cluster():
         yield
 
 
-class Killer(Report):
+class Killer(Listener):
     """Kills the worker of a run midway, once."""
 
     def __init__(self, folder):
@@ -83,7 +83,7 @@ def disturbed(cluster, grid, runs, tmp_path_factory):
     wrong = plan([make_config(grid["fixed"] | {"learning_rate": 1e-2, "targets": ["nowhere"]})])
     folder = tmp_path_factory.mktemp("disturbed") / "sweep"
     report = Killer(folder)
-    counts = run_sweep_ray([*runs, *wrong], folder, workers=2, report=report)
+    counts = run_sweep_ray([*runs, *wrong], folder, workers=2, listener=report)
     return folder, report, counts, wrong[0].key
 
 
@@ -116,7 +116,7 @@ def test_the_table_and_all_weights_are_those_of_the_engine_in_one_process(distur
 def test_either_engine_goes_on_with_the_others_sweep(cluster, runs, undisturbed, tmp_path):
     folder = tmp_path / "sweep"
 
-    class Stopping(Report):
+    class Stopping(Listener):
         """Ctrl-C when a run is under way."""
 
         begins, limit = 0, 2
@@ -127,12 +127,12 @@ def test_either_engine_goes_on_with_the_others_sweep(cluster, runs, undisturbed,
                 raise KeyboardInterrupt
 
     with pytest.raises(TrainingInterrupted):
-        run_sweep(runs, folder, report=Stopping())
+        run_sweep(runs, folder, listener=Stopping())
     assert len(list(folder.glob("runs/*"))) == 2
     report = Stopping()
     report.limit = 3
     with pytest.raises(TrainingInterrupted, match="same command goes on"):
-        run_sweep_ray(runs, folder, workers=1, report=report)
+        run_sweep_ray(runs, folder, workers=1, listener=report)
     ledger = open_ledger(SweepFolder(folder))
     assert ledger.counts()["leased"] == 0 and {row["attempts"] for row in ledger.rows("pending")} == {0}
     assert not list(folder.glob("owners/*"))
@@ -145,14 +145,14 @@ def test_either_engine_goes_on_with_the_others_sweep(cluster, runs, undisturbed,
 def test_ctrl_c_has_the_runs_write_down_their_last_step(cluster, grid, tmp_path):
     folder, long = tmp_path / "sweep", plan([make_config(grid["fixed"] | {"learning_rate": 1e-3, "epochs": 500})])
 
-    class Impatient(Report):
+    class Impatient(Listener):
         def begun(self, lease, counts):
             while not list(folder.glob("work/*/checkpoint.safetensors")):
                 time.sleep(0.01)
             raise KeyboardInterrupt
 
     with pytest.raises(TrainingInterrupted):
-        run_sweep_ray(long, folder, workers=1, report=Impatient())
+        run_sweep_ray(long, folder, workers=1, listener=Impatient())
     (work,) = folder.glob("work/*")
     steps = [row["step"] for row in map(json.loads, (work / "metrics.jsonl").read_text().splitlines())]
     assert Checkpoint(work / "checkpoint.safetensors").progress()[0] == steps[-1] < 500 * 6
@@ -179,19 +179,18 @@ class Unspeakable(Exception):
     [(OSError(28, "No space left on device"), OSError), (MemoryShortage("less"), MemoryShortage)]
     + [(ConfigError("no"), ConfigError), (Unspeakable(1, 2), RuntimeError), (TrainingInterrupted("stop"), OSError)],
 )
-def test_errors_come_back_as_what_they_are(error, comes, monkeypatch, tmp_path):
+def test_errors_come_back_as_what_they_are(error, comes, tmp_path):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr("rmbook.sweeps.ray_cluster.perform", fail)
-    found = Worker(torch.get_num_threads(), 1).perform({}, tmp_path)
+    found = Worker(torch.get_num_threads(), 1, fail).perform({}, tmp_path)
     assert isinstance(found, comes) and str(error) in str(found) and getattr(found, "errno", None) in (None, 28)
 
 
 def test_a_worker_elsewhere_must_see_the_folder_and_have_the_same_code(cluster, runs, tmp_path):
     seen = {"host": "node7", "process": 1, "node": "x", "sees": True, "code": code_fingerprint()}
     with Driver(tmp_path / "sweep", runs) as driver:
-        pool = _Pool(ray, driver, Report(), 1, 0)
+        pool = _Pool(ray, driver, Listener(), 1, 0, perform_run)
         pool._welcome("worker", seen)
         with pytest.raises(SweepError, match="node7 does not see .*sweep.* share"):
             pool._welcome("worker", seen | {"sees": False})
@@ -202,7 +201,7 @@ def test_a_worker_elsewhere_must_see_the_folder_and_have_the_same_code(cluster, 
 
 def test_workers_that_cannot_start_end_the_sweep(cluster, runs, tmp_path, monkeypatch):
     class Broken:
-        def __init__(self, cpus, gpus):
+        def __init__(self, *arguments):
             raise ImportError("No module named 'rmbook'")
 
         def greet(self, presence):
