@@ -1,7 +1,7 @@
 """The commands `rmbook record` and `rmbook claims`: making the book's evidence anew."""
 
+import contextlib
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,9 +16,6 @@ Examples:
 The same command resumes after Ctrl-C or a kill; started twice, it shares the work.
 """
 WEIGHTS = "The packaged weights of the tiny models: they are pretrained anew."
-
-Option = Annotated[str | None, typer.Option(show_default=False)]
-
 
 def record(
     name: Annotated[
@@ -42,19 +39,20 @@ def record(
     from rmbook.cli.errors import one_line_errors
 
     with one_line_errors():
-        from rmbook.evidence.grids import read_recorded_grid, recorded_grids
-        from rmbook.evidence.record import record as record_grid
+        from rmbook.evidence.grids import recorded_grids
+        from rmbook.evidence.record import record_grid
         from rmbook.sweeps.display import LineListener, LiveListener
 
         if name is None:
-            for grid, path in recorded_grids().items():
-                typer.echo(f"{grid:<18}{describe_grid(path)}")
-            typer.echo(f"{'weights':<18}{WEIGHTS}")
+            described = {grid: content["description"] for grid, content in recorded_grids().items()}
+            for grid, description in (described | {"weights": WEIGHTS}).items():
+                typer.echo(f"{grid:<18}{description}")
             return
         given = {"model": model, "task": task, "data_dir": data_dir}
-        changes = {name: value for name, value in given.items() if value is not None}
-        with LiveListener() if sys.stderr.isatty() else LineListener() as listener:
-            typer.echo(f"written: {record_grid(name, output, changes, listener=listener)}")
+        changes = {setting: value for setting, value in given.items() if value is not None}
+        with LiveListener() if sys.stderr.isatty() else contextlib.nullcontext(LineListener()) as listener:
+            path = record_grid(name, output, changes, listener=listener)
+        typer.echo(f"written: {path}")
 
 
 def claims() -> None:

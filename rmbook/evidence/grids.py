@@ -33,9 +33,10 @@ MEASURES = {
 }
 
 
-def recorded_grids() -> dict[str, Path]:
-    """Return the files of the recorded grids by name, in alphabetical order."""
-    return {path.stem: path for path in sorted(Path(str(files("rmbook.evidence"))).glob("recorded/*.yaml"))}
+def recorded_grids() -> dict[str, dict]:
+    """Return the recorded grids by name, in alphabetical order, as their files have them."""
+    paths = sorted(Path(str(files("rmbook.evidence"))).glob("recorded/*.yaml"))
+    return {path.stem: parse_grid(path.read_text("utf-8"), path.stem) for path in paths}
 
 
 def read_recorded_grid(source: str) -> dict:
@@ -45,12 +46,14 @@ def read_recorded_grid(source: str) -> dict:
         ConfigError: no such name or file, or the file is no grid.
         FileNotFoundError: a grid that an axis is taken from is not recorded.
     """
-    path = recorded_grids().get(source, Path(source))
-    if not path.is_file():
-        raise ConfigError(f"{source} is neither a file nor a recorded grid: {closest(source, recorded_grids())}")
-    grid = parse_grid(path.read_text("utf-8"), source)
-    taken = {name: _best_in(**axis) for name, axis in (grid.get("axes") or {}).items() if isinstance(axis, dict)}
-    return grid | {"axes": (grid.get("axes") or {}) | taken}
+    grid = recorded_grids().get(source)
+    if grid is None:
+        if not Path(source).is_file():
+            raise ConfigError(f"{source} is neither a file nor a recorded grid: {closest(source, recorded_grids())}")
+        grid = parse_grid(Path(source).read_text("utf-8"), source)
+    axes = grid.get("axes") or {}
+    taken = {name: _best_in(**axis) for name, axis in axes.items() if isinstance(axis, dict)}
+    return {"description": "", "fixed": {}} | grid | {"axes": axes | taken}
 
 
 def _best_in(best_in: str, **only: list) -> list[dict]:

@@ -97,7 +97,7 @@ KINDS = {
 }
 
 
-def record(
+def record_grid(
     source: str,
     folder: str | Path | None = None,
     changes: dict | None = None,
