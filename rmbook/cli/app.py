@@ -1,4 +1,4 @@
-"""The command line: `rmbook train`, `evaluate`, `describe`, `generate`, `sweep` and `report`."""
+"""The command line: `rmbook train`, `evaluate`, `describe`, `generate`, `sweep`, `report`, `record` and `claims`."""
 
 import os
 import sys
@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from rmbook.cli import record as cli_record
 from rmbook.cli import report as cli_report
 from rmbook.cli import sweep as cli_sweep
 from rmbook.cli.errors import OneLineGroup
@@ -38,6 +39,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_sweep.app, name="sweep")
 app.command(epilog=cli_report.REPORT)(cli_report.report)
+app.command(epilog=cli_record.RECORD)(cli_record.record)
+app.command()(cli_record.claims)
 
 TRAIN = """\b
 Examples:

@@ -2,20 +2,21 @@
 
 Each comes with its data, the layers that are masked and the paper's protocol, so that the same cells run on all of
 them. "vit" (mirrored digits, pretrained on upright ones here in a minute) and "minilm" (genuine weights, generated
-sentences) need neither a network nor a GPU. Any other name is a language model, with records of SST-2.
+sentences) need neither a network nor a GPU. Any other name is a language model, with SST-2's examples.
 """
 
 import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 
 from rmbook.evidence.record_source import find_source
+from rmbook.files import digest_tensors
 from rmbook.models.language import load_language_model
 from rmbook.models.predict import to_questions
 from rmbook.offline.digits import MLP_TARGETS, Digits, PretrainingConfig, load_vit, new_vit
@@ -56,8 +57,14 @@ class Backbone:
     _base: nn.Module = field(repr=False)
     _new: Callable[[int], nn.Module] | None = field(repr=False, default=None)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, and of a language model's examples; other examples are made by the code."""
+        questions = "" if isinstance(self.objective, Classification) else repr(self.data)
+        return digest_tensors({name: value.cpu() for name, value in self._base.state_dict().items()}, questions)
+
     def model(self, start: str = "pretrained", seed: int = 0) -> nn.Module:
-        """A fresh copy of the model, in evaluation mode.
+        """Return a fresh copy of the model, in evaluation mode.
 
         Args:
             start: "pretrained"; "shuffled", where the entries of each matrix outside the fixed parts have changed
@@ -85,7 +92,7 @@ class Backbone:
         return model.eval()
 
     def train_data(self, size: int | None = None) -> Sequence:
-        """The first `size` training examples, `train_size` of them if None.
+        """Return the first `size` training examples, `train_size` of them if None.
 
         Raises:
             ValueError: there are not so many.
@@ -98,17 +105,17 @@ class Backbone:
 
 @cache
 def load_backbone(name: str = "vit") -> Backbone:
-    """A backbone by its name; kept, so that it is loaded once a process.
+    """Return a backbone by its name; kept, so that it is loaded once a process.
 
     Args:
-        name: "vit" (mirrored digits; "vit:turned" and the like for other `rmbook.offline.digits.VIEWS`), "minilm", or a folder
-            or a name on the hub of a language model, such as "facebook/opt-1.3b": it goes to a GPU if there is one, and
-            its records are SST-2's, from where `rmbook.evidence.record_source.find_source` finds them.
+        name: "vit" (mirrored digits; "vit:turned" and the like for other `rmbook.offline.digits.VIEWS`), "minilm", or a
+            folder or a name on the hub of a language model, such as "facebook/opt-1.3b": it goes to a GPU if there is
+            one, and its examples are SST-2's, from where `rmbook.evidence.record_source.find_source` finds them.
 
     Raises:
         ValueError: an unknown view of the digits.
         WeightsError: MiniLM's weights are not at hand.
-        ModelError, TaskError: the language model or its records cannot be had.
+        ModelError, TaskError: the language model or its examples cannot be had.
     """
     if name == "vit" or name.startswith("vit:"):
         view = name.removeprefix("vit").removeprefix(":") or "mirrored"

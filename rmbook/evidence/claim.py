@@ -1,8 +1,8 @@
 """The ledger of the paper's claims: what each says, what was measured here, and whether it held.
 
 A claim's evidence is computed from recorded results (or, for the theory, at once), so that it cannot drift from them:
-`python -m rmbook.claims` writes results/claims/*.json and the page book/claims.md, and a test does the same and
-compares. Nothing on that page is typed in.
+`rmbook claims` writes results/claims/*.json and the page book/claims.md, and a test does the same and compares. Nothing
+on that page is typed in.
 """
 
 import json
@@ -14,7 +14,7 @@ from rmbook.evidence.recording import load_recorded, recorded_path
 from rmbook.files import write_json
 from rmbook.stamps import stamp
 
-COMMAND = "python -m rmbook.claims"
+COMMAND = "rmbook claims"
 SETTINGS = {
     "as stated": "the claim itself was tested",
     "small models": "tested on models and data smaller than the paper's",
@@ -55,12 +55,12 @@ class Claim:
     """A claim of the paper.
 
     Attributes:
-        name: of the file.
+        name: the name of its file.
         sources: where the paper has it: "Figure 4a", "Table 1", "Theorem 5.1".
         statement: what it says.
-        chapter: of the book, where a reader sees it; its file's name without ending.
+        chapter: where a reader of the book sees it; the file's name without ending.
         cell: id of the cell there that asserts it, or that shows the paper's own numbers.
-        test: that covers the code behind it, "tests/FILE.py::NAME".
+        test: "tests/FILE.py::NAME", which covers the code behind it.
         setting: a key of `SETTINGS`; None if it was not run.
         records: names of the recorded results that the evidence is computed from.
         measure: computes the evidence; None if it was not run.
@@ -79,7 +79,7 @@ class Claim:
     remark: str = ""
 
     def status(self, evidence: Evidence | None) -> str:
-        """A key of `STATUSES`."""
+        """Return a key of `STATUSES`."""
         if evidence is None:
             return "not run"
         if not evidence.holds:
@@ -87,7 +87,7 @@ class Claim:
         return "reproduced" if self.setting == "as stated" else "trend only"
 
     def entry(self) -> dict:
-        """All that the claim's file holds but the stamps."""
+        """Return all that the claim's file holds but the stamps."""
         evidence = self.measure() if self.measure else None
         content = {
             "name": self.name,
@@ -104,24 +104,24 @@ class Claim:
         return content
 
     def stamps(self) -> dict[str, dict]:
-        """Stamps of the records, by their names; of now, where the evidence is computed at once."""
+        """Return the recorded results' stamps by their names; one of now, where the evidence is computed at once."""
         if self.measure is None:
             return {}
         return {name: load_recorded(name)["stamp"] for name in self.records} or {"computed": stamp(COMMAND)}
 
 
 def _rounded(evidence: dict) -> dict:
-    """Six digits: more would differ between processors."""
+    """Round to six digits: more would differ between processors."""
     return {n: float(f"{v:.6g}") if isinstance(v, float) else v for n, v in evidence.items()}
 
 
 def claims_folder() -> Path:
-    """Where the ledger's files are."""
+    """Return the folder of the ledger's files."""
     return recorded_path("claims/x").parent
 
 
 def read_ledger() -> dict[str, dict]:
-    """The ledger as it is written, by claim."""
+    """Return the ledger as it is written, by claim."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(claims_folder().glob("*.json"))}
 
 
@@ -146,18 +146,3 @@ def write_ledger(claims: Sequence[Claim], folder: Path | None = None) -> list[di
         if path.stem not in names:
             path.unlink()
     return written
-
-
-def main() -> None:
-    """Write the ledger and its page."""
-    from rmbook.evidence.claim_list import CLAIMS
-    from rmbook.evidence.claims_page import PAGE, claims_page
-
-    written = write_ledger(CLAIMS)
-    PAGE.write_text(claims_page(written))
-    counts = {status: sum(entry["status"] == status for entry in written) for status in STATUSES}
-    print(f"{len(written)} claims in {claims_folder()} and {PAGE}: {counts}")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from rmbook.evidence.claim import Evidence
-from rmbook.evidence.grids import best_cells, load_runs
+from rmbook.evidence.grids import best_cells, best_runs, load_runs
 from rmbook.training.learning_rate import fit_power_law
 
 MODELS = {"vit": "the tiny transformer", "minilm": "MiniLM"}
@@ -195,9 +195,8 @@ def others_break(rate: float = 1e-2) -> Evidence:
 
 
 def _at_best(table: pd.DataFrame) -> pd.DataFrame:
-    """Runs at the learning rate of best mean dev accuracy, by seed."""
-    rate = table.groupby("learning_rate")["dev_accuracy"].mean().idxmax()
-    return table[table["learning_rate"] == rate].set_index("seed").sort_index()
+    """Return the runs at the best learning rate, by seed."""
+    return best_runs(table).set_index("seed").sort_index()
 
 
 def _over_seeds(says: str, values: pd.Series, asked: str, holds: bool, runs: pd.DataFrame) -> Evidence:

@@ -19,7 +19,7 @@ results differ.
 
 
 def claims_page(entries: Sequence[dict]) -> str:
-    """The ledger as MyST Markdown.
+    """Return the ledger as MyST Markdown.
 
     Args:
         entries: as `rmbook.evidence.claim.write_ledger` returns them.

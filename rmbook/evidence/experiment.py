@@ -2,19 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from rmbook.engine.masking import apply_masks
 from rmbook.evidence.backbones import Backbone, load_backbone
+from rmbook.evidence.changes import distance_from
 from rmbook.evidence.mask_choices import choose_masks
+from rmbook.files import write_json
 from rmbook.landscape.curvature import hessian_norm
 from rmbook.landscape.landscape import Landscape
 from rmbook.methods.apply import full_finetuning, lora
+from rmbook.models.reuse import BaseModels
 from rmbook.training.config import TrainingConfig
 from rmbook.training.objectives import Objective
 from rmbook.training.train import train
@@ -35,7 +38,7 @@ class Experiment:
         seed: of the mask or the factors, and of the order of the examples.
         mask_seed: of the mask, where it is not the same.
         backbone: see `rmbook.evidence.backbones.load_backbone`.
-        choice: which entries: see `rmbook.evidence.mask_choices.choose_masks`.
+        choice: which entries are trained; see `rmbook.evidence.mask_choices.choose_masks`.
         scale: S = scale * values, or "inverse_density" for 1 / density.
         start: "pretrained", "shuffled" or "new"; see `rmbook.evidence.backbones.Backbone.model`.
         steps: optimiser steps; whole epochs are run, so it is rounded to those.
@@ -60,16 +63,14 @@ class Experiment:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
         if (self.density is None) == (self.method == "mask"):
-            raise ValueError(
-                f"a mask needs a density and no other method takes one, got {self.method}, {self.density}."
-            )
+            raise ValueError(f"a mask needs a density and no other method takes one, got {self.method}, {self.density}.")
 
 
 def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tuple[dict, nn.Module]:
-    """Carry a run out, by the paper's protocol: the epoch of lowest dev loss is tested.
+    """Carry a run out by the paper's protocol: the epoch of lowest dev loss is tested.
 
     Args:
-        settings: of the run.
+        settings: what to run.
         keep_model: return the trained model, too.
 
     Returns:
@@ -92,9 +93,9 @@ def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tup
     result = train(model, data, backbone.data["dev"], config, objective=backbone.objective, progress=False)
     trained = result.best_epoch > 0  # else it diverged at once, and the model is what it was
     after = {"hessian_after": hessian_norm(landscape, tolerance=TOLERANCE).norm} if landscape and trained else {}
-    changed = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    record = {name: value for name, value in changed.items() if name == "seed" or value != _DEFAULTS.get(name, _NONE)}
-    record |= {
+    own = {entry.name: getattr(settings, entry.name) for entry in dataclasses.fields(settings)}
+    measured = {name: value for name, value in own.items() if name == "seed" or value != _DEFAULTS[name]}
+    measured |= {
         "status": result.status,
         "steps": result.steps,
         "best_epoch": result.best_epoch,
@@ -107,12 +108,12 @@ def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tup
         "curve": [round(100 * row["dev_accuracy"], 2) for row in result.history],
         "seconds": round(result.seconds, 2),
     }
-    record |= before | after
-    return (record, model) if keep_model else record
+    measured |= before | after
+    return (measured, model) if keep_model else measured
 
 
 def prepare_model(backbone: Backbone, settings: Experiment) -> nn.Module:
-    """A fresh model with the method on it, before any step."""
+    """Return a fresh model with the method on it, before any step."""
     model = backbone.model(settings.start, settings.seed)
     if settings.method == "full":
         return full_finetuning(model, exclude=backbone.fixed)
@@ -130,56 +131,35 @@ def prepare_model(backbone: Backbone, settings: Experiment) -> nn.Module:
 
 
 def look_at(model: nn.Module, backbone: Backbone, examples: int = HESSIAN_EXAMPLES) -> Landscape:
-    """The loss over the first training examples as a function of what the model trains."""
+    """Return the loss over the first training examples as a function of what the model trains."""
     data = backbone.train_data(min(examples, backbone.train_size))
     return Landscape(model, data, backbone.objective, batch_size=HESSIAN_EXAMPLES)
 
 
 def epochs(backbone: Backbone, steps: int | None, examples: int) -> int:
-    """Whole epochs that come nearest to a number of steps, the backbone's own if None; at least 1."""
+    """Return the whole epochs that come nearest to a number of steps, the backbone's own if None; at least 1."""
     return max(1, round((steps or backbone.steps) / math.ceil(examples / backbone.batch_size)))
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, objective: Objective, data: Sequence, batch_size: int = 100) -> float:
-    """Right answers in percent."""
+    """Return the share of right answers in percent."""
     model.eval()
     batches = ([data[i] for i in range(a, min(a + batch_size, len(data)))] for a in range(0, len(data), batch_size))
     return 100 * sum(objective.evaluate(model, batch)[1] for batch in batches) / len(data)
 
 
-@torch.no_grad()
-def weight_changes(start: nn.Module, model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training did to each of the start's parameters, by its name there; parameters that stayed are left out.
-
-    Masks are taken as S, LoRA as (alpha / rank) B A; other methods that add modules count with their changes to the
-    start's own parameters alone.
+def perform_experiment(config: dict, work: Path, bases: BaseModels | None = None, stop: Callable | None = None) -> None:
+    """Perform one run of a sweep, see `rmbook.sweeps.driver`; an interrupted one begins anew, as it takes seconds.
 
     Args:
-        start: the model before the method.
-        model: the model under the method.
+        config: the fields of `Experiment`.
+        work: folder for its result.json.
+        bases, stop: not used.
     """
-    modules, own = dict(model.named_modules()), dict(model.named_parameters())
-    changes = {}
-    for name, before in start.named_parameters():
-        layer_name, _, kind = name.rpartition(".")
-        layer = modules.get(layer_name)
-        if isinstance(layer, LoraLayer):
-            change = layer.get_delta_weight("default") if kind == "weight" else None
-        elif kind == "weight" and hasattr(layer, "mask"):
-            flat = torch.zeros(layer.mask.numel, dtype=layer.delta.dtype, device=layer.delta.device)
-            change = flat.index_put_((layer.mask.positions.long(),), layer.delta.detach()).view(before.shape)
-        else:
-            change = own[name] - before.to(own[name].device)
-        if change is not None and change.any():
-            changes[name] = change
-    return changes
+    measured = run_experiment(Experiment(**config))
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / "result.json", measured | {"config": config})
 
 
-def distance_from(start: nn.Module, model: nn.Module) -> float:
-    """How far the weights are from the start, in l2 norm over all of them (figure 4c of the paper)."""
-    return sum(float(change.double().square().sum()) for change in weight_changes(start, model).values()) ** 0.5
-
-
-_NONE = object()
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Experiment)}

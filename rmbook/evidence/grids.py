@@ -1,157 +1,77 @@
-"""The recorded grids of the chapters of experiments, and how to read them.
+"""The recorded grids: which runs they have, and their results as tables.
 
-Record one again with `python -m rmbook.science NAME`; it can be interrupted and goes on where it stopped.
+A grid is a small YAML file in rmbook/evidence/recorded, of the form that `rmbook.sweeps.grid` explains, with two more
+parts: `kind` says what a run is (see `rmbook.evidence.record`), and an axis can be taken from another recorded grid:
+
+    axes:
+      method: {best_in: vit_grid, density: [0.01, 0.001]}
+
+stands for each method and density there (or those listed) at its best learning rate. `rmbook record NAME` records a grid
+anew.
 """
 
-import argparse
 import dataclasses
-import sys
-from collections.abc import Callable, Sequence
-from itertools import product
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
 
 import pandas as pd
 
-from rmbook.evidence.experiment import Experiment, run_experiment
-from rmbook.evidence.recording import load_recorded, record_runs
+from rmbook.errors import ConfigError, closest
+from rmbook.evidence.experiment import Experiment
+from rmbook.evidence.recording import load_recorded
+from rmbook.sweeps.best_rate import DIVERGED, best_rate
+from rmbook.sweeps.grid import parse_grid
 
-SEEDS = (0, 1, 2)
-DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0001)
-MINILM_DENSITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-
-
-def half_decades(low: float, high: float) -> list[float]:
-    """Learning rates 1, 3, 10, 30, ... times a power of ten, from low to high, both of them such numbers."""
-    rates = [float(f"{digit}e{exponent}") for exponent in range(-8, 3) for digit in (1, 3)]
-    return [rate for rate in rates if low <= rate <= high]
-
-
-def _vit_grid() -> list[Experiment]:
-    """Figures 3 and 4c: densities and other methods by learning rates."""
-    methods = [({"method": "full"}, half_decades(1e-5, 1e-2)), ({"method": "lora"}, half_decades(1e-4, 1e-1))]
-    methods += [({"density": density}, half_decades(1e-4, 10.0)) for density in DENSITIES]
-    return [Experiment(rate, seed=seed, **method) for method, rates in methods for rate in rates for seed in SEEDS]
-
-
-def _vit_scaled() -> list[Experiment]:
-    """The law: the same with S = values / density."""
-    cells = product(DENSITIES[:-1], half_decades(1e-5, 1e-1), SEEDS)
-    return [Experiment(rate, density=density, seed=seed, scale="inverse_density") for density, rate, seed in cells]
-
-
-def _minilm_grid() -> list[Experiment]:
-    """The law on a real model, without and with S = values / density; for "full" its best rates alone."""
-    seeds = SEEDS[:2]  # a run takes ten seconds
-    runs = [Experiment(rate, "full", None, seed, "minilm") for rate in half_decades(1e-5, 1e-3) for seed in seeds]
-    for density, seed in product(MINILM_DENSITIES, seeds):
-        low = 1e-4 if density > 0.1 else 3e-4 if density > 0.01 else 1e-3
-        runs += [Experiment(rate, density=density, seed=seed, backbone="minilm") for rate in half_decades(low, 1.0)[:7]]
-        runs += [
-            Experiment(rate, density=density, seed=seed, backbone="minilm", scale="inverse_density")
-            for rate in half_decades(1e-5, 1e-2)
-        ]
-    return runs
-
-
-def _best(grid: str, **fixed) -> list[tuple[dict, float]]:
-    """Methods of a recorded grid, each with its best learning rate."""
-    table = best_cells(load_runs(grid).query("scale == 1.0"), ["method", "density"])
-    rows = table.reset_index()[["method", "density", "learning_rate"]].itertuples(index=False)
-    return [({"method": m, "density": None if pd.isna(d) else d} | fixed, rate) for m, d, rate in rows]
-
-
-def _hessian() -> list[Experiment]:
-    """Figure 4a: the Hessian's norm before and after training, each method at its best learning rate."""
-    return [Experiment(rate, seed=s, hessian=True, **method) for method, rate in _best("vit_grid") for s in SEEDS]
-
-
-def _hessian_minilm() -> list[Experiment]:
-    """Figure 9: the same on MiniLM, for three densities."""
-    best = [pair for pair in _best("minilm_grid", backbone="minilm") if pair[0]["density"] in (1.0, 0.1, 0.01)]
-    return [Experiment(rate, seed=seed, hessian=True, **method) for method, rate in best for seed in SEEDS[:2]]
-
-
-def _vit_steps() -> list[Experiment]:
-    """Figures 4b and 10: small learning rates and many steps; the curve of a run holds all shorter ones."""
-    cells = [(0.1, 1e-4), (0.1, 1e-3), (0.01, 1e-3), (0.01, 3e-3), (0.01, 3e-2), (0.001, 1e-2)]
-    return [Experiment(rate, density=density, seed=seed, steps=3200) for density, rate in cells for seed in SEEDS]
-
-
-def _vit_choices() -> list[Experiment]:
-    """Figure 5, tables 8 and 9: which entries are trained, at equal count."""
-    rates = {0.1: (1e-3, 3e-2), 0.03: (3e-3, 1e-1), 0.01: (3e-3, 3e-1), 0.003: (1e-2, 1.0), 0.001: (3e-2, 10.0)}
-    choices = ("entries", "columns", "rows", "blocks", "large_weights", "small_weights", "large_gradients")
-    return [
-        Experiment(rate, density=density, seed=seed, choice=choice)
-        for choice, (density, ends), seed in product(choices, rates.items(), SEEDS)
-        for rate in half_decades(*ends)
-    ]
-
-
-def _vit_sizes() -> list[Experiment]:
-    """Table 3: numbers of training examples."""
-    methods = [({"method": "full"}, half_decades(3e-5, 1e-3)), ({"method": "lora"}, half_decades(1e-3, 3e-2))]
-    methods += [({"density": 0.1}, half_decades(3e-3, 1e-1)), ({"density": 0.01}, half_decades(1e-2, 3e-1))]
-    methods += [({"density": 0.001}, half_decades(3e-2, 1.0))]
-    cells = product((50, 100, 400, 1297), methods, SEEDS)
-    return [
-        Experiment(rate, seed=seed, train_size=size, steps=400, **method)
-        for size, (method, rates), seed in cells
-        for rate in rates
-    ]
-
-
-def _vit_starts() -> list[Experiment]:
-    """Methods on pretrained, shuffled and new weights with 200 steps; full and density 0.01 with 1,000, too."""
-    methods = [({"method": "full"}, half_decades(1e-5, 3e-3)), ({"density": 0.1}, half_decades(1e-4, 3e-2))]
-    methods += [({"density": 0.01}, half_decades(1e-3, 3e-1)), ({"density": 0.001}, half_decades(3e-3, 3.0))]
-    return [
-        Experiment(rate, seed=seed, start=start, steps=steps, **method)
-        for steps, seeds, of in ((200, SEEDS, methods), (1000, SEEDS[:2], methods[:1] + methods[2:3]))
-        for start, (method, rates), seed in product(("pretrained", "shuffled", "new"), of, seeds)
-        for rate in rates
-    ]
-
-
-def _vit_masks() -> list[Experiment]:
-    """Twenty masks of one density, each with three orders of the examples, at the grid's best learning rate."""
-    best = {method["density"]: rate for method, rate in _best("vit_grid")}
-    cells = product((0.01, 0.001), range(100, 120), SEEDS)
-    return [Experiment(best[density], density=density, seed=s, mask_seed=mask) for density, mask, s in cells]
-
-
-GRIDS: dict[str, Callable[[], list[Experiment]]] = {
-    "vit_grid": _vit_grid,
-    "vit_scaled": _vit_scaled,
-    "vit_steps": _vit_steps,
-    "vit_choices": _vit_choices,
-    "vit_sizes": _vit_sizes,
-    "vit_starts": _vit_starts,
-    "vit_masks": _vit_masks,
-    "minilm_grid": _minilm_grid,
-    "hessian": _hessian,
-    "hessian_minilm": _hessian_minilm,
+MEASURES = {
+    "dev": ("dev_accuracy", "mean"),
+    "test": ("test_accuracy", "mean"),
+    "test_sd": ("test_accuracy", "std"),
+    "distance": ("distance", "mean"),
+    "trainable": ("trainable", "mean"),
+    "runs": ("seed", "count"),
 }
 
 
-def record(name: str) -> dict:
-    """Run a grid of `GRIDS` and write its stamped record."""
-    cells = [dataclasses.asdict(experiment) for experiment in GRIDS[name]()]
-    return record_runs(
-        f"science/{name}",
-        f"python -m rmbook.science {name}",
-        cells,
-        lambda cell: run_experiment(Experiment(**cell)),
-        lambda runs: {"about": (GRIDS[name].__doc__ or "").strip(), "runs": runs},
-    )
+def recorded_grids() -> dict[str, dict]:
+    """Return the recorded grids by name, in alphabetical order, as their files have them."""
+    paths = sorted(Path(str(files("rmbook.evidence"))).glob("recorded/*.yaml"))
+    return {path.stem: parse_grid(path.read_text("utf-8"), path.stem) for path in paths}
+
+
+def read_recorded_grid(source: str) -> dict:
+    """Return a recorded grid by its name, or from a YAML file, with all its axes written out.
+
+    Raises:
+        ConfigError: no such name or file, or the file is no grid.
+        FileNotFoundError: a grid that an axis is taken from is not recorded.
+    """
+    grid = recorded_grids().get(source)
+    if grid is None:
+        if not Path(source).is_file():
+            raise ConfigError(f"{source} is neither a file nor a recorded grid: {closest(source, recorded_grids())}")
+        grid = parse_grid(Path(source).read_text("utf-8"), source)
+    axes = grid.get("axes") or {}
+    taken = {name: _best_in(**axis) for name, axis in axes.items() if isinstance(axis, dict)}
+    return {"description": "", "fixed": {}} | grid | {"axes": axes | taken}
+
+
+def _best_in(best_in: str, **only: list) -> list[dict]:
+    """Return the methods and densities of a recorded grid, each with its best learning rate."""
+    table = best_cells(load_runs(best_in).query("scale == 1.0"), ["method", "density"]).reset_index()
+    for name, values in only.items():
+        table = table[table[name].isin(values)]
+    rows = table[["method", "density", "learning_rate"]].astype(object)
+    return rows.where(rows.notna(), None).to_dict("records")
 
 
 def load_runs(name: str) -> pd.DataFrame:
-    """The runs of a recorded grid, one row each, all settings filled in; `.attrs["record"]` is the whole record.
+    """Return the runs of a recorded grid, one row each, with all settings; `.attrs["record"]` is the rest of its file.
 
     A run that diverged before the first epoch ended has the dev accuracy 0, so that means over seeds count it.
 
     Raises:
-        FileNotFoundError: there is no such record.
+        FileNotFoundError: there is no such recorded result.
     """
     content = load_recorded(f"science/{name}")
     table = to_table(content["runs"])
@@ -160,7 +80,7 @@ def load_runs(name: str) -> pd.DataFrame:
 
 
 def to_table(runs: Sequence[dict]) -> pd.DataFrame:
-    """Results of `run_experiment`, one row each, with the settings that are their defaults filled in."""
+    """Return results of `run_experiment`, one row each, with the settings that are their defaults filled in."""
     table = pd.DataFrame(runs)
     for entry in dataclasses.fields(Experiment):
         if entry.default is not dataclasses.MISSING and entry.default is not None:
@@ -170,41 +90,46 @@ def to_table(runs: Sequence[dict]) -> pd.DataFrame:
     return table.assign(dev_accuracy=table["dev_accuracy"].fillna(0.0)).infer_objects()
 
 
-def best_cells(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """The best learning rate of each group, by mean dev accuracy over seeds, and what it gives.
+def best_runs(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the runs of each group at its best learning rate, see `rmbook.sweeps.best_rate`.
+
+    A rate at which not all of the group's seeds were run takes no part. A group in which no rate can be chosen has no
+    rows.
 
     Args:
-        table: of `load_runs` or `to_table`.
+        table: with the columns learning_rate, seed, status, dev_accuracy and dev_loss, and those of `by`.
+        by: columns that make a group; all runs are one group without any.
+    """
+    groups = [group for _, group in table.groupby(list(by), sort=False, dropna=False)] if by else [table]
+    return pd.concat([group[group["learning_rate"] == _best_rate(group)] for group in groups])
+
+
+def _best_rate(group: pd.DataFrame) -> float | None:
+    scores, seeds = {}, set(group["seed"])
+    for rate, runs in group.groupby("learning_rate"):
+        if set(runs["seed"]) == seeds:
+            told = zip(runs["status"], runs["dev_accuracy"], runs["dev_loss"], strict=True)
+            scores[rate] = [DIVERGED if status == "diverged" else (right, loss) for status, right, loss in told]
+    return best_rate(scores)
+
+
+def best_cells(table: pd.DataFrame, by: Sequence[str], measures: dict[str, tuple] = MEASURES) -> pd.DataFrame:
+    """Return the best learning rate of each group, and what it gives.
+
+    Args:
+        table: from `load_runs` or `to_table`, or as for `best_runs` with the columns that are measured.
         by: columns that make a group, such as ["method", "density"].
+        measures: what is taken over the runs at that rate, as for pandas' `agg`; what the table has no column for is
+            left out.
 
     Returns:
-        One row a group: learning_rate, dev, test (mean accuracies in percent), test_sd (over seeds), distance (mean),
-        trainable, runs, at_edge (whether it is the smallest or largest rate that was tried).
+        One row a group, by default: learning_rate, dev, test (mean accuracies in percent), test_sd (over seeds),
+        distance (mean), trainable, runs; and at_edge (whether it is the smallest or largest rate that was tried).
     """
-    cells = table.groupby([*by, "learning_rate"], sort=False, dropna=False).agg(
-        dev=("dev_accuracy", "mean"),
-        test=("test_accuracy", "mean"),
-        test_sd=("test_accuracy", "std"),
-        distance=("distance", "mean"),
-        trainable=("trainable", "mean"),
-        runs=("seed", "count"),
-    )
-    cells = cells.reset_index()
-    groups = cells.groupby(list(by), sort=False, dropna=False)
-    rates = groups["learning_rate"]
-    ends = rates.transform("min"), rates.transform("max")
-    cells["at_edge"] = (cells["learning_rate"] == ends[0]) | (cells["learning_rate"] == ends[1])
-    return cells.loc[groups["dev"].idxmax()].set_index(list(by))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Record a grid of the chapters of experiments.")
-    parser.add_argument("names", nargs="+", choices=GRIDS, metavar="NAME", help=f"of a grid: {', '.join(GRIDS)}")
-    for name in parser.parse_args(arguments).names:
-        written = record(name)
-        print(f"{len(written['runs'])} runs in results/science/{name}.json", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()
+    tried = table.groupby(list(by), sort=False, dropna=False)["learning_rate"]
+    best = best_runs(table.assign(lowest=tried.transform("min"), highest=tried.transform("max")), by)
+    found = {name: measure for name, measure in measures.items() if measure[0] in table}
+    found = {"learning_rate": ("learning_rate", "first")} | found | {n: (n, "first") for n in ("lowest", "highest")}
+    cells = best.groupby(list(by), sort=False, dropna=False).agg(**found)
+    at_edge = (cells["learning_rate"] == cells["lowest"]) | (cells["learning_rate"] == cells["highest"])
+    return cells.drop(columns=["lowest", "highest"]).assign(at_edge=at_edge)

@@ -11,12 +11,15 @@
       - {method: lora, learning_rate: 1e-3}
 
 Every setting is one of `rmbook.RunConfig`. An axis holds values of the setting that it is named after, or mappings that
-set several at once. The runs are all combinations, the last axis running fastest, without those that agree with a line
-of `except`. `rmbook sweep grids` lists the ready-made ones.
+set several at once; a list in a mapping stands for all its values, as an axis of its own. The runs are all
+combinations, the last axis running fastest, without those that agree with a line of `except`. `rmbook sweep grids` lists
+the ready-made ones.
 """
 
 import dataclasses
+import functools
 import itertools
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
@@ -29,6 +32,7 @@ from rmbook.runs.config import RunConfig, make_config
 from rmbook.runs.fingerprints import NUMBERS, PlannedRun, plan_run
 
 PARTS = ("description", "fixed", "axes", "except")
+WHOLE = ("settings", "targets")  # settings that are mappings or lists themselves
 # Tables and figures whose runs are those of another one, or among them.
 SAME_RUNS = dict.fromkeys(("table6", "table7", "fig1", "fig6", "fig7", "fig8", "fig9", "fig11"), "table5")
 SAME_RUNS |= {"table9": "table8", "fig4a": "fig3", "fig4c": "fig3", "fig5": "table8", "fig10": "fig4b"}
@@ -37,7 +41,7 @@ SAME_RUNS |= {f"{name}-tiny": f"{other}-tiny" for name, other in SAME_RUNS.items
 
 def ready_made() -> dict[str, str]:
     """Names and descriptions of the grids that come with the package, in alphabetical order."""
-    found = {path.stem: _parse(path.read_text(), path.stem).get("description", "") for path in _files()}
+    found = {path.stem: parse_grid(path.read_text(), path.stem).get("description", "") for path in _files()}
     found |= {name: f"its runs are those of {other}, or among them" for name, other in SAME_RUNS.items()}
     return dict(sorted(found.items()))
 
@@ -56,7 +60,7 @@ def read_grid(source: str | os.PathLike) -> dict:
             raise ConfigError(f"{name} is neither a file nor a ready-made grid: {known}")
         path = Path(name)
     try:
-        return _parse(path.read_text("utf-8"), name)
+        return parse_grid(path.read_text("utf-8"), name)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the grid {name}: {error}") from None
 
@@ -89,7 +93,7 @@ def expand(grid: dict) -> list[RunConfig]:
     """
     _check(grid)
     found = {}
-    for settings in _combinations(grid):
+    for settings in combinations(grid):
         config = make_config(_resolved(settings))
         found.setdefault(config.digest(), config)
     if not found:
@@ -110,7 +114,12 @@ def _files() -> list[Path]:
     return sorted(Path(str(files("rmbook.sweeps"))).glob("grid_files/*.yaml"))
 
 
-def _parse(text: str, name: str) -> dict:
+def parse_grid(text: str, name: str) -> dict:
+    """Return the grid that a YAML text holds.
+
+    Raises:
+        ConfigError: it is not YAML, or no mapping.
+    """
     try:
         grid = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -141,16 +150,28 @@ def _check(grid: dict) -> None:
             raise ConfigError(f"unknown setting {unknown[0]!r} in except: {closest(unknown[0], known)}")
 
 
-def _combinations(grid: dict) -> Iterator[dict]:
-    axes = grid.get("axes") or {}
+def combinations(grid: dict) -> Iterator[dict]:
+    """Yield all combinations of a grid's axes with its fixed settings, without those that `except` names."""
     left_out = [_numbers(line) for line in grid.get("except") or []]
-    for values in itertools.product(*axes.values()):
-        settings = dict(grid.get("fixed") or {})
-        for name, value in zip(axes, values, strict=True):
-            settings |= value if isinstance(value, dict) and name != "settings" else {name: value}
-        settings = _numbers(settings)
+    for values in _spread(grid.get("axes") or {}):
+        settings = _numbers(dict(grid.get("fixed") or {}) | values)
         if not any(all(settings.get(name) == value for name, value in line.items()) for line in left_out):
             yield settings
+
+
+def _spread(axes: dict, whole: tuple[str, ...] = ()) -> Iterator[dict]:
+    """Yield all combinations of axes; an entry that is a mapping holds axes in turn, but for the settings in `whole`."""
+    lists = ((name, v if isinstance(v, list) and name not in whole else [v]) for name, v in axes.items())
+    for parts in itertools.product(*([*_entries(name, values)] for name, values in lists)):
+        yield functools.reduce(operator.or_, parts, {})
+
+
+def _entries(name: str, values: list) -> Iterator[dict]:
+    for value in values:
+        if isinstance(value, dict) and name != "settings":
+            yield from _spread(value, WHOLE)
+        else:
+            yield {name: value}
 
 
 def _numbers(settings: dict) -> dict:

@@ -1,0 +1,71 @@
+"""The commands `rmbook record` and `rmbook claims`: making the book's evidence anew."""
+
+import contextlib
+import sys
+from typing import Annotated
+
+import typer
+
+RECORD = """\b
+Examples:
+  rmbook record                                   (lists what can be recorded)
+  rmbook record vit_grid
+  rmbook record fine_tuning_tiny --data-dir ~/glue
+  rmbook record fine_tuning_hub --model facebook/opt-1.3b --task RTE
+  rmbook record my_grid.yaml --output sweeps/mine
+The same command resumes after Ctrl-C or a kill; started twice, it shares the work.
+"""
+WEIGHTS = "The packaged weights of the tiny models: they are pretrained anew."
+
+def record(
+    name: Annotated[
+        str | None, typer.Argument(help="A recorded grid, or a YAML file; all are listed without it.", show_default=False)
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Folder of the sweep [in rmbook's cache].", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Of fine_tuning grids: another model.", show_default=False)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="Of fine_tuning grids: another task.", show_default=False)
+    ] = None,
+    data_dir: Annotated[
+        str | None,
+        typer.Option("--data-dir", help="Of fine_tuning grids: folder of original files.", show_default=False),
+    ] = None,
+) -> None:
+    """Run a recorded grid anew, and write its results with the stamp of this machine."""
+    from rmbook.cli.errors import one_line_errors
+
+    with one_line_errors():
+        from rmbook.evidence.grids import recorded_grids
+        from rmbook.evidence.record import record_grid
+        from rmbook.sweeps.display import LineListener, LiveListener
+
+        if name is None:
+            described = {grid: content["description"] for grid, content in recorded_grids().items()}
+            for grid, description in (described | {"weights": WEIGHTS}).items():
+                typer.echo(f"{grid:<18}{description}")
+            return
+        given = {"model": model, "task": task, "data_dir": data_dir}
+        changes = {setting: value for setting, value in given.items() if value is not None}
+        with LiveListener() if sys.stderr.isatty() else contextlib.nullcontext(LineListener()) as listener:
+            path = record_grid(name, output, changes, listener=listener)
+        typer.echo(f"written: {path}")
+
+
+def claims() -> None:
+    """Compute the evidence for the paper's claims from the recorded results, and write the ledger and its page."""
+    from rmbook.cli.errors import one_line_errors
+
+    with one_line_errors():
+        from rmbook.evidence.claim import STATUSES, claims_folder, write_ledger
+        from rmbook.evidence.claim_list import CLAIMS
+        from rmbook.evidence.claims_page import PAGE, claims_page
+
+        written = write_ledger(CLAIMS)
+        PAGE.write_text(claims_page(written), "utf-8")
+        counts = {status: sum(entry["status"] == status for entry in written) for status in STATUSES}
+        told = ", ".join(f"{number} {status}" for status, number in counts.items())
+        typer.echo(f"{len(written)} claims in {claims_folder()} and {PAGE}: {told}")

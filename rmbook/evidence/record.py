@@ -1,0 +1,156 @@
+"""Recording a grid anew: its runs as a sweep, which resumes and can be shared, and their results in one stamped file."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rmbook.errors import ConfigError
+from rmbook.evidence.backbones import load_backbone
+from rmbook.evidence.experiment import Experiment, perform_experiment
+from rmbook.evidence.grids import read_recorded_grid, recorded_grids
+from rmbook.evidence.interference import STRENGTHS, Cell, base_accuracies, perform_cell
+from rmbook.evidence.language_grids import (
+    fit_to_memory,
+    gpu_memory,
+    language_content,
+    perform_language,
+    plan_language,
+    recording_command,
+    result_name,
+)
+from rmbook.evidence.recording import recorded_path
+from rmbook.files import write_json
+from rmbook.offline.digits import cache_folder
+from rmbook.runs.fingerprints import PlannedRun
+from rmbook.runs.folder import RunError
+from rmbook.stamps import source_fingerprint, stamp
+from rmbook.sweeps.driver import Perform, open_ledger
+from rmbook.sweeps.folder import SweepFolder
+from rmbook.sweeps.grid import combinations
+from rmbook.sweeps.local import Listener, run_sweep
+from rmbook.version import __version__
+
+OUT_OF_MEMORY = {"status": "out of memory", "best_epoch": 0, "test": None}  # the result of a run that needs too much
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a run of a grid is.
+
+    Attributes:
+        plan: gives the runs of a grid, with their identities.
+        perform: carries one out; see `rmbook.sweeps.driver`.
+        content: gives what the recorded file holds beside its stamp, from the grid, its runs and their results.
+    """
+
+    plan: Callable[[dict], list[PlannedRun]]
+    perform: Perform
+    content: Callable[[dict, list[PlannedRun], list[dict]], dict]
+
+
+def plan_settings(settings: type, perform: Perform, grid: dict) -> list[PlannedRun]:
+    """Return the runs of a grid of backbones, each known by its settings, the model's weights and the code.
+
+    Args:
+        settings: class of a run's settings.
+        perform: what carries a run out: its module, and all that this imports, is the code.
+        grid: from `rmbook.evidence.grids.read_recorded_grid`.
+
+    Raises:
+        ConfigError: the grid has a setting that the class does not know, or a value that it refuses.
+    """
+    code, runs = f"{__version__}+{source_fingerprint(perform.__module__)[:16]}", {}
+    for values in combinations(grid):
+        try:
+            config = dataclasses.asdict(settings(**values))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the grid has a run that cannot be: {error}") from None
+        identity = {"weights": load_backbone(config.get("backbone", "vit")).fingerprint, "code": code}
+        key = hashlib.sha256(json.dumps([config, identity], sort_keys=True).encode()).hexdigest()[:32]
+        runs[key] = PlannedRun(key, config, identity)
+    return list(runs.values())
+
+
+def experiment_content(grid: dict, runs: list[PlannedRun], results: list[dict]) -> dict:
+    """Return what the recorded file of a grid of experiments holds."""
+    return {"about": grid["description"], "runs": [_without(result, "config") for result in results]}
+
+
+def interference_content(grid: dict, runs: list[PlannedRun], results: list[dict]) -> dict:
+    """Return what the recorded file of a grid of merged tasks holds."""
+    cells = [_without(result, "config", "status") for result in results]
+    return {"about": grid["description"], "strengths": STRENGTHS, "base": base_accuracies(), "cells": cells}
+
+
+def _without(result: dict, *names: str) -> dict:
+    return {name: value for name, value in result.items() if name not in names}
+
+
+KINDS = {
+    "experiment": Kind(partial(plan_settings, Experiment, perform_experiment), perform_experiment, experiment_content),
+    "interference": Kind(partial(plan_settings, Cell, perform_cell), perform_cell, interference_content),
+    "fine_tuning": Kind(plan_language, perform_language, language_content),
+}
+
+
+def record_grid(
+    source: str,
+    folder: str | Path | None = None,
+    changes: dict | None = None,
+    *,
+    listener: Listener | None = None,
+    target: Path | None = None,
+) -> Path:
+    """Run a grid, or what of it is not done yet, and write its results with a stamp.
+
+    Several processes that record the same grid in one folder share its runs.
+
+    Args:
+        source: name of a recorded grid, or a YAML file of such a grid.
+        folder: of the sweep; in rmbook's cache if None.
+        changes: model, task or data_dir of a grid of language models, instead of its own.
+        listener: is told how it goes.
+        target: file to write: the recorded result if None, and for a grid of one's own NAME.json in the folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: no such grid, or a change that it does not take.
+        RunError: a run failed; the others are kept.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the same call resumes.
+        ModelError, TaskError: the model or its examples cannot be had.
+    """
+    grid, name = read_recorded_grid(source), Path(source).stem
+    if grid.get("kind") not in KINDS:
+        raise ConfigError(f"the kind of the grid {source} must be one of {', '.join(KINDS)}, got {grid.get('kind')!r}.")
+    kind, result, command = KINDS[grid["kind"]], f"science/{name}", f"rmbook record {source}"
+    if changes and grid["kind"] != "fine_tuning":
+        raise ConfigError(f"{source} is no grid of language models: leave out {', '.join(changes)}.")
+    if grid["kind"] == "fine_tuning":
+        grid = fit_to_memory(grid | {"fixed": grid["fixed"] | (changes or {})}, gpu_memory())
+        fixed = grid["fixed"]
+        result, command = result_name(fixed["model"], fixed["task"]), recording_command(fixed["model"], fixed["task"])
+    own = source not in recorded_grids()
+    folder = Path(folder or cache_folder() / "recording" / Path(result).name)
+    made, runs = stamp(command), kind.plan(grid)
+    run_sweep(runs, folder, perform=kind.perform, listener=listener, retry_failed=True)
+    content = {"stamp": made} | kind.content(grid, runs, _results(runs, folder))
+    target = target or (folder / f"{name}.json" if own else recorded_path(result))
+    write_json(target, content)
+    return target
+
+
+def _results(runs: list[PlannedRun], folder: Path) -> list[dict]:
+    place = SweepFolder(folder)
+    ledger = open_ledger(place)
+    failed = {row["key"]: row["error"] for row in ledger.rows("failed")}
+    ledger.close()
+    short = {key for key, error in failed.items() if error.startswith("MemoryShortage")}
+    if other := [error for key, error in failed.items() if key not in short and key in {run.key for run in runs}]:
+        raise RunError(f"{len(other)} runs failed, such as: {other[0]} See `rmbook sweep status {folder}`.")
+    return [OUT_OF_MEMORY | {"config": run.config} if run.key in short else place.result(run.key) for run in runs]
