@@ -50,6 +50,7 @@ book: $(STAMP)  ## run every chapter and build the book: _build/html/index.html
 
 test: $(STAMP)  ## check the code, the chapters' stored outputs and the pages
 	$(RUN) ruff check .
+	$(VENV)/bin/lint-imports --no-logo
 	$(RUN) pytest tests --ignore-glob 'tests/book/test_built_*' -n 2 --dist loadfile
 	$(RUN) pytest book --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadscope
 	rm -rf $(STRICT)
@@ -61,5 +62,5 @@ record: $(STAMP)  ## run the chapters in place and store their outputs; one of t
 	$(VENV)/bin/python book/record.py $(NB)
 
 clean:  ## remove everything that is built, the environment included
-	rm -rf $(VENV) _build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) _build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find rmbook book tests -name __pycache__ -prune -exec rm -rf {} +
