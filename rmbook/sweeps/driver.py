@@ -16,15 +16,17 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from rmbook.errors import ConfigError
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import make_config
 from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.folder import RunError
 from rmbook.runs.run import MemoryShortage, resume_run, start_run
 from rmbook.sweeps.folder import SweepFolder, outcome
-from rmbook.sweeps.ledger import Lease, Ledger
+from rmbook.sweeps.ledger import Lease, Ledger, read_ledger
 from rmbook.sweeps.ledger_file import LedgerError
 from rmbook.sweeps.liveness import Presence
 from rmbook.training.checkpoint import CheckpointError
@@ -67,7 +69,7 @@ def perform_run(
 
 
 def open_ledger(place: SweepFolder, owner: str = "reader", **settings) -> Ledger:
-    """The ledger of a sweep, made anew from its folders if it is lost, and brought up to what they say."""
+    """Open the ledger of a sweep, made anew from its folders if it is lost, and brought up to what they say."""
     ledger = Ledger(place.ledger, owner, **settings)
     if not any(ledger.counts().values()):
         ledger.add(place.plans(), wanted=False)
@@ -75,6 +77,22 @@ def open_ledger(place: SweepFolder, owner: str = "reader", **settings) -> Ledger
         if result := place.result(key):
             ledger.record(key, *outcome(result))
     return ledger
+
+
+def read_rows(place: SweepFolder) -> list[dict]:
+    """Return what the rows of `open_ledger` would be, and change nothing: the folder may be another person's.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+        RunError: the plans are damaged.
+    """
+    empty = {"state": "pending", "attempts": 0, "result": None, "error": None, "claimed": None}
+    rows = read_ledger(place.ledger) or [asdict(run) | empty for run in place.plans()]
+    for row in rows:
+        if row["state"] in ("pending", "leased", "failed") and (result := place.result(row["key"])):
+            state, summary = outcome(result)
+            row |= {"state": state, "result": summary, "error": None}
+    return rows
 
 
 class Driver:
@@ -87,6 +105,7 @@ class Driver:
         max_attempts: how often a run is begun at most when workers die or machines fail.
 
     Raises:
+        ConfigError: lease_seconds is not positive, or not finite.
         RunError: the folder has other content.
         LedgerError: the ledger cannot be used.
     """
@@ -99,6 +118,8 @@ class Driver:
         lease_seconds: float = 300.0,
         max_attempts: int = 5,
     ):
+        if not 0 < lease_seconds < threading.TIMEOUT_MAX:
+            raise ConfigError(f"lease_seconds must be a positive number of seconds, got {lease_seconds:g}.")
         self.place = SweepFolder(folder, new=True)
         self.place.keep_plan(runs)
         self.presence = Presence(self.place.owners, lease_seconds)

@@ -86,7 +86,7 @@ def check_shares(**shares: float | None) -> None:
     """Raise ValueError for numbers of CPUs or GPUs that Ray cannot give to a run."""
     for name, share in shares.items():
         least_fits = share is None or share > 0 or (share == 0 and name.startswith("gpu"))
-        if not least_fits or (share and share > 1 and share != int(share)):
+        if not least_fits or (share and share > 1 and share % 1):  # of an infinite one the rest is no number
             raise ValueError(f"{name} must be a positive number, and a whole one above 1, got {share:g}.")
 
 

@@ -146,7 +146,7 @@ class _Pool:
                 answer = self.ray.get(future)
             except self.ray.exceptions.RayError as error:
                 del self._awaited[future]
-                self._replace(worker, claimed, str(error))
+                self._replace(worker, claimed, error)
                 continue
             if claimed:
                 self._end(*claimed, answer)
@@ -172,17 +172,18 @@ class _Pool:
         state, note = self.driver.conclude(lease, folder, error)
         self.listener.ended(lease, state, note, self._counts())
 
-    def _replace(self, worker, claimed, text: str) -> None:
+    def _replace(self, worker, claimed, error: Exception) -> None:
         """Start another worker for one that has died."""
         with contextlib.suppress(Exception):
             self.ray.kill(worker)
         if claimed:
             place = self._greetings.pop(worker)
-            why = ", out of memory" if "out of memory" in text.lower() or "OOM" in text else ""
+            short = isinstance(error, self.ray.exceptions.OutOfMemoryError) or "low on memory" in str(error)
+            why = ", as its machine ran out of memory" if short else ""  # Ray's text names that reason for any death
             what = f"its worker ended (process {place['process']} on {place['host']}{why})"
             self._end(*claimed, ConnectionError(what))
         else:
             self._failed_starts += 1
             if self._failed_starts >= WORKER_STARTS:
-                raise SweepError(f"Ray's workers do not start: {text.strip().splitlines()[-1][:200]}")
+                raise SweepError(f"Ray's workers do not start: {str(error).strip().splitlines()[-1][:200]}")
         self.start(1)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from rmbook.runs.folder import RunError
 from rmbook.sweeps.best_rate import DIVERGED, best_rate, edge, mean_score
-from rmbook.sweeps.driver import open_ledger
+from rmbook.sweeps.driver import read_rows
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.ledger import STOPPED
 from rmbook.sweeps.table import COUNTED, SHARES, is_fine_tuning, sweep_table
@@ -40,9 +40,7 @@ def read_runs(sweep: str) -> tuple[pd.DataFrame, list[dict]]:
         RunError: there is no sweep in the folder, or no run in the sweep, or its runs are not fine-tuning.
     """
     place = SweepFolder(sweep)
-    ledger = open_ledger(place)
-    rows = ledger.rows()
-    ledger.close()
+    rows = read_rows(place)
     if not rows:
         raise RunError(f"the sweep in {sweep} has no runs.")
     if not all(is_fine_tuning(row["config"]) for row in rows):

@@ -20,6 +20,8 @@ import pandas as pd
 
 from rmbook.errors import ConfigError, closest
 from rmbook.paper.tables import TEST_IMAGES, TEST_RECORDS, load_paper_table
+from rmbook.sweeps.grid import read_grid
+from rmbook.sweeps.table import DEFAULTS
 from rmbook.tasks.image_task import IMAGE_TASKS
 from rmbook.tasks.task import find_task
 
@@ -27,13 +29,10 @@ PAPER_MODELS = {f"facebook/opt-{size}": f"OPT-{size}" for size in ("125m", "1.3b
 PAPER_MODELS |= {"meta-llama/Llama-2-7b-hf": "Llama-2-7b", "openai/clip-vit-base-patch16": "CLIP-ViT-B/16"}
 VERDICTS = ("agrees", "above", "below", "too few seeds", "not comparable")
 LEAST_SEEDS = 3  # the paper's number; it gives none for images
-# The paper's settings as far as they decide an outcome; precision and the size of parts are left free.
-PROTOCOL = {"targets": None, "settings": "{}", "epochs": 5, "batch_size": 8, "max_grad_norm": 1.0, "weight_decay": 0.0}
-PROTOCOL |= {"dev_size": None, "test_size": 1000, "max_length": None, "dropout": None}
-PROTOCOL |= {"schedule": "constant", "warmup_steps": 0, "max_steps": None}
-# Of images (appendix B.2), which the paper trains for a number of steps; it says nothing of the part for dev.
-IMAGE_PROTOCOL = {"settings": "{}", "batch_size": 128, "max_grad_norm": 1.0, "weight_decay": 0.1, "dropout": None}
-IMAGE_PROTOCOL |= {"schedule": "cosine", "warmup_steps": 200, "max_steps": 2000}
+# Settings that must be the paper's, which the ready-made grids have; precision and the size of parts are left free.
+COMPARED = ("settings", "batch_size", "max_grad_norm", "weight_decay", "dropout")
+COMPARED += ("schedule", "warmup_steps", "max_steps")
+COMPARED_OF_TEXT = ("targets", *COMPARED, "epochs", "dev_size", "test_size", "max_length")  # images count steps alone
 
 
 def compare(summary: pd.DataFrame, model: str | None = None) -> pd.DataFrame:
@@ -120,8 +119,7 @@ def _not_comparable(row: pd.Series, paper_model: str | None, paper: float, every
     if not paper_model:
         return "the model is a folder" if row["local"] else "the model is not in the paper"
     images = row["task"] in IMAGE_TASKS
-    protocol = _image_protocol(row["method"]) if images else PROTOCOL
-    for name, wanted in protocol.items():
+    for name, wanted in _protocol(images, row["method"]).items():
         default = name == "dev_size" and config[name] == find_task(row["task"]).dev_size
         if config[name] != wanted and not default:
             return f"{name} {config[name]}, the paper's {'default' if wanted in (None, '{}') else wanted}"
@@ -143,9 +141,13 @@ def _not_comparable(row: pd.Series, paper_model: str | None, paper: float, every
     return f"{row['test_records']} test records, the paper's {tested}" if row["test_records"] != tested else ""
 
 
-def _image_protocol(method: str) -> dict:
-    """Masks and LoRA are in the MLP layers; full fine-tuning takes no targets."""
-    return IMAGE_PROTOCOL | {"targets": None if method == "full" else "mlp"}
+@functools.cache
+def _protocol(images: bool, method: str) -> dict:
+    """Return the paper's settings: those of table 5, or of table 2 for images; what they leave out is the default."""
+    values = DEFAULTS | {"settings": "{}"} | read_grid("table2" if images else "table5")["fixed"]
+    if not images:
+        return {name: values[name] for name in COMPARED_OF_TEXT}
+    return {name: values[name] for name in COMPARED} | {"targets": None if method == "full" else "mlp"}
 
 
 def _share(method: str, ratio: float | None) -> str:
