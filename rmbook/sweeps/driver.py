@@ -1,4 +1,4 @@
-"""What every engine needs to work on a sweep: claims, folders, results, failures, and a heartbeat.
+"""What every engine needs for a sweep: claims, folders, results, failures, and a heartbeat.
 
 An engine only executes: it takes a run and its folder from `Driver.claim`, calls `perform` for it, in whatever process,
 and tells `Driver.conclude` how that ended.
@@ -143,7 +143,7 @@ class Driver:
         self.ledger.close()
 
     def claim(self, key: str | None = None) -> tuple[Lease, Path] | None:
-        """The next run, or the one of a key, and the folder to perform it in; None if no run, or not it, is pending."""
+        """Take the next pending run, or that of a key, and a folder to perform it in; None if there is none."""
         while lease := self.ledger.claim(key):
             if result := self.place.result(lease.key):  # of a process that was killed before it could say so
                 self.ledger.record(lease.key, *outcome(result))
@@ -155,7 +155,7 @@ class Driver:
         return None
 
     def settle(self, lease: Lease, folder: Path) -> str:
-        """Make a run that was performed the result; "done" or "diverged", or "lost" if others have it by now."""
+        """Make a performed run the result of its key; return "done", "diverged", or "lost" if another has it by now."""
         if not self.ledger.holds(lease):
             shutil.rmtree(folder, ignore_errors=True)
             return "lost"
@@ -164,7 +164,7 @@ class Driver:
         return state
 
     def give_up(self, lease: Lease, error: Exception) -> str:
-        """Write down that a run could not be performed: "pending" if it will be tried again, "failed", or "lost".
+        """Note that a run could not be performed; return "pending" if it will be tried again, "failed", or "lost".
 
         Raises:
             SweepError: no run could be written here; this one is given back, and the attempt does not count.
@@ -208,7 +208,7 @@ class Driver:
 
 
 def _number(error: BaseException) -> int | None:
-    """The operating system's number of an error; the safetensors library has it in its text only."""
+    """Return the operating system's number of an error, which the safetensors library has in its text only."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))

@@ -1,10 +1,10 @@
-"""The ledger of a sweep: which runs there are, who has which in hand, and what came of them; one SQLite file.
+"""The ledger of a sweep, one SQLite file: which runs there are, who works on which, and what came of them.
 
 It says who works on what. Whether a run is done, its folder says (`rmbook.sweeps.folder`): a lost ledger loses nothing.
 
 No lease depends on the time of day: one ends when its owner is gone in the sense of `rmbook.sweeps.liveness`. A lease
-that was taken from an owner who lives after all does no harm: each claim of a run has a number, and who comes back with
-an old number is not heard.
+that was taken from an owner who lives after all does no harm: each claim of a run has a number, and whoever comes back
+with an old number is not heard.
 """
 
 import datetime
@@ -44,8 +44,8 @@ class Lease:
     Attributes:
         key: identity of the run.
         config, identity: as `rmbook.runs.fingerprints.PlannedRun` has them.
-        attempt: how often it was begun, this time included, from 1.
-        claim: number of this claim; never used again for this run.
+        attempt: how many times it was begun, this time included.
+        claim: number of this claim, which is never used again for this run.
     """
 
     key: str
@@ -79,7 +79,7 @@ class Ledger:
         self.close = self._db.close
 
     def add(self, runs: Iterable[PlannedRun], wanted: bool = True) -> None:
-        """Take runs in, those already there too.
+        """Add runs; those that are there already keep their state.
 
         Args:
             runs: planned runs. With the same key, settings can only differ in where files are.
@@ -97,7 +97,7 @@ class Ledger:
                 db.executemany("INSERT OR IGNORE INTO temp.wanted VALUES (?)", [(key,) for key, _, _ in rows])
 
     def claim(self, key: str | None = None) -> Lease | None:
-        """Take the next pending run, first those that were begun least often, or the one of a key. None if none is."""
+        """Take the next pending run, or that of a key, the least often begun first; None if there is none."""
         with self._writing() as db:
             self._free_leases_of_the_dead()
             row = db.execute(
@@ -120,12 +120,12 @@ class Ledger:
         return self._update(lease, state, result, error)
 
     def release(self, lease: Lease, counted: bool = False, error: str | None = None) -> bool:
-        """Give a run back; False if the lease was lost. An attempt that is `counted` may be the last: it has failed."""
+        """Give a run back; False if the lease was lost. If `counted`, its last attempt makes it a failed run."""
         last = counted and lease.attempt >= self.max_attempts
         return self._update(lease, "failed" if last else "pending", None, error, uncount=0 if counted else 1)
 
     def release_all(self) -> None:
-        """Give back whatever this owner has in hand, not counted as attempts."""
+        """Give back all runs that this owner has in hand; that counts as no attempt."""
         mine = "state = 'leased' AND owner = ?"
         with self._writing() as db:
             db.execute(
@@ -141,7 +141,7 @@ class Ledger:
             )
 
     def note(self, key: str, text: str) -> None:
-        """Say of a run that is pending why it is."""
+        """Write down why a pending run is pending."""
         with self._writing() as db:
             db.execute(
                 "UPDATE runs SET error = ? WHERE key = ? AND state = 'pending' AND error IS NOT ?", (text, key, text)
@@ -164,14 +164,14 @@ class Ledger:
             )
 
     def counts(self, wanted: bool = False) -> dict[str, int]:
-        """Number of runs in each state; with `wanted` only of those that were added through this object."""
+        """Return the number of runs in each state; with `wanted`, only of those added through this object."""
         part = "WHERE EXISTS (SELECT 1 FROM temp.wanted WHERE wanted.key = runs.key)" if wanted else ""
         with explaining(self.path):
             found = dict(map(tuple, self._db.execute(f"SELECT state, count(*) FROM runs {part} GROUP BY state")))
         return {state: found.get(state, 0) for state in STATES}
 
     def keys(self, *states: str) -> list[str]:
-        """Keys of the runs in these states, in the order in which they were added."""
+        """Return the keys of the runs in these states, in the order in which they were added."""
         query = f"SELECT key FROM runs WHERE state IN ({', '.join('?' * len(states))}) ORDER BY position"
         with explaining(self.path):
             return [key for (key,) in self._db.execute(query, states)]

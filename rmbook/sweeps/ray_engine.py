@@ -1,8 +1,8 @@
 """Sweeps on a Ray cluster, or on several cores of this machine: Ray only executes, ledger and folders keep the truth.
 
-This process claims runs and settles them, as the engine in one process does, so that either goes on with the other's
+This process claims runs and settles them, as the engine in one process does, so either can go on with the other's
 sweep, also at the same time. Each worker is an actor that lives as long as the sweep and keeps the base model loaded
-(`rmbook.models.reuse`). Folder, records and local models must lie on a file system that all machines share.
+(`rmbook.models.reuse`). The folder, the data and local models must lie on a file system that all machines share.
 """
 
 import contextlib
@@ -38,16 +38,16 @@ def run_sweep_ray(
     lease_seconds: float = 300.0,
     max_attempts: int = 5,
 ) -> dict[str, int]:
-    """As `rmbook.sweeps.local.run_sweep`, with several runs at a time.
+    """Perform all runs that are not done yet, like `rmbook.sweeps.local.run_sweep`, several at a time.
 
     Args:
         perform: as there; Ray sends it to the workers by its module and name.
         runs, folder, listener, retry_failed, wait, lease_seconds, max_attempts: as there.
         address: of a Ray cluster: "auto", "HOST:PORT" or "ray://HOST:PORT". If None, the one that this process has
             joined or that RAY_ADDRESS names; if there is none, one is started on this machine, and stopped at the end.
-        workers: how many runs at a time; as many as fit if None.
-        cpus_per_run: CPUs, and threads, of each. Another number of threads may give other last bits.
-        gpus_per_run: GPUs of each; 0.5 lets two share one. If None, 1 where the cluster has GPUs, else 0.
+        workers: number of runs at a time; as many as fit if None.
+        cpus_per_run: CPUs, and threads, for each run. Another number of threads may give other last bits.
+        gpus_per_run: GPUs for each run; 0.5 lets two share one. If None, 1 where the cluster has GPUs, else 0.
 
     Raises:
         SweepError: Ray is missing, out of reach or too small; its workers do not start, do not see the folder or have
@@ -109,7 +109,7 @@ class _Pool:
             self._heed()
 
     def stop(self) -> None:
-        """Have the runs under way write a checkpoint, as Ctrl-C does in one process, and wait for that."""
+        """Have the runs under way write a checkpoint, as Ctrl-C does in one process, and wait until they have."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         tell = self.ray.remote(terminate)

@@ -88,7 +88,7 @@ def page(table: pd.DataFrame, stamps: Sequence[dict], name: str, command: str) -
 
 
 def _grids(rows: pd.DataFrame) -> list[str]:
-    """Scores, differences and learning rates in the paper's layout: a row a method, a column a task."""
+    """Return scores, differences and learning rates in the paper's layout: a row a method, a column a task."""
     tasks = [task for task in _paper_order("task") if task in set(rows["task"])]
     labels = list(dict.fromkeys(rows.apply(_method, axis=1)))
     found = {(_method(row), row["task"]): row for _, row in rows.iterrows()}
@@ -100,10 +100,8 @@ def _grids(rows: pd.DataFrame) -> list[str]:
     parts = ["Test scores, in parentheses the paper's:", grid(_score_beside)]
     if rows["paper"].notna().any():
         parts += ["Differences from the paper in points, and the verdicts:", grid(_verdict)]
-    said = (
-        "Best learning rates, in parentheses the paper's; an end of the grid is named, for there a better rate may lie"
-    )
-    return [*parts, said + " outside:", grid(_rate_beside)]
+    said = "Best learning rates, in parentheses the paper's. At an end of the grid, a better rate may lie outside:"
+    return [*parts, said, grid(_rate_beside)]
 
 
 def _row(row: pd.Series) -> tuple[str, ...]:
@@ -161,7 +159,7 @@ def _method(row: pd.Series) -> str:
 
 
 def _models(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The rows of each model, in the paper's order of methods and tasks."""
+    """Return the rows of each model, in the paper's order of methods and tasks."""
     methods, tasks = _paper_order("method"), _paper_order("task")
     order = pd.DataFrame({"model": table["model"], "extra": table["extra"]})
     order["method"] = table["method"].map({name: place for place, name in enumerate(methods)}).fillna(len(methods))
@@ -186,7 +184,7 @@ def _counted(table: pd.DataFrame) -> str:
 
 
 def _stamp(stamps: Sequence[dict], name: str, command: str) -> list[str]:
-    """What the results say of themselves."""
+    """Say when, where and by what code the results were made."""
     if not stamps:
         return ["No run is finished."]
     dates = sorted({str(stamp.get("date")) for stamp in stamps})
@@ -208,7 +206,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], plain: bool 
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown and MyST leave as it is: no emphasis, links, mathematics, substitutions or columns."""
+    """Return text that Markdown and MyST leave as it is: no emphasis, links, mathematics, substitutions or columns."""
     return re.sub(r"([\\`*_{}\[\]<>|$~&#])", r"\\\1", " ".join(str(text).split()))
 
 

@@ -275,7 +275,7 @@ def test_images_stand_beside_table_2():
         ({"targets": None}, "targets None, the paper's mlp"),
         ({"epochs": 5}, "5 epochs are 1565 steps"),
         ({"train_size": 1000, "train": 1000}, "train_size 1000 is not all images"),
-        ({"records": 1000}, "1000 test records, the paper's 10000"),
+        ({"records": 1000}, "1000 test examples, the paper's 10000"),
         ({"ratio": 0.05}, "the paper has no such number"),
     ],
 )
@@ -294,7 +294,7 @@ NOT = {
     "a schedule": ({"schedule": "cosine"}, "schedule cosine"),
     "fewer steps": ({"max_steps": 100}, "max_steps 100"),
     "other targets": ({"targets": "all-linear"}, "targets"),
-    "another test set": ({"records": 400}, "400 test records, the paper's 872"),
+    "another test set": ({"records": 400}, "400 test examples, the paper's 872"),
     "no such ratio": ({"method": "random_masking", "ratio": 0.3}, "no such number"),
     "a density": ({"method": "random_masking", "density": 1e-3}, "no such number"),
 }
