@@ -9,7 +9,7 @@ import threading
 from types import SimpleNamespace
 
 LINE = "rmbook: interrupted."
-_state = SimpleNamespace(installed=False, said=False, count=0, allowed=1, patience=10.0)
+_state = SimpleNamespace(installed=False, said=False, count=0, allowed=1, patience=5.0)
 
 
 def install() -> None:

@@ -99,6 +99,7 @@ Grid = Annotated[
 NEW = "Folder of the sweep, a new one or one to go on with."
 Output = Annotated[str, typer.Option("--output", help=NEW, metavar="PATH", callback=expand_home)]
 ANOTHER = "Another value of a setting, or a list as an axis: --set seed=[0,1]."
+AllowRuns = Annotated[int, typer.Option("--allow-runs", help="The most runs that the grid may have.", min=1, max=COUNT)]
 Set = Annotated[list[str] | None, typer.Option("--set", help=ANOTHER, metavar="NAME=VALUE", show_default=False)]
 
 
@@ -109,6 +110,7 @@ def run(
     grid: Grid,
     output: Output,
     settings: Set = None,
+    allow_runs: AllowRuns = 100_000,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Begin failed runs again.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for runs of other processes.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing while it runs.")] = False,
@@ -118,7 +120,7 @@ def run(
     from rmbook.sweeps.display import LineListener, LiveListener
     from rmbook.sweeps.local import Listener
 
-    perform_all, runs = flags.perform_all(), _plan(grid, settings)
+    perform_all, runs = flags.perform_all(), _plan(grid, settings, allow_runs)
     silent = contextlib.nullcontext(Listener() if quiet else LineListener())
     with LiveListener() if sys.stderr.isatty() and not quiet else silent as listener:
         counts = perform_all(
@@ -142,16 +144,19 @@ def run(
 def status(sweep: Sweep) -> None:
     """Say how many runs are in which state, and why runs failed."""
     from rmbook.sweeps.display import describe_run
-    from rmbook.sweeps.driver import open_ledger
+    from rmbook.sweeps.driver import read_rows
     from rmbook.sweeps.folder import SweepFolder
+    from rmbook.sweeps.ledger import STOPPED, count_states
 
-    ledger = open_ledger(SweepFolder(sweep))
-    typer.echo(_sentence(ledger.counts()))
-    if stopped := sum((row["error"] or "").startswith("stopped after epoch") for row in ledger.rows("pending")):
-        typer.echo(f"{stopped:,} of the pending ones were stopped early by --halving")
-    for row in ledger.rows("leased", "failed"):
-        note = row["error"] or f"attempt {row['attempts']}, since {row['claimed']}"
-        typer.echo(f"{row['state']}: {describe_run(row['config'])}: {note}")
+    rows = read_rows(SweepFolder(sweep))
+    typer.echo(_sentence(count_states(rows)))
+    stopped = [row for row in rows if row["state"] == "pending" and (row["error"] or "").startswith(STOPPED)]
+    if stopped:
+        typer.echo(f"{len(stopped):,} of the pending ones were stopped early by --halving")
+    for row in rows:
+        if row["state"] in ("leased", "failed"):
+            note = row["error"] or f"attempt {row['attempts']}, since {row['claimed']}"
+            typer.echo(f"{row['state']}: {describe_run(row['config'])}: {note}")
 
 
 @app.command(epilog=EXPORT)
@@ -165,15 +170,16 @@ def export(
     if not (csv or parquet):
         raise ConfigError("give --csv FILE or --parquet FILE.")
     check_outputs({"--csv": (csv, ".csv"), "--parquet": (parquet, ".parquet")})
-    from rmbook.sweeps.driver import open_ledger
+    from rmbook.sweeps.driver import read_rows
     from rmbook.sweeps.folder import SweepFolder
+    from rmbook.sweeps.ledger import count_states
     from rmbook.sweeps.table import sweep_table, write_table
 
-    ledger = open_ledger(SweepFolder(sweep))
-    table = sweep_table(ledger.rows(), timing)
+    rows = read_rows(SweepFolder(sweep))
+    table = sweep_table(rows, timing)
     for path in filter(None, (csv, parquet)):
         write_table(table, path)
-        typer.echo(f"{len(table)} runs ({_sentence(ledger.counts())}) in {path}")
+        typer.echo(f"{len(table)} runs ({_sentence(count_states(rows))}) in {path}")
 
 
 @app.command(epilog=EMIT)
@@ -181,6 +187,7 @@ def emit(
     grid: Grid,
     output: Output,
     settings: Set = None,
+    allow_runs: AllowRuns = 100_000,
     slurm_array: Annotated[bool, typer.Option("--slurm-array", help="A batch script for Slurm.")] = False,
     tasks: Annotated[int, typer.Option(help="Most tasks in the array.", min=1)] = 1000,
 ) -> None:
@@ -191,7 +198,7 @@ def emit(
 
     if not slurm_array:
         raise ConfigError("say what to emit: --slurm-array.")
-    runs = _plan(grid, settings)
+    runs = _plan(grid, settings, allow_runs)
     place = SweepFolder(output, new=True)
     place.keep_plan(runs)
     open_ledger(place).add(runs, wanted=False)
@@ -208,11 +215,11 @@ def grids() -> None:
         typer.echo(f"{name:<14}{description}")
 
 
-def _plan(grid: str, settings: list[str] | None) -> list:
+def _plan(grid: str, settings: list[str] | None, allow_runs: int) -> list:
     from rmbook.sweeps.grid import expand, override, plan, read_grid
 
     values = parse_pairs(settings or [])
-    return plan(expand(override(read_grid(grid), values)))
+    return plan(expand(override(read_grid(grid), values), allow_runs))
 
 
 def _sentence(counts: dict[str, int]) -> str:

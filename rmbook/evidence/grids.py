@@ -21,7 +21,7 @@ from rmbook.errors import ConfigError, closest
 from rmbook.evidence.experiment import Experiment
 from rmbook.evidence.recording import load_recorded
 from rmbook.sweeps.best_rate import DIVERGED, best_rate
-from rmbook.sweeps.grid import parse_grid
+from rmbook.sweeps.grid import read_grid_file
 
 MEASURES = {
     "dev": ("dev_accuracy", "mean"),
@@ -36,7 +36,7 @@ MEASURES = {
 def recorded_grids() -> dict[str, dict]:
     """Return the recorded grids by name, in alphabetical order, as their files have them."""
     paths = sorted(Path(str(files("rmbook.evidence"))).glob("recorded/*.yaml"))
-    return {path.stem: parse_grid(path.read_text("utf-8"), path.stem) for path in paths}
+    return {path.stem: read_grid_file(path, path.stem) for path in paths}
 
 
 def read_recorded_grid(source: str) -> dict:
@@ -50,7 +50,7 @@ def read_recorded_grid(source: str) -> dict:
     if grid is None:
         if not Path(source).is_file():
             raise ConfigError(f"{source} is neither a file nor a recorded grid: {closest(source, recorded_grids())}")
-        grid = parse_grid(Path(source).read_text("utf-8"), source)
+        grid = read_grid_file(Path(source), source)
     axes = grid.get("axes") or {}
     taken = {name: _best_in(**axis) for name, axis in axes.items() if isinstance(axis, dict)}
     return {"description": "", "fixed": {}} | grid | {"axes": axes | taken}

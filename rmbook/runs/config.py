@@ -10,14 +10,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from rmbook.errors import ConfigError
+from rmbook.errors import ConfigError, shown
 from rmbook.methods.settings import METHOD_SETTINGS, PRESETS, AdaLoraSettings, MethodSettings, method_settings
 from rmbook.settings import COUNT, check_names, check_settings, documented, same_setting, setting
 from rmbook.tasks.image_task import IMAGE_TASKS, ImageTask
 from rmbook.tasks.task import TASKS, find_task
 from rmbook.training.config import TrainingConfig
+from rmbook.yaml_files import read_yaml
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # by the names that they have in torch
 MASKS = tuple(name for name, kind in METHOD_SETTINGS.items() if "ratio" in kind.takes)
@@ -139,10 +138,8 @@ class RunConfig:
         return Path("runs") / f"{Path(self.model).name}-{self.task}-{self.method}-{self.digest()[:8]}"
 
 
-def paper_protocol() -> dict:
-    """The paper's settings for its language tasks, as far as they decide an outcome: those of its appendix B."""
-    entries = [entry for entry in dataclasses.fields(RunConfig) if entry.metadata["paper"]]
-    return {entry.name: {} if entry.name == "settings" else entry.default for entry in entries}
+# Settings that decide an outcome and that the paper states; precision, places and what its tables compare are not.
+PAPER_SETTINGS = tuple(entry.name for entry in dataclasses.fields(RunConfig) if entry.metadata["paper"])
 
 
 def make_config(values: dict) -> RunConfig:
@@ -168,17 +165,8 @@ def read_config(path: str | os.PathLike) -> dict:
     Raises:
         ConfigError: the file is missing, or holds no settings.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the settings in {path}: {' '.join(str(error).split())}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold lines like 'task: RTE', got {type(values).__name__}.")
-    for name in ("learning_rate", "ratio", "density", "dropout", "weight_decay", "max_grad_norm"):
-        if isinstance(values.get(name), str):  # YAML reads 1e-4 as text: its numbers need a point, 1.0e-4
-            try:
-                values[name] = float(values[name])
-            except ValueError:
-                raise ConfigError(f"{path}: {name} must be a number, got {values[name]!r}.") from None
+        raise ConfigError(f"{path} must hold lines like 'task: RTE', got {shown(values)}.")
     return values
 

@@ -1,6 +1,7 @@
 """What a run or an adapter holds, and what a method would train in a model, in words."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from rmbook.models.clip import ClipClassifier, classifier_without_weights
 from rmbook.models.files import check_files, find_folder
 from rmbook.models.language import read_configuration
 from rmbook.models.reading import read_config
-from rmbook.runs.config import RunConfig
+from rmbook.runs.config import MASKS, RunConfig
 from rmbook.runs.folder import RunError, run_config
 
 
@@ -46,22 +47,22 @@ def describe_method(model_name: str, **values) -> str:
     Raises:
         ModelError, ConfigError, MethodError, TargetError, ValueError: what came does not fit.
     """
-    model = _without_weights(model_name)
+    config = RunConfig(model=model_name, task="RTE", learning_rate=1.0, **values) if values else None
+    model = _without_weights(config.model if config else model_name)
     total = sum(parameter.numel() for parameter in model.parameters())
     encoder = " (the image encoder and its projection)" if isinstance(model, ClipClassifier) else ""
     lines = [f"{model_name}: {type(model).__name__}, {total:,} parameters{encoder}"]
-    if not values:
+    if config is None:
         return lines[0]
-    config = RunConfig(model=model_name, task="RTE", learning_rate=1.0, **values)
-    if not config.method.endswith("_masking"):
-        method = apply_method(model, config.method, targets=config.targets, seed=config.seed, **config.settings)
+    if config.method not in MASKS:
+        settings = asdict(config.method_settings(config.train_size))
+        method = apply_method(model, config.method, targets=config.targets, seed=config.seed, **settings)
         return "\n".join([*lines, f"{config.method} trains {method.trainable:,} of them, ratio {method.ratio:.4%}"])
     targets = resolve_targets(model, config.targets)
     shapes = {name: tuple(layer.weight.shape) for name, layer in find_targets(model, targets).items()}
     held = sum(rows * columns for rows, columns in shapes.values())
     density = config.density or ratio_to_density(config.ratio, total, held)
-    structure = "entries" if config.method == "random_masking" else "leading_columns"
-    recipe = MaskRecipe(targets, density, config.seed, config.settings.get("structure", structure))
+    recipe = MaskRecipe(targets, density, config.seed, config.method_settings(config.train_size).structure)
     trained = sum(recipe.draw({name: shape})[name].nnz for name, shape in shapes.items())  # one layer in memory
     lines.append(f"{config.method} trains {trained:,} of them, ratio {trained / total:.6%}")
     lines.append(f"in {len(shapes)} layers ({', '.join(targets)}) at density {density:.6g}, seed {config.seed}")

@@ -20,7 +20,7 @@ from rmbook.models.encoding import MAX_LENGTH, Question
 from rmbook.models.language import max_positions
 from rmbook.models.predict import predict, to_questions
 from rmbook.models.reuse import BaseModels, load_for_task
-from rmbook.runs.config import RunConfig
+from rmbook.runs.config import MASKS, RunConfig
 from rmbook.tasks.image_files import ImageRecord
 from rmbook.tasks.image_task import ImageTask
 from rmbook.tasks.metrics import task_score
@@ -90,8 +90,7 @@ def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedR
         parts = {name: to_questions(part, model, tokenizer, longest) for name, part in parts.items()}
     if config.dropout is not None:
         set_dropout(model, config.dropout)
-    masks = config.method.endswith("_masking")
-    fingerprint = None if masks else base_fingerprint(model)
+    fingerprint = None if config.method in MASKS else base_fingerprint(model)
     method = apply_method(
         model,
         config.method,
