@@ -9,7 +9,7 @@ import typer
 RECORD = """\b
 Examples:
   rmbook record                                   (lists what can be recorded)
-  rmbook record vit_grid
+  rmbook record vit_grid vit_scaled
   rmbook record fine_tuning_tiny --data-dir ~/glue
   rmbook record fine_tuning_hub --model facebook/opt-1.3b --task RTE
   rmbook record my_grid.yaml --output sweeps/mine
@@ -18,8 +18,9 @@ The same command resumes after Ctrl-C or a kill; started twice, it shares the wo
 WEIGHTS = "The packaged weights of the tiny models: they are pretrained anew."
 
 def record(
-    name: Annotated[
-        str | None, typer.Argument(help="A recorded grid, or a YAML file; all are listed without it.", show_default=False)
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Recorded grids, YAML files or weights; what there is, is listed without.", show_default=False),
     ] = None,
     output: Annotated[
         str | None, typer.Option("--output", help="Folder of the sweep [in rmbook's cache].", show_default=False)
@@ -35,7 +36,7 @@ def record(
         typer.Option("--data-dir", help="Of fine_tuning grids: folder of original files.", show_default=False),
     ] = None,
 ) -> None:
-    """Run a recorded grid anew, and write its results with the stamp of this machine."""
+    """Run recorded grids anew, and write their results with the stamp of this machine."""
     from rmbook.cli.errors import one_line_errors
 
     with one_line_errors():
@@ -43,16 +44,28 @@ def record(
         from rmbook.evidence.record import record_grid
         from rmbook.sweeps.display import LineListener, LiveListener
 
-        if name is None:
+        if not names:
             described = {grid: content["description"] for grid, content in recorded_grids().items()}
             for grid, description in (described | {"weights": WEIGHTS}).items():
                 typer.echo(f"{grid:<18}{description}")
             return
         given = {"model": model, "task": task, "data_dir": data_dir}
         changes = {setting: value for setting, value in given.items() if value is not None}
-        with LiveListener() if sys.stderr.isatty() else contextlib.nullcontext(LineListener()) as listener:
-            path = record_grid(name, output, changes, listener=listener)
-        typer.echo(f"written: {path}")
+        for name in names:
+            if name == "weights":
+                _record_weights()
+                continue
+            with LiveListener() if sys.stderr.isatty() else contextlib.nullcontext(LineListener()) as listener:
+                path = record_grid(name, output, changes, listener=listener)
+            typer.echo(f"written: {path}")
+
+
+def _record_weights() -> None:
+    from rmbook.offline import digits, tiny_language
+
+    digits._write_weights()
+    tiny_language._write_packaged()
+    typer.echo(f"written: {', '.join(map(str, (digits.WEIGHTS, *tiny_language.WEIGHTS.values())))}")
 
 
 def claims() -> None:

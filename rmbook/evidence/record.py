@@ -103,7 +103,7 @@ def record_grid(
     changes: dict | None = None,
     *,
     listener: Listener | None = None,
-    target: Path | None = None,
+    perform: Perform | None = None,
 ) -> Path:
     """Run a grid, or what of it is not done yet, and write its results with a stamp.
 
@@ -114,10 +114,10 @@ def record_grid(
         folder: of the sweep; in rmbook's cache if None.
         changes: model, task or data_dir of a grid of language models, instead of its own.
         listener: is told how it goes.
-        target: file to write: the recorded result if None, and for a grid of one's own NAME.json in the folder.
+        perform: carries a run out, instead of what the grid's kind has.
 
     Returns:
-        The file.
+        The file that was written: the recorded result, or for a YAML file NAME.json in the folder of the sweep.
 
     Raises:
         ConfigError: no such grid, or a change that it does not take.
@@ -135,12 +135,11 @@ def record_grid(
         grid = fit_to_memory(grid | {"fixed": grid["fixed"] | (changes or {})}, gpu_memory())
         fixed = grid["fixed"]
         result, command = result_name(fixed["model"], fixed["task"]), recording_command(fixed["model"], fixed["task"])
-    own = source not in recorded_grids()
     folder = Path(folder or cache_folder() / "recording" / Path(result).name)
     made, runs = stamp(command), kind.plan(grid)
-    run_sweep(runs, folder, perform=kind.perform, listener=listener, retry_failed=True)
+    run_sweep(runs, folder, perform=perform or kind.perform, listener=listener, retry_failed=True)
     content = {"stamp": made} | kind.content(grid, runs, _results(runs, folder))
-    target = target or (folder / f"{name}.json" if own else recorded_path(result))
+    target = recorded_path(result) if source in recorded_grids() else folder / f"{name}.json"
     write_json(target, content)
     return target
 

@@ -9,23 +9,16 @@ import pytest
 import torch
 
 from rmbook.engine.masking import RandomMask
-from rmbook.evidence import experiment as experiments
-from rmbook.evidence import recording
+from rmbook.errors import ConfigError
 from rmbook.evidence.backbones import load_backbone
-from rmbook.evidence.experiment import (
-    Experiment,
-    accuracy,
-    distance_from,
-    epochs,
-    look_at,
-    prepare_model,
-    run_experiment,
-    weight_changes,
-)
-from rmbook.evidence.grids import GRIDS, best_cells, half_decades, load_runs, to_table
+from rmbook.evidence.changes import distance_from, weight_changes
+from rmbook.evidence.experiment import TOLERANCE, Experiment, accuracy, epochs, look_at, prepare_model, run_experiment
+from rmbook.evidence.grids import best_cells, best_runs, load_runs, read_recorded_grid, recorded_grids, to_table
+from rmbook.evidence.recording import load_recorded
 from rmbook.landscape.curvature import hessian_norm
 from rmbook.offline.digits import PretrainingConfig, new_vit
 from rmbook.offline.tiny_language import make_tiny_checkpoint
+from rmbook.sweeps.grid import combinations
 
 METHODS = [
     {"method": "full", "learning_rate": 3e-4},
@@ -142,9 +135,7 @@ def test_hessians_are_those_of_the_model_before_and_after(vit):
     record, model = run_experiment(settings, keep_model=True)
     fresh = prepare_model(vit, settings)
     for name, of in (("hessian_before", fresh), ("hessian_after", model)):
-        assert record[name] == pytest.approx(
-            hessian_norm(look_at(of, vit), tolerance=experiments.TOLERANCE).norm, rel=1e-3
-        )
+        assert record[name] == pytest.approx(hessian_norm(look_at(of, vit), tolerance=TOLERANCE).norm, rel=1e-3)
 
 
 def test_steps_are_rounded_to_whole_epochs(vit):
@@ -163,9 +154,10 @@ def test_a_language_model_is_a_backbone_too(tmp_path, monkeypatch):
 
 # ----------------------------------------------------------------------------------------------------------- tables
 def runs(cells):
-    """Made results: (density, learning rate, seed, dev, test)."""
-    names = ("density", "learning_rate", "seed", "dev_accuracy", "test_accuracy")
-    return [dict(zip(names, cell, strict=True)) | {"distance": 1.0, "trainable": 3} for cell in cells]
+    """Made results: (density, learning rate, seed, dev, test) and, where it matters, the dev loss."""
+    names = ("density", "learning_rate", "seed", "dev_accuracy", "test_accuracy", "dev_loss")
+    rest = {"distance": 1.0, "trainable": 3, "status": "completed"}
+    return [dict(zip(names, (*cell, 0.5)[:6], strict=True)) | rest for cell in cells]
 
 
 def test_the_best_rate_is_chosen_by_dev_and_edges_are_marked():
@@ -188,11 +180,20 @@ def test_the_best_rate_is_chosen_by_dev_and_edges_are_marked():
     assert best.loc[("mask", 0.01)].at_edge
 
 
-def test_a_run_that_diverged_at_once_counts_as_wrong():
-    table = to_table(
-        runs([(0.1, 1e-2, 0, None, 9), (0.1, 1e-2, 1, 90, 90), (0.1, 1e-3, 0, 50, 50), (0.1, 1e-3, 1, 50, 50)])
-    )
-    assert best_cells(table, ["density"]).loc[0.1].learning_rate == 1e-3
+def test_a_tie_goes_to_the_lower_dev_loss_and_then_to_the_smaller_rate():
+    tied = to_table(runs([(0.1, 1e-2, 0, 90, 1, 0.3), (0.1, 1e-3, 0, 90, 2, 0.4), (0.1, 1e-1, 0, 90, 3, 0.3)]))
+    assert best_cells(tied, ["density"]).loc[0.1].learning_rate == 1e-2
+
+
+def test_a_rate_at_which_a_seed_diverged_or_is_missing_is_not_chosen():
+    cells = [(0.1, 1e-2, 0, 95, 9), (0.1, 1e-2, 1, 90, 90), (0.1, 1e-3, 0, 50, 50), (0.1, 1e-3, 1, 50, 50)]
+    for late in (True, False):  # after an epoch, with a score, or at once
+        made = runs([*cells, (0.1, 1e-1, 0, 99, 99)])
+        made[0] |= {"status": "diverged"} | ({} if late else {"dev_accuracy": None, "dev_loss": None})
+        table = to_table(made)
+        assert best_cells(table, ["density"]).loc[0.1].learning_rate == 1e-3
+        assert list(best_runs(table)["seed"]) == [0, 1]
+        assert best_runs(table.query("learning_rate == 0.01")).empty
 
 
 def test_defaults_are_filled_in_and_nothing_else():
@@ -203,45 +204,18 @@ def test_defaults_are_filled_in_and_nothing_else():
     assert list(table["backbone"]) == ["vit", "vit"] and pd.isna(table["density"][1])
 
 
-def test_half_decades_are_exact_numbers():
-    assert half_decades(1e-3, 1.0) == [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+# ---------------------------------------------------------------------------------------------------------- the grids
+EXPERIMENTS = [name for name, grid in recorded_grids().items() if grid["kind"] == "experiment"]
 
 
-# ---------------------------------------------------------------------------------------------------------- records
-def test_a_recording_goes_on_where_it_stopped_in_the_order_of_its_cells(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "recorded_path", lambda name: tmp_path / f"{name}.json")
-    monkeypatch.setattr(recording, "stamp", lambda command: {"commit": "abcdefghijk", "command": command})
-    done = []
-
-    def run(cell):
-        if len(done) == 2 and cell["x"] == 3:
-            done.append("interrupted")
-            raise KeyboardInterrupt
-        done.append(cell["x"])
-        return {"square": cell["x"] ** 2}
-
-    cells = [{"x": x} for x in (1, 2, 3, 4)]
-    arguments = ("squares", "make it", cells, run, lambda results_: {"runs": results_})
-    with pytest.raises(KeyboardInterrupt):
-        recording.record_runs(*arguments)
-    assert not (tmp_path / "squares.json").exists()
-    recording.record_runs(*arguments)
-    assert done == [1, 2, "interrupted", 3, 4]
-    written = json.loads((tmp_path / "squares.json").read_text())
-    assert written["runs"] == [{"square": x**2} for x in (1, 2, 3, 4)] and written["stamp"]["command"] == "make it"
-    assert [path.name for path in tmp_path.iterdir()] == ["squares.json"]
-
-
-RECORDED = sorted(path.stem for path in (recording.recorded_path("x").parent / "science").glob("*.json"))
-
-
-@pytest.mark.parametrize("name", [name for name in RECORDED if name in GRIDS])
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_recorded_grids_hold_exactly_the_runs_of_the_code(name):
     def key(settings):  # a result has the steps that were taken, not those that were asked for
         return json.dumps({n: settings[n] for n in sorted(settings) if settings[n] is not None and n != "steps"})
 
-    cells = GRIDS[name]()
-    content = recording.load_recorded(f"science/{name}")
+    grid = read_recorded_grid(name)
+    cells = [Experiment(**settings) for settings in combinations(grid)]
+    content = load_recorded(f"science/{name}")
     defaults = {field.name: field.default for field in dataclasses.fields(Experiment)}
     found = [{n: run.get(n, default) for n, default in defaults.items()} for run in content["runs"]]
     assert [key(run) for run in found] == [key(vars(cell)) for cell in cells]
@@ -250,15 +224,57 @@ def test_recorded_grids_hold_exactly_the_runs_of_the_code(name):
         size = cell.train_size or backbone.train_size
         planned = epochs(backbone, cell.steps, size) * math.ceil(size / backbone.batch_size)
         assert run["steps"] == planned or (run["status"] == "diverged" and run["steps"] < planned)
-    assert content["stamp"]["command"] == f"python -m rmbook.science {name}"
-    assert "uncommitted" not in content["stamp"]["commit"] and content["about"]
+    assert "uncommitted" not in content["stamp"]["commit"] and content["about"] == grid["description"]
     assert load_runs(name)["test_accuracy"].between(0, 100).all()
 
 
-def test_the_recorded_grid_repeats_here():
-    """One run of the record, made again: other processors round otherwise, which moves single images."""
-    table = load_runs("vit_grid").query("density == 0.01 and learning_rate == 0.03 and seed == 0").iloc[0]
-    again = run_experiment(experiments.Experiment(0.03, density=0.01))
-    assert again["trainable"] == table.trainable
-    assert abs(again["test_accuracy"] - table.test_accuracy) < 5
-    assert again["distance"] == pytest.approx(table.distance, rel=0.1)
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_rates_are_half_decades(name):
+    for settings in combinations(read_recorded_grid(name)):
+        assert f"{settings['learning_rate']:.0e}"[0] in "13"
+
+
+def test_no_best_rate_of_the_first_experiment_is_at_an_edge():
+    best = best_cells(load_runs("minilm_first"), ["method", "density"])
+    assert len(best) == 5 and (best["runs"] == 3).all() and not best["at_edge"].any()
+
+
+def test_an_axis_is_taken_from_another_recorded_grid_at_its_best_rates():
+    best = best_cells(load_runs("vit_grid"), ["method", "density"])["learning_rate"]
+    taken = read_recorded_grid("hessian")["axes"]["method"]
+    assert [(cell["method"], cell["learning_rate"]) for cell in taken] == [(key[0], rate) for key, rate in best.items()]
+    assert taken[0]["density"] is taken[1]["density"] is None
+    some = read_recorded_grid("vit_masks")["axes"]["method"]
+    assert [cell["density"] for cell in some] == [0.01, 0.001]
+
+
+def test_a_list_in_an_axis_of_mappings_is_an_axis_of_its_own():
+    grid = {"axes": {"a": [{"b": [1, 2], "c": [{"d": 3}, {"d": [4, 5], "e": 6}]}, {"b": 7}], "seed": [0, 1]}}
+    inner = [{"b": b} | rest for b in (1, 2) for rest in ({"d": 3}, {"d": 4, "e": 6}, {"d": 5, "e": 6})]
+    assert list(combinations(grid)) == [cell | {"seed": s} for cell in [*inner, {"b": 7}] for s in (0, 1)]
+    whole = {"axes": {"what": [{"targets": ["q", "v"], "settings": {"rank": [1]}}], "targets": [["a"], "b"]}}
+    assert [cell["targets"] for cell in combinations(whole)] == [["a"], "b"]
+    assert all(cell["settings"] == {"rank": [1]} for cell in combinations(whole))
+
+
+def test_an_unknown_grid_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="vit_gird is neither a file nor a recorded grid: did you mean vit_grid"):
+        read_recorded_grid("vit_gird")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vit_grid", {"density": 0.01, "learning_rate": 0.03, "seed": 0}),
+        ("minilm_first", {"density": 0.01, "learning_rate": 0.03, "seed": 1}),
+    ],
+)
+def test_the_recorded_grid_repeats_here(name, settings):
+    """One run of the record, made again: other processors round otherwise, which moves single images and sentences."""
+    table = load_runs(name)
+    found = table[(table[list(settings)] == pd.Series(settings)).all(axis=1)].iloc[0]
+    again = run_experiment(Experiment(**settings, backbone=found.backbone))
+    assert again["trainable"] == found.trainable and again["steps"] == found.steps
+    assert abs(again["test_accuracy"] - found.test_accuracy) < 5
+    if name == "vit_grid":  # the first experiment's distances were not measured when it was recorded
+        assert again["distance"] == pytest.approx(found.distance, rel=0.1)

@@ -9,25 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbook import AdapterBank, apply_random_mask, save_adapter
-from rmbook.evidence import interference, recording
 from rmbook.evidence.backbones import load_backbone
-from rmbook.evidence.experiment import accuracy, weight_changes
-from rmbook.evidence.grids import best_cells, load_runs
+from rmbook.evidence.changes import combine, cosine, flip_signs, norm, shared_entries, weight_changes
+from rmbook.evidence.experiment import accuracy
+from rmbook.evidence.grids import best_cells, load_runs, read_recorded_grid
 from rmbook.evidence.interference import (
     STRENGTHS,
     TASKS,
-    combine,
-    cosine,
-    flip_signs,
+    interference_tables,
     learn_task,
-    load_interference,
     measure_pair,
     measure_task,
-    norm,
-    shared_entries,
+    run_cell,
     view_accuracy,
 )
+from rmbook.evidence.record import interference_content
+from rmbook.evidence.recording import load_recorded
 from rmbook.offline.digits import MLP_TARGETS, Digits, new_vit
+from rmbook.sweeps.grid import combinations
 
 strengths = st.floats(-2, 2, width=32)
 
@@ -123,7 +122,7 @@ def test_accuracy_is_the_experiments(view):
     assert view_accuracy(backbone.model(), view) == pytest.approx(expected)
 
 
-def test_views_are_applied_in_their_order(monkeypatch, base):
+def test_views_are_applied_in_their_order(base):
     seen = []
     base.register_forward_pre_hook(lambda _, arguments, named: seen.append(named["pixel_values"]), with_kwargs=True)
     images = Digits("test", "upright").images
@@ -161,28 +160,19 @@ def test_measures_of_a_pair_and_a_task(base, learned):
     assert task["views"]["upright"] == view_accuracy(combine(base, (learned[0], 1.0)))
 
 
-def test_a_record_holds_every_task_and_pair(monkeypatch, tmp_path, learned):
+def test_a_recorded_grid_holds_every_task_and_pair(learned):
     calls = []
 
     def learn(view, method, density, learning_rate, seed):
-        calls.append((view, seed))
-        record = {"trainable": 1, "status": "completed", "dev_accuracy": 50.0}
-        return learned[seed] if method == "mask" else learned[0], record
+        calls.append((method, view, seed))
+        result = {"trainable": 1, "status": "completed", "dev_accuracy": 50.0}
+        return learned[seed] if method == "mask" else learned[0], result
 
-    monkeypatch.setattr(interference, "learn_task", learn)
-    monkeypatch.setattr(
-        interference,
-        "grid",
-        lambda: [
-            {"method": "lora", "density": None, "learning_rate": 1e-3},
-            {"method": "mask", "density": 0.05, "learning_rate": 1e-2},
-        ],
-    )
-    for module in (recording,):
-        monkeypatch.setattr(module, "recorded_path", lambda name: tmp_path / f"{name.split('/')[-1]}.json")
-    interference.main()
-    tasks, pairs, rest = load_interference()
-    assert len(calls) == len(set(calls)) * 2 == len(tasks) == 2 * 12
+    cells = [run_cell("lora", None, 1e-3, learn), run_cell("mask", 0.05, 1e-2, learn)]
+    results = [cell | {"status": "completed", "config": {}} for cell in cells]
+    content = json.loads(json.dumps(interference_content({"description": "Made."}, [], results)))
+    tasks, pairs, rest = interference_tables(content | {"stamp": {}})
+    assert len(set(calls)) == len(calls) == len(tasks) == 2 * 12
     assert pairs.groupby(["method", "masks"]).size().to_dict() == {
         ("lora", "none"): 18,
         ("mask", "independent"): 18,
@@ -192,14 +182,16 @@ def test_a_record_holds_every_task_and_pair(monkeypatch, tmp_path, learned):
     own = [sum(int((c != 0).sum()) for c in changes.values()) for changes in learned]
     assert (same["shared"] == same["seed"].map(dict(enumerate(own)))).all() and (same["cosine"] > 0.999).all()
     assert (pairs.query("masks == 'independent'")["shared"] < min(own) / 10).all()
-    assert rest["base"]["upright"] > 85 and "stamp" in rest
-    json.dumps(rest)
+    assert rest["base"]["upright"] > 85 and rest.keys() == {"stamp", "about", "strengths", "base"}
+    recorded = load_recorded("science/interference")
+    assert list(recorded) == ["stamp", *content] and recorded["cells"][0].keys() == content["cells"][0].keys()
 
 
 def test_the_record_has_the_cells_of_the_grid_and_rates_near_the_best():
+    cells = list(combinations(read_recorded_grid("interference")))
     names = ("method", "density", "learning_rate")
-    recorded = recording.load_recorded("science/interference")["cells"]
-    assert [{name: cell[name] for name in names} for cell in recorded] == interference.grid()
+    recorded = load_recorded("science/interference")["cells"]
+    assert [{name: cell[name] for name in names} for cell in recorded] == cells
     best = best_cells(load_runs("vit_grid").fillna({"density": -1}), ["method", "density"])["learning_rate"]
-    for (method, density), rate in interference.RATES.items():
-        assert 0.25 < rate / best[method, density or -1] < 4  # within a half decade
+    for cell in cells:
+        assert 0.25 < cell["learning_rate"] / best[cell["method"], cell["density"] or -1] < 4  # within a half decade
