@@ -10,7 +10,6 @@ from functools import lru_cache
 
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader
 
 from rmbook.engine.masking import apply_random_mask
 from rmbook.evidence.recording import record_runs
@@ -18,7 +17,9 @@ from rmbook.methods.apply import full_finetuning, lora
 from rmbook.offline.minilm import PromptClassifier, load_minilm
 from rmbook.offline.sentences import sentiment_sentences
 from rmbook.training.config import TrainingConfig
-from rmbook.training.train import evaluate, train
+from rmbook.training.evaluation import evaluate
+from rmbook.training.objectives import Classification
+from rmbook.training.train import train
 
 TARGETS = ("query", "value")
 COUNTS = {"train": 256, "dev": 200, "test": 500}
@@ -47,7 +48,7 @@ def base_model() -> PromptClassifier:
 
 def score(model: PromptClassifier, split: str) -> float:
     """Accuracy in percent on a split."""
-    return 100 * evaluate(model, DataLoader(data()[split], 100, collate_fn=model.collate))[1]
+    return 100 * evaluate(model, data()[split], Classification(model.collate))[1]
 
 
 def prepare(model: PromptClassifier, method: str, seed: int) -> PromptClassifier:

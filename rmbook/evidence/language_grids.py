@@ -24,8 +24,7 @@ from rmbook.runs.config import RunConfig
 from rmbook.runs.evaluate import evaluate_run
 from rmbook.runs.run import MemoryShortage, resume_run, start_run
 from rmbook.stamps import stamp
-from rmbook.tasks.original_files import find_file
-from rmbook.tasks.task import find_task
+from rmbook.tasks.catalog import find_task
 
 TINY = {"opt": "tiny-opt", "llama": "tiny-llama"}  # names of the models that are made here
 TINY_SIZES = {"train_size": 1000, "dev_size": 500, "test_size": 1000, "epochs": 3}
@@ -175,9 +174,9 @@ def describe_files(task: str, data_dir: str | None) -> dict:
     if data_dir is None:
         return {"source": "hub", "repository": found.repository, "revision": found.revision}
     files = {}
-    for split, name in found.files.items():
-        content = find_file(found, split, Path(data_dir)).read_bytes()
-        files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "lines": content.count(b"\n")}
+    for path in found.original_files(data_dir).values():
+        content = path.read_bytes()
+        files[path.name] = {"sha256": hashlib.sha256(content).hexdigest(), "lines": content.count(b"\n")}
     return {"source": "original files", "files": files}
 
 

@@ -9,7 +9,7 @@ from rmbook.offline import sentences, tiny_language
 from rmbook.offline.digits import cache_folder
 from rmbook.offline.sentences import sentiment_sentences
 from rmbook.offline.tiny_language import make_tiny_checkpoint
-from rmbook.tasks.task import TASKS
+from rmbook.tasks.language import LANGUAGE_TASKS
 
 
 def tiny_checkpoint(kind: str, *, seed: int = 0, pretrain_steps: int = tiny_language.PRETRAIN_STEPS) -> Path:
@@ -47,9 +47,9 @@ def write_generated_records(folder: Path, train: int, test: int, seed: int = 0) 
         seed: of the sentences.
 
     Returns:
-        `folder`, which is what `load_records` takes as data_dir.
+        `folder`, which is what `load_examples` takes as data_dir.
     """
-    task = TASKS["SST-2"]
+    task = LANGUAGE_TASKS["SST-2"]
     target = Path(folder) / task.folder
     target.mkdir(parents=True, exist_ok=True)
     for split, part, count in (("train", "train", train), ("validation", "test", test)):

@@ -30,8 +30,8 @@ from rmbook.models.likelihood import left_padded
 from rmbook.offline.sentences import NEGATED, NEGATIVE, NOUNS, PLAIN, POSITIVE
 from rmbook.offline.threads import one_thread
 from rmbook.stamps import stamp
+from rmbook.tasks.examples import Example
 from rmbook.tasks.prompts import prompt
-from rmbook.tasks.records import Record
 
 VOCABULARY = 768
 POSITIONS = 1024
@@ -130,7 +130,7 @@ def _tokenizer_texts() -> Iterator[str]:
         yield next(texts)
         one, other = (_sentence(chooser, PLAIN, chooser.choice(POSITIVE + NEGATIVE)) for _ in range(2))
         for task, columns in (("RTE", ("premise", "hypothesis")), ("CB", ("premise", "hypothesis"))):
-            context, continuations = prompt(Record(task, dict(zip(columns, (one, other), strict=True))))
+            context, continuations = prompt(Example(task, dict(zip(columns, (one, other), strict=True))))
             # By lines, so that a line break stays a byte of its own, as in the genuine tokenizers.
             yield from (line for continuation in continuations for line in (context + continuation).split("\n"))
 

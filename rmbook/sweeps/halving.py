@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from rmbook.errors import ConfigError
 from rmbook.runs.fingerprints import PlannedRun
 from rmbook.sweeps.report import rank_rates
-from rmbook.tasks.task import find_task
+from rmbook.tasks.catalog import find_task
 
 REDUCTION = 3  # one in three goes on
 RANDOM_STARTS = 4  # runs of a group before the sampler has anything to learn from
@@ -70,7 +70,7 @@ def halving_steps(runs: Sequence[PlannedRun], progress: dict[str, Progress]) -> 
     for run in runs:
         rates.setdefault(float(run.config["learning_rate"]), []).append(run)
     epochs = runs[0].config["epochs"]
-    right = find_task(runs[0].config["task"]).objective != "answer"
+    right = not find_task(runs[0].config["task"]).trains_answer
     for rung in [*rungs(epochs), epochs]:
         waiting = [(run, rung) for part in rates.values() for run in part if not _reached(run, rung, epochs, progress)]
         if waiting or rung == epochs:

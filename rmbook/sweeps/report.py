@@ -17,7 +17,7 @@ from rmbook.runs.folder import RunError
 from rmbook.sweeps.driver import open_ledger
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.table import COUNTED, SHARES, sweep_table
-from rmbook.tasks.task import find_task
+from rmbook.tasks.catalog import find_task
 
 CELL = ("model", "task", "method", "ratio", "density")
 STOPPED = "stopped after epoch"  # how the note of a run begins that `--halving` has put aside
@@ -113,7 +113,7 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _group(runs: pd.DataFrame) -> dict:
     task, seeds = find_task(runs["task"].iloc[0]), set(runs["seed"])
-    answers = task.objective == "answer"
+    answers = task.trains_answer
     scores, clean = {}, {}
     for rate, part in runs.groupby("learning_rate"):
         if set(part["seed"]) == seeds and len(part) == len(seeds) and (part["state"] == "done").all():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rmbook.errors import TaskError
 from rmbook.evidence import record_source, tiers
 from rmbook.evidence.record_source import choose_records, find_source, hub_answers
 from rmbook.evidence.tiers import LADDERS, Plan, choose_tier, make_plan
@@ -18,8 +19,7 @@ from rmbook.models.language import load_language_model
 from rmbook.offline.offline_files import tiny_checkpoint, write_generated_records
 from rmbook.offline.sentences import sentiment_sentences
 from rmbook.runs.config import RunConfig
-from rmbook.tasks.records import load_records
-from rmbook.tasks.task import TaskError
+from rmbook.tasks.catalog import load_examples
 
 # ---------------------------------------------------------------------------------------------------------- rules
 
@@ -125,7 +125,7 @@ def test_the_environment_decides_before_the_network(monkeypatch, tmp_path):
 
 def test_without_a_hub_nothing_is_loaded_from_it(monkeypatch):
     monkeypatch.setattr(record_source, "hub_answers", lambda: False)
-    monkeypatch.setattr(record_source, "load_records", lambda *a: pytest.fail("the hub was asked for records"))
+    monkeypatch.setattr(record_source, "load_examples", lambda *a: pytest.fail("the hub was asked for records"))
     monkeypatch.setattr(record_source.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
     assert not record_source._hub_has_records()
@@ -137,7 +137,7 @@ def test_without_a_hub_nothing_is_loaded_from_it(monkeypatch):
 def test_generated_records_are_read_as_the_originals_are(tmp_path):
     folder = write_generated_records(tmp_path / "new", 30, 20)
     for split, part, count in (("train", "train", 30), ("validation", "test", 20)):
-        records = load_records("SST-2", split, folder)
+        records = load_examples("SST-2", split, folder)
         sentences, labels = sentiment_sentences(part, count)
         assert [record.texts["sentence"].strip() for record in records] == sentences
         assert [record.gold for record in records] == [(label,) for label in labels]
@@ -183,8 +183,8 @@ def test_offline_on_a_laptop_everything_is_made_here_and_said(family, kind, mach
     assert type(plan.load()[0]).__name__ == f"{kind}ForCausalLM"
     config = RunConfig(**plan.settings, **plan.tier.mask, learning_rate=plan.tier.rate)
     size = config.train_size + config.dev_size
-    assert len(load_records("SST-2", "train", plan.data_dir)) == size
-    assert len(load_records("SST-2", "validation", plan.data_dir)) == config.test_size
+    assert len(load_examples("SST-2", "train", plan.data_dir)) == size
+    assert len(load_examples("SST-2", "validation", plan.data_dir)) == config.test_size
 
 
 def test_real_records_are_not_those_of_the_page(machine, tmp_path):

@@ -8,7 +8,6 @@ from dataclasses import asdict
 import pytest
 import torch
 from safetensors import safe_open
-from torch.utils.data import DataLoader
 
 from rmbook import apply_random_mask, evaluate, train
 from rmbook.methods.apply import full_finetuning, lora
@@ -208,7 +207,7 @@ def test_the_weights_in_the_package_are_the_default_ones_and_say_where_they_come
     assert json.loads(metadata["config"]) == asdict(PretrainingConfig())
     made = json.loads(metadata["stamp"])
     assert len(made["commit"]) == 40 and made["command"] == "python -m rmbook.digits"
-    scores = {view: evaluate(model, DataLoader(Digits("test", view), 300))[1] for view in ("upright", "mirrored")}
+    scores = {view: evaluate(model, Digits("test", view))[1] for view in ("upright", "mirrored")}
     assert scores["upright"] > 0.9 and 0.2 < scores["mirrored"] < 0.45
 
 
@@ -222,7 +221,7 @@ def test_the_default_network_has_the_size_the_book_states():
 def test_a_masked_transformer_learns_mirrored_digits(tmp_path, monkeypatch):
     monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path))
     model = load_vit(PretrainingConfig(steps=150), progress=False)
-    test = DataLoader(Digits("test", "mirrored"), 300)
+    test = Digits("test", "mirrored")
     before = evaluate(model, test)[1]
     apply_random_mask(model, MLP_TARGETS, density=0.1)
     config = TrainingConfig(0.01, epochs=3, batch_size=16)

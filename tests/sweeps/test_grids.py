@@ -22,7 +22,7 @@ from rmbook.runs.config import RunConfig
 from rmbook.runs.fingerprints import plan_run
 from rmbook.stamps import reachable_sources, source_fingerprint
 from rmbook.sweeps.grid import SAME_RUNS, expand, override, plan, read_grid, ready_made
-from rmbook.tasks.records import load_records
+from rmbook.tasks.catalog import load_examples
 
 BASE = {"model": "a/b", "task": "RTE", "ratio": 1e-3}
 
@@ -155,7 +155,7 @@ def test_made_digits_are_mnists_own_files(monkeypatch, tmp_path):
     monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path / "cache"))
     folder = resolve("made:digits")
     assert resolve("made:digits") == folder
-    train, test = (load_records("MNIST", split, folder) for split in ("train", "validation"))
+    train, test = (load_examples("MNIST", split, folder) for split in ("train", "validation"))
     assert (len(train), len(test)) == (700, 300)
     wanted = Digits("test", "upright")
     for number in (0, 17, 299):
@@ -168,7 +168,7 @@ def test_made_records_are_the_tasks_own_format(monkeypatch, tmp_path):
     monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path / "cache"))
     folder = resolve("made:sentences")
     assert resolve("made:sentences") == folder and resolve("/as/it/is") == "/as/it/is"
-    train, test = (load_records("SST-2", split, folder) for split in ("train", "validation"))
+    train, test = (load_examples("SST-2", split, folder) for split in ("train", "validation"))
     listed = {*POSITIVE, *NEGATIVE, *NOUNS}
     words = [listed & {word for record in part for word in re.findall(r"\w+", record.texts["sentence"])}
              for part in (train, test)]  # fmt: skip
