@@ -105,7 +105,7 @@ def load_backbone(name: str = "vit") -> Backbone:
 
     Raises:
         ValueError: an unknown view of the digits.
-        WeightsError: MiniLM's weights are not at hand.
+        ModelError: MiniLM's weights are not at hand.
         ModelError, TaskError: the language model or its records cannot be had.
     """
     if name == "vit" or name.startswith("vit:"):

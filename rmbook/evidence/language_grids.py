@@ -18,8 +18,8 @@ from tqdm import tqdm
 from rmbook.evidence.recording import load_recorded, recorded_path
 from rmbook.evidence.tiers import BIG, model_folder
 from rmbook.files import write_json
-from rmbook.offline.digits import cache_folder
-from rmbook.offline.offline_files import tiny_checkpoint
+from rmbook.offline.made import tiny_checkpoint
+from rmbook.offline.store import cache_folder
 from rmbook.runs.config import RunConfig
 from rmbook.runs.evaluate import evaluate_run
 from rmbook.runs.run import MemoryShortage, resume_run, start_run

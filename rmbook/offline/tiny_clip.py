@@ -19,7 +19,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from rmbook.files import replacing_folder
 from rmbook.models.files import quiet, share
 from rmbook.offline.digits import Digits
-from rmbook.offline.threads import one_thread
+from rmbook.offline.store import one_thread
 from rmbook.tasks.image_files import IDX
 from rmbook.tasks.images import IMAGE_TASKS
 

@@ -20,7 +20,8 @@ from rmbook.evidence.language_grids import (
     summary,
 )
 from rmbook.methods.apply import METHODS
-from rmbook.offline.offline_files import tiny_checkpoint, write_generated_records
+from rmbook.offline.made import tiny_checkpoint
+from rmbook.offline.sentences import write_generated_examples
 from rmbook.runs.run import MemoryShortage, start_run
 
 SIZES = {"train_size": 8, "dev_size": 8, "test_size": 8, "epochs": 1}
@@ -82,7 +83,7 @@ def test_a_rate_at_which_a_seed_broke_is_out_and_a_method_without_scores_is_left
 
 
 def test_files_are_described_without_their_place(tmp_path):
-    write_generated_records(tmp_path, 6, 4)
+    write_generated_examples(tmp_path, 6, 4)
     found = describe_files("SST-2", str(tmp_path))
     assert str(tmp_path) not in json.dumps(found)
     assert {name: file["lines"] for name, file in found["files"].items()} == {"train.tsv": 7, "dev.tsv": 5}
@@ -99,7 +100,7 @@ def place(tmp_path, monkeypatch):
 
 def test_recording_goes_on_after_an_interruption(place, monkeypatch):
     """Stopped in the middle: what was finished is not run again, and nothing is missing."""
-    data = str(write_generated_records(place / "data", 16, 8))
+    data = str(write_generated_examples(place / "data", 16, 8))
     grid = Grid("tiny-opt", "SST-2", {"full": (1e-4,), "density 0.5": (1e-2, 1e-1)}, SIZES)
     started = []
 
@@ -130,7 +131,7 @@ def test_a_run_that_needs_too_much_memory_does_not_take_the_grid_along(place, mo
         return start_run(config, folder, progress=progress)
 
     monkeypatch.setattr(language_grids, "start_run", run)
-    data = str(write_generated_records(place / "data", 16, 8))
+    data = str(write_generated_examples(place / "data", 16, 8))
     content = record(Grid("tiny-opt", "SST-2", {"full": (1e-4,), "lora": (1e-3,)}, SIZES), data, place / "work")
     assert [run["status"] for run in content["runs"]] == ["out of memory"] * 2 + ["completed"] * 2
     assert list(summary(content["runs"]).index) == ["lora"]

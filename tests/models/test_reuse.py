@@ -11,7 +11,7 @@ from rmbook.engine.targets import TargetError
 from rmbook.methods.apply import apply_method
 from rmbook.models.language import load_language_model
 from rmbook.models.reuse import BaseModels, checksum
-from rmbook.offline.offline_files import write_generated_records
+from rmbook.offline.sentences import write_generated_examples
 from rmbook.offline.tiny_language import make_tiny_checkpoint
 from rmbook.runs.config import make_config
 from rmbook.runs.prepare import prepare_run
@@ -35,7 +35,7 @@ RUNS = (  # each leaves something behind for the next: a gradient, dropout, chec
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("places")
-    write_generated_records(folder / "data", train=200, test=100)
+    write_generated_examples(folder / "data", train=200, test=100)
     make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
     settings = {"model": str(folder / "tiny"), "task": "SST-2", "data_dir": str(folder / "data"), "epochs": 2}
     return settings | {"train_size": 32, "dev_size": 8, "test_size": 16, "learning_rate": 1e-2}
