@@ -2,6 +2,7 @@
 
 import difflib
 import reprlib
+from collections.abc import Iterable
 
 LONGEST_VALUE = 60
 
@@ -20,15 +21,25 @@ class ConfigError(RmbookError, ValueError):
     """A setting is missing, unknown or out of range."""
 
 
-def closest(value: object, known) -> str:
-    """Second half of a message on an unknown name."""
-    known = [str(name) for name in known]
-    close = difflib.get_close_matches(str(value)[:LONGEST_VALUE], known, n=3)
-    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}."
+class TaskError(RmbookError, ValueError):
+    """A task, its examples or its prompts cannot be used."""
+
+
+def closest(value: object, known: Iterable) -> str:
+    """Return the second half of a message on an unknown name: up to three names that are like it, or what is known.
+
+    Capitals do not count, nor does what stands before a slash: "OPT-13" is like "facebook/opt-13b".
+    """
+    names = [str(name) for name in known]
+    short = {name.split("/")[-1].casefold(): name for name in names}
+    close = difflib.get_close_matches(str(value)[-LONGEST_VALUE:].split("/")[-1].casefold(), short, n=3)
+    if close:
+        return f"did you mean {' or '.join(short[name] for name in close)}?"
+    return f"known are {', '.join(names)}." if len(names) <= 20 else f"known are {', '.join(names[:3])} and others."
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: at most about 60 characters, control characters and line ends escaped."""
+    """Return a value as a message shows it: about 60 characters, control characters and line ends escaped."""
     try:
         text = _SHORT.repr(value)
     except ValueError:  # Python writes no integer of more than 4,300 digits
@@ -37,7 +48,7 @@ def shown(value: object) -> str:
 
 
 def printable(text: str, longest: int) -> str:
-    """The text in one line of at most `longest` characters, cut in the middle; what steers a terminal is escaped."""
+    """Return the text in one line of at most `longest` characters, cut in the middle; what steers a terminal is escaped."""
     if len(text) > 8 * longest:  # of a million characters only the ends matter
         text = text[: 4 * longest] + text[-4 * longest :]
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))

@@ -255,3 +255,12 @@ def hash_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
     tensor = tensor.detach().cpu().contiguous()
     digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def digest_files(paths: dict[str, Path]) -> str:
+    """SHA-256 of files' contents and of the names that they have in `paths`, not of where they are."""
+    digests = {}
+    for name, path in paths.items():
+        with open(path, "rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

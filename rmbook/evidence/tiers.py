@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rmbook.evidence.record_source import find_source
 from rmbook.models.files import ModelError, find_folder
 from rmbook.models.language import convert_checkpoint, load_language_model
-from rmbook.offline.digits import cache_folder
-from rmbook.offline.offline_files import tiny_checkpoint, write_generated_records
+from rmbook.offline.made import tiny_checkpoint
+from rmbook.offline.sentences import write_generated_examples
+from rmbook.offline.store import cache_folder
 
 TINY = "tiny"  # the name of the model that is made here
 # The least memory in GB for masks and LoRA, the model, and the least for full fine-tuning (16 bytes a parameter and
@@ -187,7 +188,7 @@ def make_plan(family: str) -> Plan:
         folder = Path(tempfile.mkdtemp(prefix="rmbook-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         train = sizes["train_size"] + sizes["dev_size"]
-        data_dir = str(write_generated_records(folder, train, sizes["test_size"]))
+        data_dir = str(write_generated_examples(folder, train, sizes["test_size"]))
     model = str(tiny_checkpoint(family)) if model == TINY else model
     return Plan(tier, family, model, source, data_dir, "; ".join(notes))
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from rmbook.errors import ConfigError, shown
 from rmbook.methods.settings import METHOD_SETTINGS, PRESETS, AdaLoraSettings, MethodSettings, method_settings
 from rmbook.settings import COUNT, check_names, check_settings, documented, same_setting, setting
-from rmbook.tasks.image_task import IMAGE_TASKS, ImageTask
-from rmbook.tasks.task import TASKS, find_task
+from rmbook.tasks.catalog import find_task
+from rmbook.tasks.images import IMAGE_TASKS
+from rmbook.tasks.language import LANGUAGE_TASKS
 from rmbook.training.config import TrainingConfig
 from rmbook.yaml_files import read_yaml
 
@@ -32,7 +33,7 @@ class RunConfig:
     """
 
     model: str = setting("Name on the hub, or folder", path=True)
-    task: str = setting(f"{', '.join(TASKS)}; for CLIP {', '.join(IMAGE_TASKS)}")
+    task: str = setting(f"{', '.join(LANGUAGE_TASKS)}; for CLIP {', '.join(IMAGE_TASKS)}")
     learning_rate: float = same_setting(TrainingConfig, "learning_rate")
     method: str = setting("What is trained", "random_masking", choices=tuple(METHOD_SETTINGS))
     ratio: float | None = setting(
@@ -90,7 +91,7 @@ class RunConfig:
         check_settings(self)
         object.__setattr__(self, "task", find_task(self.task).name)
         self._check_method()
-        if self.max_length is not None and isinstance(find_task(self.task), ImageTask):
+        if self.max_length is not None and not find_task(self.task).has_prompts:
             raise ConfigError(f"max_length is of prompts, and {self.task} has none: leave it out.")
 
     def _check_method(self) -> None:

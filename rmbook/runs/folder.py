@@ -13,8 +13,8 @@ from rmbook.errors import RmbookError
 from rmbook.files import read_json_lines, replacing
 from rmbook.methods.saved import load_trained
 from rmbook.models.clip_preprocessing import Preprocessing
-from rmbook.models.reuse import load_for_task
 from rmbook.runs.config import RunConfig, make_config
+from rmbook.tasks.catalog import find_task
 
 
 class RunError(RmbookError):
@@ -50,8 +50,8 @@ def load_run(folder: str | os.PathLike) -> tuple[nn.Module, PreTrainedTokenizerB
     if not (folder / "adapter.safetensors").exists():
         why = "diverged" if (folder / "result.json").exists() else f"not finished: rmbook train --resume {folder}"
         raise RunError(f"the run in {folder} has no adapter.safetensors: it is {why}.")
-    dtype = getattr(torch, config.dtype)
-    model, tokenizer = load_for_task(config.task, config.model, dtype=dtype, revision=config.revision)
+    load, dtype = find_task(config.task).load_model, getattr(torch, config.dtype)
+    model, tokenizer = load(config.model, dtype=dtype, revision=config.revision)
     load_trained(model, folder / "adapter.safetensors")
     return model.eval(), tokenizer, config
 
