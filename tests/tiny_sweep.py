@@ -1,11 +1,14 @@
 """A model and records for sweeps of real tiny runs."""
 
+import math
 import multiprocessing
 from pathlib import Path
 
+from rmbook.files import write_json
 from rmbook.offline.made import SENTENCES
 from rmbook.offline.sentences import write_generated_examples
 from rmbook.offline.tiny_language import make_tiny_checkpoint
+from rmbook.runs.fingerprints import PlannedRun
 from rmbook.sweeps.driver import open_ledger
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.table import sweep_table, write_table
@@ -31,6 +34,18 @@ SERVER = multiprocessing.get_context("forkserver")  # one clean process that has
 
 
 DONE = {"pending": 0, "leased": 0, "done": 7, "diverged": 1, "failed": 0}
+
+
+def three_angles() -> list[PlannedRun]:
+    """Runs of another kind than fine-tuning, for `measure`; the last one diverges."""
+    return [PlannedRun(f"angle{a}", {"angle": a, "steps": 3, "what": [1, "x"]}, {"code": "1"}) for a in (0, 30, 120)]
+
+
+def measure(config, work, bases=None, stop=None):
+    """Perform such a run: it leaves the least that a result must have, and resumes nothing."""
+    work.mkdir(exist_ok=True)
+    status = "diverged" if config["angle"] > 90 else "completed"
+    write_json(work / "result.json", {"status": status, "config": config, "sine": math.sin(config["angle"])})
 
 
 def table(folder) -> tuple[bytes, bytes]:

@@ -115,14 +115,23 @@ class Ledger:
             found = self._db.execute(f"SELECT 1 FROM runs WHERE {_MINE}", self._mine(lease)).fetchone()
         return found is not None
 
-    def finish(self, lease: Lease, state: str, result: dict | None = None, error: str | None = None) -> bool:
-        """Write down what came of a run; False, and nothing is written, if the lease was lost meanwhile."""
-        return self._update(lease, state, result, error)
+    def finish(
+        self, lease: Lease, state: str, result: dict | None = None, error: str | None = None, uncount: int = 0
+    ) -> bool:
+        """Write down what came of a run, and take `uncount` attempts back; False if the lease was lost meanwhile."""
+        with self._writing() as db:
+            changed = db.execute(
+                "UPDATE runs SET state = ?, result = ?, error = ?, ended = ?, owner = NULL, attempts = attempts - ? "
+                f"WHERE {_MINE}",
+                (state, None if result is None else json.dumps(result), error, _now(), uncount, *self._mine(lease)),
+            )
+        self._file.empty_log()  # here, after a run, and not in `claim`
+        return changed.rowcount == 1
 
     def release(self, lease: Lease, counted: bool = False, error: str | None = None) -> bool:
         """Give a run back; False if the lease was lost. If `counted`, its last attempt makes it a failed run."""
         last = counted and lease.attempt >= self.max_attempts
-        return self._update(lease, "failed" if last else "pending", None, error, uncount=0 if counted else 1)
+        return self.finish(lease, "failed" if last else "pending", None, error, uncount=0 if counted else 1)
 
     def release_all(self) -> None:
         """Give back all runs that this owner has in hand; that counts as no attempt."""
@@ -180,16 +189,6 @@ class Ledger:
         """Return all that is known of the runs in these states, of all if none is named; config and so on as dicts."""
         with explaining(self.path):
             return _rows(self._db, states or STATES)
-
-    def _update(self, lease: Lease, state: str, result: dict | None, error: str | None, uncount: int = 0) -> bool:
-        with self._writing() as db:
-            changed = db.execute(
-                "UPDATE runs SET state = ?, result = ?, error = ?, ended = ?, owner = NULL, attempts = attempts - ? "
-                f"WHERE {_MINE}",
-                (state, None if result is None else json.dumps(result), error, _now(), uncount, *self._mine(lease)),
-            )
-        self._file.empty_log()  # here, after a run, and not in `claim`
-        return changed.rowcount == 1
 
     def _mine(self, lease: Lease) -> tuple:
         return lease.key, self.owner, lease.claim

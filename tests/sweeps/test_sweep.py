@@ -18,10 +18,9 @@ import pandas as pd
 import pytest
 import yaml
 from command_line import call, refused
-from tiny_sweep import DONE, SERVER, adapters, eight_runs, same, table
+from tiny_sweep import DONE, SERVER, adapters, eight_runs, measure, same, table, three_angles
 
 from rmbook.errors import ConfigError
-from rmbook.files import write_json
 from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.folder import RunError
 from rmbook.runs.run import MemoryShortage, start_run
@@ -180,16 +179,9 @@ def test_ctrl_c_gives_the_run_back_and_the_same_command_goes_on(grid, runs, undi
 # ---------------------------------------------------------------------------------------------- runs of another kind
 
 
-def measure(config, work, bases=None, stop=None):
-    """Another kind of run: it leaves the least that a result must have, and resumes nothing."""
-    work.mkdir(exist_ok=True)
-    status = "diverged" if config["angle"] > 90 else "completed"
-    write_json(work / "result.json", {"status": status, "config": config, "sine": math.sin(config["angle"])})
-
-
 @pytest.fixture
 def angles() -> list[PlannedRun]:
-    return [PlannedRun(f"angle{a}", {"angle": a, "steps": 3, "what": [1, "x"]}, {"code": "1"}) for a in (0, 30, 120)]
+    return three_angles()
 
 
 def test_a_sweep_takes_any_kind_of_run(angles, tmp_path):

@@ -1,6 +1,7 @@
 """The engine on Ray: the bytes of the one in one process, whatever dies, and either goes on with the other's sweep."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 import yaml
 from command_line import call, refused
-from tiny_sweep import DONE, adapters, eight_runs, same
+from tiny_sweep import DONE, adapters, eight_runs, measure, same, three_angles
 
 from rmbook.errors import ConfigError
 from rmbook.runs.config import make_config
@@ -94,6 +95,7 @@ def test_a_worker_that_is_killed_midway_costs_an_attempt_and_nothing_else(distur
     assert attempts == {run.key: 1 for run in runs} | {wrong: 1, report.killed: 2}
     notes = [(state, note) for key, state, note in report.ends if key == report.killed]
     assert [state for state, _ in notes] == ["pending", "done"] and "worker ended" in notes[0][1]
+    assert "memory" not in notes[0][1]
 
 
 def test_a_run_that_cannot_be_performed_fails_with_its_message_and_the_others_go_on(disturbed):
@@ -140,6 +142,12 @@ def test_either_engine_goes_on_with_the_others_sweep(cluster, runs, undisturbed,
     assert run_sweep(runs, folder) == DONE
     same(folder, undisturbed)
     assert run_sweep_ray(runs, folder) == DONE  # nothing left to do
+
+
+def test_workers_perform_any_kind_of_run(cluster, tmp_path):
+    counts = run_sweep_ray(three_angles(), tmp_path / "sweep", perform=measure, workers=1)
+    assert (counts["done"], counts["diverged"]) == (2, 1)
+    assert SweepFolder(tmp_path / "sweep").result("angle30")["sine"] == math.sin(30)
 
 
 def test_ctrl_c_has_the_runs_write_down_their_last_step(cluster, grid, tmp_path):
@@ -220,7 +228,7 @@ def test_a_run_must_fit_on_the_cluster(cluster, runs, tmp_path):
     for shares in ({"gpus_per_run": 0.5}, {"cpus_per_run": 64}):
         with pytest.raises(SweepError, match="lower --cpus-per-run"):
             run_sweep_ray(runs, tmp_path / "sweep", **shares)
-    for shares in ({"gpus_per_run": 1.5}, {"cpus_per_run": 0}, {"gpus_per_run": -1}):
+    for shares in ({"gpus_per_run": 1.5}, {"cpus_per_run": 0}, {"gpus_per_run": -1}, {"gpus_per_run": math.inf}):
         with pytest.raises(ValueError, match="whole one above 1"):
             run_sweep_ray(runs, tmp_path / "sweep", **shares)
 
