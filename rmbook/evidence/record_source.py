@@ -7,6 +7,7 @@ import urllib.request
 
 from huggingface_hub import constants
 
+from rmbook.settings import expand_home
 from rmbook.tasks.records import load_records
 from rmbook.tasks.task import TaskError
 
@@ -36,7 +37,7 @@ def find_source() -> tuple[str, str | None]:
     Raises:
         TaskError: RMBOOK_DATA_DIR has no such files.
     """
-    data_dir = os.environ.get("RMBOOK_DATA_DIR")
+    data_dir = expand_home(os.environ.get("RMBOOK_DATA_DIR", "")) or None
     wanted = os.environ.get("RMBOOK_RECORDS") == "generated"
     if data_dir and not wanted:
         load_records("SST-2", "validation", data_dir)  # a wrong folder should be named now
