@@ -8,6 +8,7 @@ import urllib.request
 from huggingface_hub import constants
 
 from rmbook.errors import TaskError
+from rmbook.settings import expand_home
 from rmbook.tasks.catalog import load_examples
 
 ANSWER_SECONDS = 3.0  # how long the hub is waited for
@@ -36,7 +37,7 @@ def find_source() -> tuple[str, str | None]:
     Raises:
         TaskError: RMBOOK_DATA_DIR has no such files.
     """
-    data_dir = os.environ.get("RMBOOK_DATA_DIR")
+    data_dir = expand_home(os.environ.get("RMBOOK_DATA_DIR", "")) or None
     wanted = os.environ.get("RMBOOK_RECORDS") == "generated"
     if data_dir and not wanted:
         load_examples("SST-2", "validation", data_dir)  # a wrong folder should be named now
