@@ -22,7 +22,7 @@ from rmbook.adapters.adapter_header import (
     AdapterHeader,
     read_adapter_header,
 )
-from rmbook.adapters.base import base_fingerprint, check_base, check_shapes, check_sum
+from rmbook.adapters.base import base_fingerprint, check_base, check_sum, find_misfit
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
 from rmbook.engine.buffers import running_statistics, saved_buffers, write_buffers
 from rmbook.engine.masking import RandomMask, apply_masks
@@ -35,7 +35,7 @@ from rmbook.version import __version__
 
 @dataclass(frozen=True)
 class Adapter:
-    """Content of an adapter file, checked against its model, which is not changed yet.
+    """Content of an adapter file, checked; no model is changed yet.
 
     Attributes:
         masks: by layer name.
@@ -131,14 +131,13 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, *, unused: str = "er
     return masking
 
 
-def read_adapter(path: str | os.PathLike, model: nn.Module, fingerprint: str | None = None) -> Adapter:
-    """Read and check an adapter file for a model; masks that it does not hold are drawn again.
-
-    What the file says is compared with the model before anything is drawn or allocated by it.
+def read_adapter(path: str | os.PathLike, model: nn.Module | None = None, fingerprint: str | None = None) -> Adapter:
+    """Read and check an adapter file; masks that it does not hold are drawn again.
 
     Args:
         path: the file.
-        model: the base model; stays as it is.
+        model: the base model; stays as it is. The file's layers are compared with it before anything is read, drawn or
+            allocated by them, so give it for every file that may be a stranger's.
         fingerprint: of the base model, if it is known.
 
     Raises:
@@ -148,16 +147,20 @@ def read_adapter(path: str | os.PathLike, model: nn.Module, fingerprint: str | N
         AdapterError: this installation draws other positions from the seed than the one that wrote the file.
         TargetError: the model cannot be masked.
     """
-    header = read_adapter_header(path)
-    check_base(header.base_fingerprint, fingerprint or base_fingerprint(model), path)
-    check_shapes(header.shapes, model, path)
-    layers = {name: named_layers(model)[name] for name in header.shapes}
-    check_targets(model, layers)
+    header, base = read_adapter_header(path), fingerprint
+    if model is not None:
+        base = base or base_fingerprint(model)
+        if misfit := find_misfit(header.shapes, model):
+            check_base(header.base_fingerprint, base, path)
+            raise AdapterCorruptError(f"{path} {misfit}; it is forged.")
     tensors = _read_tensors(path, header)
-    values = {name: tensors[f"{name}.values"] for name in layers}
+    if model is not None:
+        check_base(header.base_fingerprint, base, path)
+        check_targets(model, {name: named_layers(model)[name] for name in header.shapes})
+    values = {name: tensors[f"{name}.values"] for name in header.shapes}
     if header.positions:
         try:
-            masks = {name: Mask.checked(header.shapes[name], tensors[f"{name}.positions"]) for name in layers}
+            masks = {name: Mask.checked(header.shapes[name], tensors[f"{name}.positions"]) for name in values}
         except ValueError as error:
             raise AdapterCorruptError(f"{path} does not describe an adapter: {error}") from None
     else:
@@ -172,13 +175,21 @@ def read_adapter(path: str | os.PathLike, model: nn.Module, fingerprint: str | N
     for name, mask in masks.items():
         if len(values[name]) != mask.nnz:
             raise AdapterCorruptError(f"{path} has {len(values[name])} values for {mask.nnz} entries of {name[:80]!r}.")
+    buffers = {name: tensors[f"{BUFFERS}:{name}"] for name in header.buffers}
+    adapter = Adapter(masks, values, header.recipe, header.scale, buffers)
+    if model is not None:
+        _check_numbers(adapter, model, path)
+    return adapter
+
+
+def _check_numbers(adapter: Adapter, model: nn.Module, path: str | os.PathLike) -> None:
+    layers, own = named_layers(model), saved_buffers(model)
+    for name, mask in adapter.masks.items():
         wide = torch.promote_types(layers[name].weight.dtype, torch.float32)  # the dtype of a layer's values
-        check_sum(name, layers[name], mask.positions, header.scale * values[name].to(wide), path)
-    buffers, own = {name: tensors[f"{BUFFERS}:{name}"] for name in header.buffers}, saved_buffers(model)
-    for name, buffer in buffers.items():
+        check_sum(name, layers[name], mask.positions, adapter.scale * adapter.values[name].to(wide), path)
+    for name, buffer in adapter.buffers.items():
         if name not in own or own[name].shape != buffer.shape or own[name].dtype != buffer.dtype:
             raise AdapterCorruptError(f"{path} has a buffer {name[:80]!r}, which the model does not have so.")
-    return Adapter(masks, values, header.recipe, header.scale, buffers)
 
 
 def check_adapter(path: str | os.PathLike) -> AdapterHeader:

@@ -58,17 +58,16 @@ def check_base(wanted: str, fingerprint: str, path: str | os.PathLike) -> None:
         )
 
 
-def check_shapes(shapes: Mapping[str, tuple[int, int]], model: nn.Module, path: str | os.PathLike) -> None:
-    """Raise AdapterCorruptError unless the model has linear layers of these names and shapes (out, in)."""
+def find_misfit(shapes: Mapping[str, tuple[int, int]], model: nn.Module) -> str | None:
+    """Say in words which layer the model does not have as a linear layer of its shape (out, in); None if it has all."""
     layers = named_layers(model)
     for name, shape in shapes.items():
         layer = layers.get(name)
         if not isinstance(layer, nn.Linear):
-            raise AdapterCorruptError(f"{path} is for a layer {name[:80]!r}, which this model does not have.")
+            return f"is for a layer {name[:80]!r}, which this model does not have"
         if tuple(layer.weight.shape) != tuple(shape):
-            raise AdapterCorruptError(
-                f"{path} gives {name[:80]!r} the shape {tuple(shape)}, in the model it has {tuple(layer.weight.shape)}."
-            )
+            return f"gives {name[:80]!r} the shape {tuple(shape)}, in the model it has {tuple(layer.weight.shape)}"
+    return None
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ adapter_config.json names r and the layers; adapter_model.safetensors holds, for
 import json
 import os
 import re
+import reprlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -119,12 +120,12 @@ def _read_config(path: Path) -> tuple[int, frozenset[str], bool]:
     if unknown := sorted(field for field, value in config.items() if value and field not in IRRELEVANT):
         some = ", ".join(field[:40] for field in unknown[:5])
         raise ShiraError(f"{path} sets {some}, which a mask of linear layers cannot express; use peft.")
-    names = _alternatives(targets, path) if isinstance(targets, str) else targets
-    sound = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
+    names = _alternatives(targets, path) if targets and isinstance(targets, str) else targets
+    sound = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
     if not sound or type(rank) is not int or not 1 <= rank < 2**31:
         raise AdapterCorruptError(
-            f"{path}: expected r of at least 1 and target_modules of names, got r = {str(rank)[:20]}, "
-            f"{str(targets)[:60]!r}."
+            f"{path}: expected r of at least 1 and target_modules of names, got r = {reprlib.repr(rank)}, "
+            f"{reprlib.repr(targets)}."
         )
     return rank, frozenset(names), isinstance(targets, str)
 

@@ -215,10 +215,8 @@ class MaskedLinear(nn.Linear):
 
     @torch.no_grad()
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        if not self.dense_form:
-            self.refresh()
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.dense_form:
+        if self.dense_form or not torch.equal(self.delta, self.merged):  # saving changes nothing: merge into a copy
             weight = destination[prefix + "weight"] = self.weight.detach().clone()
             merge(weight, torch.full_like(self.merged, torch.nan), self.delta, self.original, self.mask.positions)
         destination[prefix + "original"] = self.original
