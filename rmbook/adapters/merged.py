@@ -61,12 +61,14 @@ def save_merged(masking: RandomMask, folder: str | os.PathLike) -> None:
 def merged_state_dict(masking: RandomMask) -> dict[str, torch.Tensor]:
     """Return the base model's `state_dict` with W + S in place of W: no values, the base's names, dtypes and shapes.
 
-    The tensors are the model's own, as in `state_dict`. Layers that stand in for GPT-2's Conv1D have its form.
+    Masked weights are copies, the rest are the model's own tensors. Layers that stand in for GPT-2's Conv1D have its
+    form.
     """
     state = _unwrapped(masking.model).state_dict()  # masked layers report W + S
     masked = {name for name, module in _unwrapped(masking.model).named_modules() if isinstance(module, MaskedLinear)}
     own = {f"{name}.{part}" for name in {*masked, *masking.layers} for part in ("values", "original")}
-    return {name: tensor for name, tensor in state.items() if name not in own}
+    weights = {f"{name}.weight" for name in {*masked, *masking.layers}}
+    return {n: tensor.clone() if n in weights else tensor for n, tensor in state.items() if n not in own}
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
