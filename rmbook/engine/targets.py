@@ -7,6 +7,8 @@ from torch import nn
 from rmbook.engine.layer import MaskedLinear, check_maskable
 from rmbook.errors import closest
 
+WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
 
 class TargetError(ValueError):
     """The targets name no layer, or a layer that cannot be masked."""
@@ -15,13 +17,15 @@ class TargetError(ValueError):
 def find_targets(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Module]:
     """Find the modules whose name is one of `targets` or ends with "." and one of them, in the model's order.
 
+    Names are those of `named_layers`: what wrappers add to them does not count.
+
     Raises:
         TargetError: if a target matches nothing; the message lists names that are close.
     """
     targets = [targets] if isinstance(targets, str) else list(targets)
     if not targets or not all(isinstance(target, str) and target for target in targets):
         raise TargetError(f"targets must be module names such as ['q_proj', 'v_proj'], got {targets!r}.")
-    modules = {name: module for name, module in model.named_modules() if name}
+    modules = {name: module for name, module in named_layers(model).items() if name}
     for target in targets:
         if not any(_matches(name, target) for name in modules):
             linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
@@ -32,6 +36,29 @@ def find_targets(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn
                 + (closest(target, ends) if linear else "the model has no linear layer.")
             )
     return {name: module for name, module in modules.items() if any(_matches(name, target) for target in targets)}
+
+
+def plain_names(model: nn.Module) -> dict[str, str]:
+    """Names of a model's modules without what wrappers add to them, by the names that `named_modules` gives.
+
+    torch.compile, DistributedDataParallel, FSDP and checkpoint_wrapper put the module that they wrap under a name of
+    their own. Masks, adapters and fingerprints leave it out, so that they are the same with and without a wrapper.
+    """
+    modules, plain = dict(model.named_modules()), {"": ""}
+    for name in modules:
+        if name:
+            parent, _, last = name.rpartition(".")
+            holder = modules[parent]
+            own = [tensor for tensor in (*holder._parameters.values(), *holder._buffers.values()) if tensor is not None]
+            wraps = last in WRAPPERS and len(holder._modules) == 1 and not own
+            plain[name] = plain[parent] if wraps else f"{plain[parent]}.{last}".removeprefix(".")
+    return plain
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules of a model by their plain names; under the name of a wrapper stands the module that it wraps."""
+    names = plain_names(model)
+    return {names[name]: module for name, module in model.named_modules()}
 
 
 def _matches(name: str, target: str) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rmbook.adapters.adapter_file import base_fingerprint
+from rmbook.adapters.base import base_fingerprint
 from rmbook.errors import ConfigError
 from rmbook.methods.applied_method import AppliedMethod
 from rmbook.methods.apply import apply_method

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmbook.engine.masking import STRUCTURES
+from rmbook.masks.recipe import STRUCTURES
 from rmbook.masks.sample import Mask
 from rmbook.masks.structured import leading_columns, random_blocks, random_columns, random_rows
 
