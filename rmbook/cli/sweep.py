@@ -49,6 +49,7 @@ Set = Annotated[
         "--set", help="Another value of a setting, or a list as an axis: --set seed=[0,1].", show_default=False
     ),
 ]
+AllowRuns = Annotated[int, typer.Option("--allow-runs", help="The most runs that the grid may have.", min=1)]
 
 
 @app.command(epilog=RUN)
@@ -56,6 +57,7 @@ def run(
     grid: Grid,
     output: Output,
     settings: Set = None,
+    allow_runs: AllowRuns = 100_000,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Begin failed runs again.")] = False,
     max_attempts: Annotated[int, typer.Option(help="When workers die or machines fail.", min=1)] = 5,
     lease: Annotated[
@@ -99,7 +101,7 @@ def run(
             if engine != "embedded":
                 raise ConfigError("--halving and --budget work in one process: leave out --engine.")
             perform_all = functools.partial(run_sweep, halving=halving, budget=budget, seed=order_seed)
-        runs = _plan(grid, settings)
+        runs = _plan(grid, settings, allow_runs)
         silent = contextlib.nullcontext(Listener() if quiet else LineListener())
         with LiveListener() if sys.stderr.isatty() and not quiet else silent as listener:
             counts = perform_all(
@@ -124,16 +126,19 @@ def status(sweep: Sweep) -> None:
     """Say how many runs are in which state, and why runs failed."""
     with _one_line_errors():
         from rmbook.sweeps.display import describe_run
-        from rmbook.sweeps.driver import open_ledger
+        from rmbook.sweeps.driver import read_rows
         from rmbook.sweeps.folder import SweepFolder
+        from rmbook.sweeps.ledger import STOPPED, count_states
 
-        ledger = open_ledger(SweepFolder(sweep))
-        typer.echo(_sentence(ledger.counts()))
-        if stopped := sum((row["error"] or "").startswith("stopped after epoch") for row in ledger.rows("pending")):
-            typer.echo(f"{stopped:,} of the pending ones were stopped early by --halving")
-        for row in ledger.rows("leased", "failed"):
-            note = row["error"] or f"attempt {row['attempts']}, since {row['claimed']}"
-            typer.echo(f"{row['state']}: {describe_run(row['config'])}: {note}")
+        rows = read_rows(SweepFolder(sweep))
+        typer.echo(_sentence(count_states(rows)))
+        stopped = [row for row in rows if row["state"] == "pending" and (row["error"] or "").startswith(STOPPED)]
+        if stopped:
+            typer.echo(f"{len(stopped):,} of the pending ones were stopped early by --halving")
+        for row in rows:
+            if row["state"] in ("leased", "failed"):
+                note = row["error"] or f"attempt {row['attempts']}, since {row['claimed']}"
+                typer.echo(f"{row['state']}: {describe_run(row['config'])}: {note}")
 
 
 @app.command(epilog=EXPORT)
@@ -146,8 +151,9 @@ def export(
     """Write the results as a table: the same bytes for the same runs, however they came about."""
     with _one_line_errors():
         from rmbook.errors import ConfigError
-        from rmbook.sweeps.driver import open_ledger
+        from rmbook.sweeps.driver import read_rows
         from rmbook.sweeps.folder import SweepFolder
+        from rmbook.sweeps.ledger import count_states
         from rmbook.sweeps.table import sweep_table, write_table
 
         wanted = {".csv": csv, ".parquet": parquet}
@@ -156,11 +162,11 @@ def export(
         for ending, path in wanted.items():
             if path and not path.endswith(ending):
                 raise ConfigError(f"--{ending[1:]} takes a name that ends in {ending}, got {path}.")
-        ledger = open_ledger(SweepFolder(sweep))
-        table = sweep_table(ledger.rows(), timing)
+        rows = read_rows(SweepFolder(sweep))
+        table = sweep_table(rows, timing)
         for path in filter(None, wanted.values()):
             write_table(table, path)
-            typer.echo(f"{len(table)} runs ({_sentence(ledger.counts())}) in {path}")
+            typer.echo(f"{len(table)} runs ({_sentence(count_states(rows))}) in {path}")
 
 
 @app.command(epilog=EMIT)
@@ -168,6 +174,7 @@ def emit(
     grid: Grid,
     output: Output,
     settings: Set = None,
+    allow_runs: AllowRuns = 100_000,
     slurm_array: Annotated[bool, typer.Option("--slurm-array", help="A batch script for Slurm.")] = False,
     tasks: Annotated[int, typer.Option(help="Most tasks in the array.", min=1)] = 1000,
 ) -> None:
@@ -180,7 +187,7 @@ def emit(
 
         if not slurm_array:
             raise ConfigError("say what to emit: --slurm-array.")
-        runs = _plan(grid, settings)
+        runs = _plan(grid, settings, allow_runs)
         place = SweepFolder(output, new=True)
         place.keep_plan(runs)
         open_ledger(place).add(runs, wanted=False)
@@ -198,12 +205,12 @@ def grids() -> None:
             typer.echo(f"{name:<14}{description}")
 
 
-def _plan(grid: str, settings: list[str] | None) -> list:
+def _plan(grid: str, settings: list[str] | None, allow_runs: int) -> list:
     from rmbook.cli.options import parsed
     from rmbook.sweeps.grid import expand, override, plan, read_grid
 
     values = parsed({"settings": settings or []})["settings"]
-    return plan(expand(override(read_grid(grid), values)))
+    return plan(expand(override(read_grid(grid), values), allow_runs))
 
 
 def _engine(name: str, for_ray: dict, embedded):

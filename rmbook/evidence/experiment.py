@@ -63,7 +63,8 @@ class Experiment:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
         if (self.density is None) == (self.method == "mask"):
-            raise ValueError(f"a mask needs a density and no other method takes one, got {self.method}, {self.density}.")
+            got = f"{self.method}, density {self.density}"
+            raise ValueError(f"a mask needs a density and no other method takes one, got {got}.")
 
 
 def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tuple[dict, nn.Module]:

@@ -1,4 +1,4 @@
-"""What every engine needs to work on a sweep: claims, folders, results, failures, and a heartbeat.
+"""What every engine needs for a sweep: claims, folders, results, failures, and a heartbeat.
 
 An engine only executes: it takes a run and its folder from `Driver.claim`, calls `perform` for it, in whatever process,
 and tells `Driver.conclude` how that ended.
@@ -16,15 +16,17 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from rmbook.errors import ConfigError
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import make_config
 from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.folder import RunError
 from rmbook.runs.run import MemoryShortage, resume_run, start_run
 from rmbook.sweeps.folder import SweepFolder, outcome
-from rmbook.sweeps.ledger import Lease, Ledger
+from rmbook.sweeps.ledger import Lease, Ledger, read_ledger
 from rmbook.sweeps.ledger_file import LedgerError
 from rmbook.sweeps.liveness import Presence
 from rmbook.training.checkpoint import CheckpointError
@@ -67,7 +69,7 @@ def perform_run(
 
 
 def open_ledger(place: SweepFolder, owner: str = "reader", **settings) -> Ledger:
-    """The ledger of a sweep, made anew from its folders if it is lost, and brought up to what they say."""
+    """Open the ledger of a sweep, made anew from its folders if it is lost, and brought up to what they say."""
     ledger = Ledger(place.ledger, owner, **settings)
     if not any(ledger.counts().values()):
         ledger.add(place.plans(), wanted=False)
@@ -75,6 +77,22 @@ def open_ledger(place: SweepFolder, owner: str = "reader", **settings) -> Ledger
         if result := place.result(key):
             ledger.record(key, *outcome(result))
     return ledger
+
+
+def read_rows(place: SweepFolder) -> list[dict]:
+    """Return what the rows of `open_ledger` would be, and change nothing: the folder may be another person's.
+
+    Raises:
+        LedgerError: the ledger cannot be read.
+        RunError: the plans are damaged.
+    """
+    empty = {"state": "pending", "attempts": 0, "result": None, "error": None, "claimed": None}
+    rows = read_ledger(place.ledger) or [asdict(run) | empty for run in place.plans()]
+    for row in rows:
+        if row["state"] in ("pending", "leased", "failed") and (result := place.result(row["key"])):
+            state, summary = outcome(result)
+            row |= {"state": state, "result": summary, "error": None}
+    return rows
 
 
 class Driver:
@@ -87,6 +105,7 @@ class Driver:
         max_attempts: how often a run is begun at most when workers die or machines fail.
 
     Raises:
+        ConfigError: lease_seconds is not positive, or not finite.
         RunError: the folder has other content.
         LedgerError: the ledger cannot be used.
     """
@@ -99,6 +118,8 @@ class Driver:
         lease_seconds: float = 300.0,
         max_attempts: int = 5,
     ):
+        if not 0 < lease_seconds < threading.TIMEOUT_MAX:
+            raise ConfigError(f"lease_seconds must be a positive number of seconds, got {lease_seconds:g}.")
         self.place = SweepFolder(folder, new=True)
         self.place.keep_plan(runs)
         self.presence = Presence(self.place.owners, lease_seconds)
@@ -122,7 +143,7 @@ class Driver:
         self.ledger.close()
 
     def claim(self, key: str | None = None) -> tuple[Lease, Path] | None:
-        """The next run, or the one of a key, and the folder to perform it in; None if no run, or not it, is pending."""
+        """Take the next pending run, or that of a key, and a folder to perform it in; None if there is none."""
         while lease := self.ledger.claim(key):
             if result := self.place.result(lease.key):  # of a process that was killed before it could say so
                 self.ledger.record(lease.key, *outcome(result))
@@ -134,7 +155,7 @@ class Driver:
         return None
 
     def settle(self, lease: Lease, folder: Path) -> str:
-        """Make a run that was performed the result; "done" or "diverged", or "lost" if others have it by now."""
+        """Make a performed run the result of its key; return "done", "diverged", or "lost" if another has it by now."""
         if not self.ledger.holds(lease):
             shutil.rmtree(folder, ignore_errors=True)
             return "lost"
@@ -143,7 +164,7 @@ class Driver:
         return state
 
     def give_up(self, lease: Lease, error: Exception) -> str:
-        """Write down that a run could not be performed: "pending" if it will be tried again, "failed", or "lost".
+        """Note that a run could not be performed; return "pending" if it will be tried again, "failed", or "lost".
 
         Raises:
             SweepError: no run could be written here; this one is given back, and the attempt does not count.
@@ -187,7 +208,7 @@ class Driver:
 
 
 def _number(error: BaseException) -> int | None:
-    """The operating system's number of an error; the safetensors library has it in its text only."""
+    """Return the operating system's number of an error, which the safetensors library has in its text only."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))

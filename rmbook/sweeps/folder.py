@@ -38,7 +38,7 @@ class SweepFolder:
 
     Args:
         path: of the folder.
-        new: make it if it is not there.
+        new: it is to be written to, and made if it is not there.
 
     Raises:
         RunError: there is no sweep in it, but something else, or nothing where `new` is False.
@@ -52,7 +52,7 @@ class SweepFolder:
         if not self.grids.is_dir() and (not new or content):
             what = "is no folder of a sweep" if content else "has no sweep"
             raise RunError(f"{path} {what}: begin one by `rmbook sweep run GRID --output FOLDER`, in a new folder.")
-        for folder in (self.grids, self.runs, self.work):
+        for folder in (self.grids, self.runs, self.work) if new else ():  # whoever only reads makes nothing
             folder.mkdir(parents=True, exist_ok=True)
 
     def keep_plan(self, runs: Sequence[PlannedRun]) -> None:
@@ -64,7 +64,7 @@ class SweepFolder:
                 temporary.write_text(text)
 
     def plans(self) -> list[PlannedRun]:
-        """All runs that were ever asked for."""
+        """Return all runs that were ever asked for."""
         found = {}
         for path in sorted(self.grids.glob("*.json")):
             try:
@@ -79,7 +79,7 @@ class SweepFolder:
             return _read_result(self.runs / key)
 
     def take_up(self, key: str, config: dict) -> Path:
-        """A folder for a run, which no other process has: that of an earlier attempt under a new name, or a new one.
+        """Return a folder for a run that no other process has: that of an earlier attempt renamed, or a new one.
 
         Args:
             key: of the run.

@@ -11,28 +11,26 @@
       - {method: lora, learning_rate: 1e-3}
 
 Every setting is one of `rmbook.RunConfig`. An axis holds values of the setting that it is named after, or mappings that
-set several at once; a list in a mapping stands for all its values, as an axis of its own. The runs are all
-combinations, the last axis running fastest, without those that agree with a line of `except`. `rmbook sweep grids` lists
-the ready-made ones.
+set several at once; no two axes may set the same. The runs are all combinations, the last axis running fastest, without
+those that agree with a line of `except`. `rmbook sweep grids` lists the ready-made ones.
 """
 
 import dataclasses
-import functools
 import itertools
-import operator
+import math
 import os
+import reprlib
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
-import yaml
-
 from rmbook.errors import ConfigError, closest
 from rmbook.runs.config import RunConfig, make_config
-from rmbook.runs.fingerprints import NUMBERS, PlannedRun, plan_run
+from rmbook.runs.fingerprints import PlannedRun, plan_run
+from rmbook.yaml_files import read_yaml
 
 PARTS = ("description", "fixed", "axes", "except")
-WHOLE = ("settings", "targets")  # settings that are mappings or lists themselves
+MOST_RUNS = 100_000  # combinations that a grid may ask for, unless more are allowed
 # Tables and figures whose runs are those of another one, or among them.
 SAME_RUNS = dict.fromkeys(("table6", "table7", "fig1", "fig6", "fig7", "fig8", "fig9", "fig11"), "table5")
 SAME_RUNS |= {"table9": "table8", "fig4a": "fig3", "fig4c": "fig3", "fig5": "table8", "fig10": "fig4b"}
@@ -40,14 +38,14 @@ SAME_RUNS |= {f"{name}-tiny": f"{other}-tiny" for name, other in SAME_RUNS.items
 
 
 def ready_made() -> dict[str, str]:
-    """Names and descriptions of the grids that come with the package, in alphabetical order."""
-    found = {path.stem: parse_grid(path.read_text(), path.stem).get("description", "") for path in _files()}
+    """Return names and descriptions of the grids that come with the package, in alphabetical order."""
+    found = {path.stem: read_yaml(path).get("description", "") for path in _files()}
     found |= {name: f"its runs are those of {other}, or among them" for name, other in SAME_RUNS.items()}
     return dict(sorted(found.items()))
 
 
 def read_grid(source: str | os.PathLike) -> dict:
-    """A grid by its ready-made name, or from a YAML file.
+    """Read a grid by its ready-made name, or from a YAML file.
 
     Raises:
         ConfigError: no such name or file, or the file is no grid.
@@ -59,18 +57,19 @@ def read_grid(source: str | os.PathLike) -> dict:
             known = closest(name, [*paths, *SAME_RUNS])
             raise ConfigError(f"{name} is neither a file nor a ready-made grid: {known}")
         path = Path(name)
-    try:
-        return parse_grid(path.read_text("utf-8"), name)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the grid {name}: {error}") from None
+    grid = read_yaml(path, f"the grid {name}")
+    if not isinstance(grid, dict):
+        raise ConfigError(f"the grid {name} must hold {', '.join(PARTS)}; got {type(grid).__name__}.")
+    return grid
 
 
 def override(grid: dict, values: dict) -> dict:
-    """The grid with some settings replaced: by an axis where the value is a list, else by a fixed value.
+    """Return the grid with some settings replaced: by an axis where the value is a list, else by a fixed value.
 
     Raises:
         ConfigError: a setting that an axis of mappings sets together with others.
     """
+    _check(grid)
     fixed, axes = dict(grid.get("fixed") or {}), dict(grid.get("axes") or {})
     for name, value in values.items():
         for axis, entries in axes.items():
@@ -85,13 +84,22 @@ def override(grid: dict, values: dict) -> dict:
     return grid | {"fixed": fixed, "axes": axes}
 
 
-def expand(grid: dict) -> list[RunConfig]:
-    """The settings of all runs of a grid, in its order; runs that agree in all settings come once.
+def expand(grid: dict, allowed: int = MOST_RUNS) -> list[RunConfig]:
+    """Return the settings of all runs of a grid, in its order; runs that agree in all settings come once.
+
+    Args:
+        grid: from `read_grid`, or a dict of the same form.
+        allowed: the most combinations that the axes may have.
 
     Raises:
-        ConfigError: unknown parts or settings, values out of range, an axis without values, no runs at all.
+        ConfigError: unknown parts or settings, values out of range, an axis without values, two axes that set the same,
+            more combinations than are allowed, no runs at all.
     """
     _check(grid)
+    sizes = {name: len(values) for name, values in (grid.get("axes") or {}).items()}
+    if (count := math.prod(sizes.values())) > allowed:
+        told = " x ".join(f"{size:,} of {name}" for name, size in sizes.items())
+        raise ConfigError(f"the grid asks for {count:,} runs ({told}), more than {allowed:,}: --allow-runs {count}.")
     found = {}
     for settings in combinations(grid):
         config = make_config(_resolved(settings))
@@ -102,7 +110,7 @@ def expand(grid: dict) -> list[RunConfig]:
 
 
 def plan(configs: Iterable[RunConfig]) -> list[PlannedRun]:
-    """The runs with their identities, each once; hashes their data and weights.
+    """Return the runs with their identities, each once; their data and weights are hashed.
 
     Raises:
         TaskError, ModelError: records or a model cannot be found.
@@ -114,76 +122,45 @@ def _files() -> list[Path]:
     return sorted(Path(str(files("rmbook.sweeps"))).glob("grid_files/*.yaml"))
 
 
-def parse_grid(text: str, name: str) -> dict:
-    """Return the grid that a YAML text holds.
-
-    Raises:
-        ConfigError: it is not YAML, or no mapping.
-    """
-    try:
-        grid = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the grid {name} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(grid, dict):
-        raise ConfigError(f"the grid {name} must hold {', '.join(PARTS)}; got {type(grid).__name__}.")
-    return grid
-
-
 def _check(grid: dict) -> None:
     for name in grid:
         if name not in PARTS:
             raise ConfigError(f"unknown part {name!r} of a grid: {closest(name, PARTS)}")
     for name, kind in (("fixed", dict), ("axes", dict), ("except", list)):
-        if not isinstance(grid.get(name) or kind(), kind):
+        if not isinstance(grid.get(name), kind | None):
             wanted = "map names to values" if kind is dict else "be a list of mappings"
-            raise ConfigError(f"{name} must {wanted}, got {grid[name]!r}.")
-    known = {entry.name for entry in dataclasses.fields(RunConfig)}
-    for name, values in (grid.get("axes") or {}).items():
+            raise ConfigError(f"{name} must {wanted}, got {reprlib.repr(grid[name])}.")
+    known, set_by = {entry.name for entry in dataclasses.fields(RunConfig)}, {}
+    for axis, values in (grid.get("axes") or {}).items():
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"the axis {name} must be a list of at least one value, got {values!r}.")
-        if name not in known and not all(isinstance(value, dict) for value in values):
-            raise ConfigError(f"the axis {name} is no setting, so it must hold mappings: {closest(name, known)}")
+            raise ConfigError(f"the axis {axis} must be a list of at least one value, got {reprlib.repr(values)}.")
+        if axis not in known and not all(isinstance(value, dict) for value in values):
+            raise ConfigError(f"the axis {axis} is no setting, so it must hold mappings: {closest(axis, known)}")
+        for name in {name for value in values for name in _settings(axis, value)}:
+            if (other := set_by.setdefault(name, axis)) != axis:
+                raise ConfigError(f"the axes {other} and {axis} both set {name}: take it out of one of them.")
     for left_out in grid.get("except") or []:
         if not isinstance(left_out, dict) or not left_out:
-            raise ConfigError(f"a line of except must map names to values, got {left_out!r}.")
+            raise ConfigError(f"a line of except must map names to values, got {reprlib.repr(left_out)}.")
         if unknown := [name for name in left_out if name not in known]:
             raise ConfigError(f"unknown setting {unknown[0]!r} in except: {closest(unknown[0], known)}")
 
 
+def _settings(axis: str, value: object) -> dict:
+    """Return what a value of an axis sets."""
+    return value if isinstance(value, dict) and axis != "settings" else {axis: value}
+
+
 def combinations(grid: dict) -> Iterator[dict]:
-    """Yield all combinations of a grid's axes with its fixed settings, without those that `except` names."""
-    left_out = [_numbers(line) for line in grid.get("except") or []]
-    for values in _spread(grid.get("axes") or {}):
-        settings = _numbers(dict(grid.get("fixed") or {}) | values)
+    """Yield the settings of all runs of a grid, in its order and unchecked."""
+    axes = grid.get("axes") or {}
+    left_out = grid.get("except") or []
+    for values in itertools.product(*axes.values()):
+        settings = dict(grid.get("fixed") or {})
+        for name, value in zip(axes, values, strict=True):
+            settings |= _settings(name, value)
         if not any(all(settings.get(name) == value for name, value in line.items()) for line in left_out):
             yield settings
-
-
-def _spread(axes: dict, whole: tuple[str, ...] = ()) -> Iterator[dict]:
-    """Yield all combinations of axes; an entry that is a mapping holds axes in turn, but for the settings in `whole`."""
-    lists = ((name, v if isinstance(v, list) and name not in whole else [v]) for name, v in axes.items())
-    for parts in itertools.product(*([*_entries(name, values)] for name, values in lists)):
-        yield functools.reduce(operator.or_, parts, {})
-
-
-def _entries(name: str, values: list) -> Iterator[dict]:
-    for value in values:
-        if isinstance(value, dict) and name != "settings":
-            yield from _spread(value, WHOLE)
-        else:
-            yield {name: value}
-
-
-def _numbers(settings: dict) -> dict:
-    """YAML reads 1e-4 as text: its numbers need a point, 1.0e-4."""
-    changed = dict(settings)
-    for name in NUMBERS:
-        if isinstance(settings.get(name), str):
-            try:
-                changed[name] = float(settings[name])
-            except ValueError:
-                raise ConfigError(f"{name} must be a number, got {settings[name]!r}.") from None
-    return changed
 
 
 def _resolved(settings: dict) -> dict:

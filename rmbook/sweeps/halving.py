@@ -25,7 +25,7 @@ RANDOM_STARTS = 4  # runs of a group before the sampler has anything to learn fr
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """How far a run has got.
 
     Attributes:
         history: one row a finished epoch.
@@ -49,7 +49,7 @@ Step = tuple[PlannedRun, int]  # a run, and the epoch up to which it is to go
 
 
 def groups(runs: Sequence[PlannedRun], apart: Sequence[str]) -> list[list[PlannedRun]]:
-    """The runs that agree in all settings but those named, in their order."""
+    """Group the runs that agree in all settings but those named, in their order."""
     found: dict[str, list[PlannedRun]] = {}
     for run in runs:
         alike = {name: value is None if name in apart else value for name, value in run.config.items()}
@@ -58,10 +58,10 @@ def groups(runs: Sequence[PlannedRun], apart: Sequence[str]) -> list[list[Planne
 
 
 def halving_steps(runs: Sequence[PlannedRun], progress: dict[str, Progress]) -> list[Step]:
-    """What a group needs next, in the grid's order; nothing when the rates that are left are finished.
+    """Return what a group needs next, in the grid's order; nothing when the rates that are left are finished.
 
     Args:
-        runs: a group's.
+        runs: the runs of one group.
         progress: by key; runs that are missing have not begun.
     """
     rates: dict[float, list[PlannedRun]] = {}
@@ -78,7 +78,7 @@ def halving_steps(runs: Sequence[PlannedRun], progress: dict[str, Progress]) -> 
 
 
 def rungs(epochs: int) -> list[int]:
-    """The epochs before the last one after which rates are stopped: 1, 3, 9 ..."""
+    """Return the epochs before the last one after which rates are stopped: 1, 3, 9 ..."""
     return [REDUCTION**power for power in range(epochs) if REDUCTION**power < epochs]
 
 
@@ -93,7 +93,7 @@ def survivors(scores: Mapping[float, Sequence[Score]]) -> list[float]:
 
 
 def sampled_steps(runs: Sequence[PlannedRun], progress: dict[str, Progress], seed: int) -> list[Step]:
-    """The runs of a group that have not ended, those first that are nearest to what Optuna's TPE sampler proposes.
+    """Return the runs of a group that have not ended, nearest first to what Optuna's TPE sampler proposes.
 
     Args:
         runs: that differ in nothing but learning rate, share and seed.
@@ -124,7 +124,7 @@ def sampled_steps(runs: Sequence[PlannedRun], progress: dict[str, Progress], see
 
 
 def import_optuna():
-    """The library, quiet.
+    """Import Optuna, and have it print warnings alone.
 
     Raises:
         ConfigError: it is not installed.

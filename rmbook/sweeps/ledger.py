@@ -1,21 +1,23 @@
-"""The ledger of a sweep: which runs there are, who has which in hand, and what came of them; one SQLite file.
+"""The ledger of a sweep, one SQLite file: which runs there are, who works on which, and what came of them.
 
 It says who works on what. Whether a run is done, its folder says (`rmbook.sweeps.folder`): a lost ledger loses nothing.
 
 No lease depends on the time of day: one ends when its owner is gone in the sense of `rmbook.sweeps.liveness`. A lease
-that was taken from an owner who lives after all does no harm: each claim of a run has a number, and who comes back with
-an old number is not heard.
+that was taken from an owner who lives after all does no harm: each claim of a run has a number, and whoever comes back
+with an old number is not heard.
 """
 
 import datetime
+import functools
 import json
 import os
-from collections.abc import Callable, Iterable
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rmbook.runs.fingerprints import PlannedRun
-from rmbook.sweeps.ledger_file import LedgerFile
+from rmbook.sweeps.ledger_file import MOVE_AWAY, LedgerError, LedgerFile, explaining, reading
 
 STATES = ("pending", "leased", "done", "diverged", "failed")
 STOPPED = "stopped after epoch"  # how the note of a pending run begins that `--halving` has put aside
@@ -29,7 +31,10 @@ CREATE TABLE IF NOT EXISTS runs (
 CREATE INDEX IF NOT EXISTS queue ON runs (state, attempts, position);
 CREATE TABLE IF NOT EXISTS owners (owner TEXT PRIMARY KEY, beat INTEGER NOT NULL);
 CREATE TEMP TABLE wanted (key TEXT PRIMARY KEY);
+PRAGMA user_version = 1;
 """
+VERSION = 1  # of this form; 0 if the form is the same and the file is from before it had a version
+COLUMNS = "key position config identity state owner attempts claims result error claimed ended".split()
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class Lease:
     Attributes:
         key: identity of the run.
         config, identity: as `rmbook.runs.fingerprints.PlannedRun` has them.
-        attempt: how often it was begun, this time included, from 1.
-        claim: number of this claim; never used again for this run.
+        attempt: how many times it was begun, this time included.
+        claim: number of this claim, which is never used again for this run.
     """
 
     key: str
@@ -69,12 +74,12 @@ class Ledger:
         max_attempts: int = 5,
     ):
         self.path, self.owner, self.max_attempts, self._gone = Path(path), owner, max_attempts, gone
-        self._file = LedgerFile(self.path, SCHEMA)
-        self._db, self._writing, self._explaining = self._file.db, self._file.writing, self._file.explaining
+        self._file = LedgerFile(self.path, SCHEMA, functools.partial(_check, self.path))
+        self._db, self._writing = self._file.db, self._file.writing
         self.close = self._db.close
 
     def add(self, runs: Iterable[PlannedRun], wanted: bool = True) -> None:
-        """Take runs in, those already there too.
+        """Add runs; those that are there already keep their state.
 
         Args:
             runs: planned runs. With the same key, settings can only differ in where files are.
@@ -92,7 +97,7 @@ class Ledger:
                 db.executemany("INSERT OR IGNORE INTO temp.wanted VALUES (?)", [(key,) for key, _, _ in rows])
 
     def claim(self, key: str | None = None) -> Lease | None:
-        """Take the next pending run, first those that were begun least often, or the one of a key. None if none is."""
+        """Take the next pending run, or that of a key, the least often begun first; None if there is none."""
         with self._writing() as db:
             self._free_leases_of_the_dead()
             row = db.execute(
@@ -106,21 +111,30 @@ class Ledger:
 
     def holds(self, lease: Lease) -> bool:
         """Whether the lease is still this owner's."""
-        with self._explaining():
+        with explaining(self.path):
             found = self._db.execute(f"SELECT 1 FROM runs WHERE {_MINE}", self._mine(lease)).fetchone()
         return found is not None
 
-    def finish(self, lease: Lease, state: str, result: dict | None = None, error: str | None = None) -> bool:
-        """Write down what came of a run; False, and nothing is written, if the lease was lost meanwhile."""
-        return self._update(lease, state, result, error)
+    def finish(
+        self, lease: Lease, state: str, result: dict | None = None, error: str | None = None, uncount: int = 0
+    ) -> bool:
+        """Write down what came of a run, and take `uncount` attempts back; False if the lease was lost meanwhile."""
+        with self._writing() as db:
+            changed = db.execute(
+                "UPDATE runs SET state = ?, result = ?, error = ?, ended = ?, owner = NULL, attempts = attempts - ? "
+                f"WHERE {_MINE}",
+                (state, None if result is None else json.dumps(result), error, _now(), uncount, *self._mine(lease)),
+            )
+        self._file.empty_log()  # here, after a run, and not in `claim`
+        return changed.rowcount == 1
 
     def release(self, lease: Lease, counted: bool = False, error: str | None = None) -> bool:
-        """Give a run back; False if the lease was lost. An attempt that is `counted` may be the last: it has failed."""
+        """Give a run back; False if the lease was lost. If `counted`, its last attempt makes it a failed run."""
         last = counted and lease.attempt >= self.max_attempts
-        return self._update(lease, "failed" if last else "pending", None, error, uncount=0 if counted else 1)
+        return self.finish(lease, "failed" if last else "pending", None, error, uncount=0 if counted else 1)
 
     def release_all(self) -> None:
-        """Give back whatever this owner has in hand, not counted as attempts."""
+        """Give back all runs that this owner has in hand; that counts as no attempt."""
         mine = "state = 'leased' AND owner = ?"
         with self._writing() as db:
             db.execute(
@@ -136,7 +150,7 @@ class Ledger:
             )
 
     def note(self, key: str, text: str) -> None:
-        """Say of a run that is pending why it is."""
+        """Write down why a pending run is pending."""
         with self._writing() as db:
             db.execute(
                 "UPDATE runs SET error = ? WHERE key = ? AND state = 'pending' AND error IS NOT ?", (text, key, text)
@@ -159,35 +173,22 @@ class Ledger:
             )
 
     def counts(self, wanted: bool = False) -> dict[str, int]:
-        """Number of runs in each state; with `wanted` only of those that were added through this object."""
+        """Return the number of runs in each state; with `wanted`, only of those added through this object."""
         part = "WHERE EXISTS (SELECT 1 FROM temp.wanted WHERE wanted.key = runs.key)" if wanted else ""
-        with self._explaining():
+        with explaining(self.path):
             found = dict(map(tuple, self._db.execute(f"SELECT state, count(*) FROM runs {part} GROUP BY state")))
         return {state: found.get(state, 0) for state in STATES}
 
     def keys(self, *states: str) -> list[str]:
-        """Keys of the runs in these states, in the order in which they were added."""
+        """Return the keys of the runs in these states, in the order in which they were added."""
         query = f"SELECT key FROM runs WHERE state IN ({', '.join('?' * len(states))}) ORDER BY position"
-        with self._explaining():
+        with explaining(self.path):
             return [key for (key,) in self._db.execute(query, states)]
 
     def rows(self, *states: str) -> list[dict]:
-        """All that is known of the runs in these states, of all if none is named; config and so on as dicts."""
-        states = states or STATES
-        query = f"SELECT * FROM runs WHERE state IN ({', '.join('?' * len(states))}) ORDER BY position"
-        with self._explaining():
-            rows = [dict(row) for row in self._db.execute(query, states)]
-        return [row | {name: row[name] and json.loads(row[name]) for name in _JSON} for row in rows]
-
-    def _update(self, lease: Lease, state: str, result: dict | None, error: str | None, uncount: int = 0) -> bool:
-        with self._writing() as db:
-            changed = db.execute(
-                "UPDATE runs SET state = ?, result = ?, error = ?, ended = ?, owner = NULL, attempts = attempts - ? "
-                f"WHERE {_MINE}",
-                (state, None if result is None else json.dumps(result), error, _now(), uncount, *self._mine(lease)),
-            )
-        self._file.empty_log()  # here, after a run, and not in `claim`
-        return changed.rowcount == 1
+        """Return all that is known of the runs in these states, of all if none is named; config and so on as dicts."""
+        with explaining(self.path):
+            return _rows(self._db, states or STATES)
 
     def _mine(self, lease: Lease) -> tuple:
         return lease.key, self.owner, lease.claim
@@ -206,6 +207,40 @@ class Ledger:
                     "WHERE state = 'leased' AND owner = ?",
                     (self.max_attempts, owner),
                 )
+
+
+def count_states(rows: Sequence[dict]) -> dict[str, int]:
+    """Return the number of runs in each state, from their rows."""
+    return {state: sum(row["state"] == state for row in rows) for state in STATES}
+
+
+def read_ledger(path: Path) -> list[dict]:
+    """Return `Ledger.rows` of a file, and change nothing; no rows if there is no file, or nothing in it.
+
+    Raises:
+        LedgerError: it cannot be read, or is no ledger.
+    """
+    if not path.exists():
+        return []
+    with reading(path) as db:
+        return _rows(db, STATES) if _check(path, db) else []
+
+
+def _check(path: Path, db: sqlite3.Connection) -> bool:
+    """Whether a ledger is in the database, and not nothing; raises LedgerError for what is something else."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if not version and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        return False
+    columns = [name for (name,) in db.execute("SELECT name FROM pragma_table_info('runs')")]
+    if version not in (0, VERSION) or columns != COLUMNS:
+        raise LedgerError(f"{path} is no ledger of this version of rmbook: {MOVE_AWAY}")
+    return True
+
+
+def _rows(db: sqlite3.Connection, states: Sequence[str]) -> list[dict]:
+    query = f"SELECT * FROM runs WHERE state IN ({', '.join('?' * len(states))}) ORDER BY position"
+    rows = [dict(row) for row in db.execute(query, states)]
+    return [row | {name: row[name] and json.loads(row[name]) for name in _JSON} for row in rows]
 
 
 _MINE = "key = ? AND owner = ? AND claims = ? AND state = 'leased'"

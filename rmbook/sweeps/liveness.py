@@ -1,10 +1,11 @@
-"""Whether another process is still there, told without the time of day.
+"""Whether another process is still alive, found out without the time of day.
 
-Each process that works on a sweep locks a file of its own. The kernel takes the lock back when the process ends,
-however it ends, so on one machine a lock that can be had is a proof of death: no process number that was given out
-again and no clock that was set can mislead it. Where nothing is proved, on another machine or for a process that hangs,
-heartbeats decide: a process whose counter stands still for `lease_seconds` is given up. They are seconds of the
-monotonic clock of the process that watches, which so has to watch for that long before it gives anyone up.
+Each process that works on a sweep locks a file of its own. The kernel releases the lock when the process ends, in
+whatever way. So on one machine, a lock that can be taken proves that its process is dead; a process number that is
+used again, or a clock that is set, cannot mislead. Where nothing is proved, heartbeats decide: a process whose counter
+stands still for `lease_seconds` is given up. That is so for a process that hangs, and for one on another machine or
+from before a restart of this one, which may have left a lease behind. The seconds are those of the watching process's
+monotonic clock, so it watches for that long before it gives anyone up.
 """
 
 import os
@@ -29,7 +30,7 @@ class Presence:
         monotonic: seconds on a clock that nobody can set.
 
     Attributes:
-        name: unique, and starts with the machine.
+        name: unique; begins with the machine.
         path: the file that this process locks.
     """
 
@@ -43,11 +44,11 @@ class Presence:
             fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def gone(self, name: str, beat: int) -> bool:
-        """Whether the process of that name has to be given up.
+        """Whether a process has to be given up.
 
         Args:
             name: `name` of its `Presence`.
-            beat: what its heartbeat's counter is at.
+            beat: the count of its heartbeat.
         """
         return self._proved_gone(name) or self._stood_still(name, beat)
 
@@ -59,7 +60,7 @@ class Presence:
         return seen == beat and now - since > self.lease_seconds
 
     def _proved_gone(self, name: str) -> bool:
-        """Whether the process of that name has certainly ended. False also means: cannot be told from here."""
+        """Whether a process has certainly ended; False, too, where that cannot be told."""
         if not fcntl or name == self.name or not name.startswith(f"{_machine()}-"):
             return False
         path = self._path(name)
@@ -72,7 +73,7 @@ class Presence:
         return True
 
     def leave(self) -> None:
-        """End the presence; before it, give back all leases."""
+        """Release the lock; give back all leases before."""
         self.path.unlink(missing_ok=True)
         self._file.close()
 
@@ -81,7 +82,7 @@ class Presence:
 
 
 def _machine() -> str:
-    """The running kernel, which containers on it share; the host's name where there is no such thing."""
+    """Return the identity of the running kernel, which containers on it share, or else the host's name."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
     except OSError:

@@ -27,7 +27,7 @@ OBJECTS = 100 * 2**20  # bytes of memory for what travels between processes: set
 
 
 def import_ray():
-    """The module; raises SweepError if it is not installed."""
+    """Import Ray; raises SweepError if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -41,7 +41,7 @@ def import_ray():
 
 @contextlib.contextmanager
 def joined_cluster(ray, address: str | None, workers: int | None, cpus: float) -> Iterator[None]:
-    """Within it, this process has joined a cluster, or started one of its own that has room for `workers`.
+    """Join a cluster for the block, or start one that has room for `workers`, and leave it at the end.
 
     Args:
         ray: the module.
@@ -86,12 +86,12 @@ def check_shares(**shares: float | None) -> None:
     """Raise ValueError for numbers of CPUs or GPUs that Ray cannot give to a run."""
     for name, share in shares.items():
         least_fits = share is None or share > 0 or (share == 0 and name.startswith("gpu"))
-        if not least_fits or (share and share > 1 and share != int(share)):
+        if not least_fits or (share and share > 1 and share % 1):  # of an infinite one the rest is no number
             raise ValueError(f"{name} must be a positive number, and a whole one above 1, got {share:g}.")
 
 
 def room(ray, cpus: float, gpus: float | None) -> tuple[int, float]:
-    """How many runs fit on the cluster at a time, and how many GPUs each gets.
+    """Return how many runs fit on the cluster at a time, and how many GPUs each gets.
 
     Raises:
         SweepError: not even one fits.
@@ -122,7 +122,7 @@ class Worker:
         self._perform, self.bases = perform, BaseModels()
 
     def greet(self, presence: Path) -> dict:
-        """Where this worker is, what code it has, and whether it sees a file that the driver has just made."""
+        """Say where this worker is, what code it has, and whether it sees a file that the driver has just made."""
         import ray
 
         end = time.monotonic() + VISIBLE_SECONDS
@@ -132,7 +132,7 @@ class Worker:
         return {"host": platform.node(), "process": os.getpid(), "node": node, "sees": seen, "code": code_fingerprint()}
 
     def perform(self, config: dict, folder: Path) -> Exception | None:
-        """Carry a run out. An error is returned: if it were raised, Ray would wrap its own text around it."""
+        """Perform a run. An error is returned: if it were raised, Ray would wrap its own text around it."""
         try:
             self._perform(config, folder, self.bases, None)
             return None

@@ -1,8 +1,8 @@
 """Sweeps on a Ray cluster, or on several cores of this machine: Ray only executes, ledger and folders keep the truth.
 
-This process claims runs and settles them, as the engine in one process does, so that either goes on with the other's
+This process claims runs and settles them, as the engine in one process does, so either can go on with the other's
 sweep, also at the same time. Each worker is an actor that lives as long as the sweep and keeps the base model loaded
-(`rmbook.models.reuse`). Folder, records and local models must lie on a file system that all machines share.
+(`rmbook.models.reuse`). The folder, the data and local models must lie on a file system that all machines share.
 """
 
 import contextlib
@@ -38,16 +38,16 @@ def run_sweep_ray(
     lease_seconds: float = 300.0,
     max_attempts: int = 5,
 ) -> dict[str, int]:
-    """As `rmbook.sweeps.local.run_sweep`, with several runs at a time.
+    """Perform all runs that are not done yet, like `rmbook.sweeps.local.run_sweep`, several at a time.
 
     Args:
         perform: as there; Ray sends it to the workers by its module and name.
         runs, folder, listener, retry_failed, wait, lease_seconds, max_attempts: as there.
         address: of a Ray cluster: "auto", "HOST:PORT" or "ray://HOST:PORT". If None, the one that this process has
             joined or that RAY_ADDRESS names; if there is none, one is started on this machine, and stopped at the end.
-        workers: how many runs at a time; as many as fit if None.
-        cpus_per_run: CPUs, and threads, of each. Another number of threads may give other last bits.
-        gpus_per_run: GPUs of each; 0.5 lets two share one. If None, 1 where the cluster has GPUs, else 0.
+        workers: number of runs at a time; as many as fit if None.
+        cpus_per_run: CPUs, and threads, for each run. Another number of threads may give other last bits.
+        gpus_per_run: GPUs for each run; 0.5 lets two share one. If None, 1 where the cluster has GPUs, else 0.
 
     Raises:
         SweepError: Ray is missing, out of reach or too small; its workers do not start, do not see the folder or have
@@ -109,7 +109,7 @@ class _Pool:
             self._heed()
 
     def stop(self) -> None:
-        """Have the runs under way write a checkpoint, as Ctrl-C does in one process, and wait for that."""
+        """Have the runs under way write a checkpoint, as Ctrl-C does in one process, and wait until they have."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         tell = self.ray.remote(terminate)
@@ -146,7 +146,7 @@ class _Pool:
                 answer = self.ray.get(future)
             except self.ray.exceptions.RayError as error:
                 del self._awaited[future]
-                self._replace(worker, claimed, str(error))
+                self._replace(worker, claimed, error)
                 continue
             if claimed:
                 self._end(*claimed, answer)
@@ -172,17 +172,18 @@ class _Pool:
         state, note = self.driver.conclude(lease, folder, error)
         self.listener.ended(lease, state, note, self._counts())
 
-    def _replace(self, worker, claimed, text: str) -> None:
+    def _replace(self, worker, claimed, error: Exception) -> None:
         """Start another worker for one that has died."""
         with contextlib.suppress(Exception):
             self.ray.kill(worker)
         if claimed:
             place = self._greetings.pop(worker)
-            why = ", out of memory" if "out of memory" in text.lower() or "OOM" in text else ""
+            short = isinstance(error, self.ray.exceptions.OutOfMemoryError) or "low on memory" in str(error)
+            why = ", as its machine ran out of memory" if short else ""  # Ray's text names that reason for any death
             what = f"its worker ended (process {place['process']} on {place['host']}{why})"
             self._end(*claimed, ConnectionError(what))
         else:
             self._failed_starts += 1
             if self._failed_starts >= WORKER_STARTS:
-                raise SweepError(f"Ray's workers do not start: {text.strip().splitlines()[-1][:200]}")
+                raise SweepError(f"Ray's workers do not start: {str(error).strip().splitlines()[-1][:200]}")
         self.start(1)

@@ -1,4 +1,4 @@
-"""What a sweep found: the best learning rate of each method by its dev score, and the test scores at that rate.
+"""Summary of a sweep: the best learning rate of each method by its dev score, and the test scores at that rate.
 
 A group is all runs that differ in nothing but learning rate and seed. A rate takes part in the choice when every seed
 of the group is finished at it. `rmbook.sweeps.best_rate` has the rule of the choice. Test scores are looked up after
@@ -14,7 +14,7 @@ import pandas as pd
 
 from rmbook.runs.folder import RunError
 from rmbook.sweeps.best_rate import DIVERGED, best_rate, edge, mean_score
-from rmbook.sweeps.driver import open_ledger
+from rmbook.sweeps.driver import read_rows
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.ledger import STOPPED
 from rmbook.sweeps.table import COUNTED, SHARES, is_fine_tuning, sweep_table
@@ -27,7 +27,7 @@ _RESULTS = ("state", *COUNTED, *SHARES, "run")
 
 
 def read_runs(sweep: str) -> tuple[pd.DataFrame, list[dict]]:
-    """The runs of a sweep with what a report needs of them.
+    """Return the runs of a sweep with what a report needs of them.
 
     Args:
         sweep: its folder.
@@ -40,9 +40,7 @@ def read_runs(sweep: str) -> tuple[pd.DataFrame, list[dict]]:
         RunError: there is no sweep in the folder, or no run in the sweep, or its runs are not fine-tuning.
     """
     place = SweepFolder(sweep)
-    ledger = open_ledger(place)
-    rows = ledger.rows()
-    ledger.close()
+    rows = read_rows(place)
     if not rows:
         raise RunError(f"the sweep in {sweep} has no runs.")
     if not all(is_fine_tuning(row["config"]) for row in rows):
@@ -61,7 +59,7 @@ def read_runs(sweep: str) -> tuple[pd.DataFrame, list[dict]]:
 
 
 def summarize(runs: pd.DataFrame) -> pd.DataFrame:
-    """The best learning rate of each group, and the test scores there.
+    """Find the best learning rate of each group, and the test scores there.
 
     Args:
         runs: from `read_runs`, or with these columns: all settings, state, dev_loss, dev_accuracy, accuracy, f1, note,
@@ -123,7 +121,7 @@ def _group(runs: pd.DataFrame) -> dict:
 
 
 def _missing(runs: pd.DataFrame, seeds: set) -> str:
-    """What keeps a group from being complete, in words; "" if nothing does."""
+    """Say what keeps a group from being complete; "" if nothing does."""
     stopped = runs["note"].str.startswith(STOPPED).fillna(False) & (runs["state"] == "pending")
     kinds = {"stopped early": stopped}
     for state in ("pending", "leased", "failed", "lost"):
@@ -144,7 +142,7 @@ def _rates(rates: Sequence[float]) -> str:
 
 
 def _extras(configs: list[dict]) -> list[str]:
-    """For each group the settings in which it differs from others of the same model, task, method and share."""
+    """Name, for each group, the settings in which it differs from others of the same model, task, method and share."""
     alike: dict[tuple, list[dict]] = {}
     for config in configs:
         alike.setdefault(tuple(config.get(name) for name in CELL), []).append(config)
@@ -157,6 +155,6 @@ def _extras(configs: list[dict]) -> list[str]:
 
 
 def _short(value: object) -> str:
-    """A setting in a label; of a fingerprint its end."""
+    """Return a setting as a label has it: the end of a fingerprint."""
     text = json.dumps(value, default=str) if not isinstance(value, str) else value
     return text if len(text) <= 24 else f"...{text[-8:]}"

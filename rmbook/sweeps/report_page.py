@@ -22,29 +22,29 @@ MEANINGS = {
     "not comparable": "not the paper's model or settings, or not finished; the last tables say why",
 }
 CHOICE = """\
-Runs that differ in nothing but learning rate and seed are one cell. Of each run, the epoch with the lowest dev loss
-counts. Of a cell, the learning rate counts that has the highest dev accuracy in the mean over seeds; on a tie, and in
-tasks that are trained on answers and know no accuracy, the lowest dev loss; then the smallest rate. A rate takes part
-when all seeds are finished at it and none diverged. The test records were looked at after that, at this rate only.
-A cell with runs that are missing, failed or stopped early is called incomplete, and its numbers are provisional.
+Runs that differ in nothing but learning rate and seed are one cell. A run counts by its epoch with the lowest dev loss.
+A cell counts by one learning rate: the one with the highest dev accuracy, averaged over seeds. On a tie, and in tasks
+that are trained on written answers and know no accuracy, the lowest dev loss decides; then the smallest rate. A rate
+takes part when all seeds are finished at it and none diverged. Only then were the test examples looked at, at this rate
+alone. A cell with runs that are missing, failed or stopped early is called incomplete: its numbers may change.
 """
 RULE = """\
-An error is made of two parts: the standard deviation over seeds $s$ by the square root of their number $k$, and the
-binomial error of a test set of $n$ records,
+A standard error has two parts: the standard deviation over seeds $s$ divided by the square root of their number $k$,
+and the binomial error of a test set of $n$ examples,
 
 $$
 \\text{error}^2 = \\frac{s^2}{k} + \\frac{q\\,(1 - q)}{n}, \\qquad q = \\frac{n\\,p + 2}{n + 4},
 $$
 
 where $p$ is the score as a share, and $q$ keeps a perfect score from having no error. For F1 the second part is an
-upper bound. The paper prints no errors; its own are assumed to be equal, so a difference of up to
+upper bound. The paper prints no errors; they are assumed to be as large as ours, so a difference of up to
 $2\\sqrt{2}\\,\\text{error}$ counts as agreement. Of differences that are chance alone, about one in twenty lies beyond
 it, and somewhat more with three seeds. The paper computed in fp16, or bfloat16 for Llama; precision is not compared.
 """
 
 
 def text_report(table: pd.DataFrame) -> str:
-    """The report in plain text, aligned columns under the name of each model.
+    """Return the report in plain text, aligned columns under the name of each model.
 
     Args:
         table: from `rmbook.sweeps.verdicts.compare`.
@@ -59,13 +59,13 @@ def text_report(table: pd.DataFrame) -> str:
 
 
 def page(table: pd.DataFrame, stamps: Sequence[dict], name: str, command: str) -> str:
-    """A page of the book.
+    """Return a page of the book.
 
     Args:
         table: from `rmbook.sweeps.verdicts.compare`.
-        stamps: of the results, from `rmbook.sweeps.report.read_runs`.
-        name: of the sweep.
-        command: that makes the page.
+        stamps: the results' stamps, from `rmbook.sweeps.report.read_runs`.
+        name: name of the sweep.
+        command: the command that makes the page.
     """
     runs, finished = int(table["runs"].sum()), int(table["finished"].sum())
     parts = [f"# Sweep {_plain(name)} beside the paper"]
@@ -88,7 +88,7 @@ def page(table: pd.DataFrame, stamps: Sequence[dict], name: str, command: str) -
 
 
 def _grids(rows: pd.DataFrame) -> list[str]:
-    """Scores, differences and learning rates in the paper's layout: a row a method, a column a task."""
+    """Return scores, differences and learning rates in the paper's layout: a row a method, a column a task."""
     tasks = [task for task in _paper_order("task") if task in set(rows["task"])]
     labels = list(dict.fromkeys(rows.apply(_method, axis=1)))
     found = {(_method(row), row["task"]): row for _, row in rows.iterrows()}
@@ -100,10 +100,8 @@ def _grids(rows: pd.DataFrame) -> list[str]:
     parts = ["Test scores, in parentheses the paper's:", grid(_score_beside)]
     if rows["paper"].notna().any():
         parts += ["Differences from the paper in points, and the verdicts:", grid(_verdict)]
-    said = (
-        "Best learning rates, in parentheses the paper's; an end of the grid is named, for there a better rate may lie"
-    )
-    return [*parts, said + " outside:", grid(_rate_beside)]
+    said = "Best learning rates, in parentheses the paper's. At an end of the grid, a better rate may lie outside:"
+    return [*parts, said, grid(_rate_beside)]
 
 
 def _row(row: pd.Series) -> tuple[str, ...]:
@@ -161,7 +159,7 @@ def _method(row: pd.Series) -> str:
 
 
 def _models(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The rows of each model, in the paper's order of methods and tasks."""
+    """Return the rows of each model, in the paper's order of methods and tasks."""
     methods, tasks = _paper_order("method"), _paper_order("task")
     order = pd.DataFrame({"model": table["model"], "extra": table["extra"]})
     order["method"] = table["method"].map({name: place for place, name in enumerate(methods)}).fillna(len(methods))
@@ -186,16 +184,14 @@ def _counted(table: pd.DataFrame) -> str:
 
 
 def _stamp(stamps: Sequence[dict], name: str, command: str) -> list[str]:
-    """What the results say of themselves."""
+    """Say when, where and by what code the results were made."""
     if not stamps:
         return ["No run is finished."]
-    dates = sorted({stamp["date"] for stamp in stamps})
-    machines = Counter(
-        stamp["hardware"]["gpu"] or f"{stamp['hardware']['cpu']}, {stamp['hardware']['threads']} threads"
-        for stamp in stamps
-    )
-    versions = Counter(", ".join(f"{k} {v}" for k, v in stamp["versions"].items()) for stamp in stamps)
-    commits = Counter(stamp["commit"] for stamp in stamps)
+    dates = sorted({str(stamp.get("date")) for stamp in stamps})
+    hardware = [stamp.get("hardware") or {} for stamp in stamps]
+    machines = Counter(found.get("gpu") or f"{found.get('cpu')}, {found.get('threads')} threads" for found in hardware)
+    versions = Counter(", ".join(f"{k} {v}" for k, v in stamp.get("versions", {}).items()) for stamp in stamps)
+    commits = Counter(str(stamp.get("commit")) for stamp in stamps)
     lines = [("date", dates[0] + (f" to {dates[-1]}" if len(dates) > 1 else ""))]
     for title, counts in (("hardware", machines), ("versions", versions), ("commit", commits)):
         lines += [(title, f"{text} ({number} runs)") for text, number in sorted(counts.items())]
@@ -210,12 +206,13 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], plain: bool 
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown and MyST leave as it is: no emphasis, links, mathematics, substitutions or columns."""
+    """Return text that Markdown and MyST leave as it is: no emphasis, links, mathematics, substitutions or columns."""
     return re.sub(r"([\\`*_{}\[\]<>|$~&#])", r"\\\1", " ".join(str(text).split()))
 
 
 def _code(text: str) -> str:
-    """A command as code, also within a table; other than in text, two hyphens stay two."""
+    """Return a command as code, also within a table: two hyphens stay two, and line breaks are written as escapes."""
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     space = " " if "`" in text else ""
     return fence + space + text.replace("|", "\\|") + space + fence

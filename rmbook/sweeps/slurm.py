@@ -1,8 +1,8 @@
-"""A grid as plain commands: one `rmbook train` a run, and a batch script that has a Slurm array carry them out.
+"""A grid as plain commands: one `rmbook train` a run, and a batch script that performs them as a Slurm array.
 
-The commands write to the sweep's own folder, so `rmbook sweep status` and `export` see their results, and after a kill
-the same array goes on. Do not let `rmbook sweep run` work on the same folder while the array does: it would take over
-the folders of runs under way, whose jobs then fail.
+The commands write to the sweep's own folder, so `rmbook sweep status` and `export` see their results. After a kill, the
+same array resumes the runs. Do not start `rmbook sweep run` on the folder while the array works: it would take over the
+folders of runs under way, and their jobs would fail.
 """
 
 import shlex
@@ -24,7 +24,7 @@ SCRIPT = """\
 # Add what your cluster asks for here, such as --partition, --gpus=1 and --time, or give it to sbatch.
 
 exec >> {logs}/"$SLURM_ARRAY_TASK_ID".log 2>&1
-# Task number N carries out lines N, N + {tasks}, N + 2 * {tasks} ... of the list, one after the other.
+# Task number N performs lines N, N + {tasks}, N + 2 * {tasks} ... of the list, one after the other.
 awk -v first="$SLURM_ARRAY_TASK_ID" -v tasks={tasks} 'NR % tasks == first % tasks' {commands} |
 while IFS= read -r line; do
     bash -c "$line" < /dev/null
@@ -65,7 +65,7 @@ def emit_slurm_array(runs: Sequence[PlannedRun], place: SweepFolder, tasks: int 
 
 
 def _command(config: Path, output: Path) -> str:
-    """One line that starts the run, or goes on with it if it was begun."""
+    """Return one line that starts the run, or resumes it if it was begun."""
     train = f"{shlex.quote(sys.executable)} -m rmbook train"
     folder = shlex.quote(str(output))
     resume = f"{train} --resume {folder} --quiet"

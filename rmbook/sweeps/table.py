@@ -1,7 +1,7 @@
 """The results of a sweep as one table, and as a CSV or parquet file: the same bytes for the same runs.
 
-Nothing in it depends on when, where, in which order or after how many interruptions the runs were made, unless that is
-asked for.
+Nothing in it depends on when or where the runs were made, in which order, or after how many interruptions, unless that
+is asked for.
 """
 
 import dataclasses
@@ -28,17 +28,18 @@ PLACE = ("date", "commit", "hardware")
 
 
 def sweep_table(rows: Sequence[dict], timing: bool = False) -> pd.DataFrame:
-    """One row a run, sorted by its settings.
+    """Return a table with one row a run, sorted by its settings.
 
     Args:
-        rows: from `rmbook.sweeps.ledger.Ledger.rows`.
-        timing: add what differs from time to time: speed, machine, attempts, messages of failed runs.
+        rows: from `rmbook.sweeps.driver.read_rows`.
+        timing: add what would be different another time: speed, machine, attempts, messages of failed runs.
 
     Returns:
         Columns: all settings but data_dir (`model` without the folders above it, targets and settings as JSON); state;
             trainable and total parameters; trained_ratio, their quotient; what the best epoch had: train_loss,
-            dev_loss, dev_accuracy; accuracy and f1 on the test records, of which a task has one; run, data, weights
-            and code, which identify it. Cells of runs that are not finished are empty.
+            dev_loss, dev_accuracy; accuracy and f1 on the test examples, of which a task has one; run, data, weights
+            and code, which identify it. Cells of runs that are not finished are empty. Runs of another kind than
+            fine-tuning have their own settings instead.
     """
     table = pd.DataFrame([_row(row, timing) for row in rows], columns=_columns(rows, timing))
     kinds = KINDS if all(is_fine_tuning(row["config"]) for row in rows) else {}
@@ -61,10 +62,10 @@ def is_fine_tuning(config: dict) -> bool:
 
 
 def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
-    """Write it, completely or not at all, as the end of the file's name says: .csv or .parquet.
+    """Write a table, completely or not at all, in the format that the file's name ends in: .csv or .parquet.
 
     Raises:
-        ConfigError: another ending.
+        ConfigError: the name has another ending.
         FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
@@ -81,7 +82,7 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
 
 def _columns(rows: Sequence[dict], timing: bool) -> list[str]:
     tuning = all(is_fine_tuning(row["config"]) for row in rows)  # runs of another kind have settings of their own
-    settings = [name for name in (KINDS if tuning else dict.fromkeys(name for row in rows for name in row["config"]))]
+    settings = KINDS if tuning else [name for row in rows for name in row["config"]]
     extra = [*SPEED, *PLACE, "error"] if timing else []
     wanted = [*settings, "state", *COUNTED, *SHARES, "run", "data", "weights", "code", *extra]
     return [name for name in dict.fromkeys(wanted) if name != "data_dir"]

@@ -1,16 +1,16 @@
-"""What a sweep found beside what the paper printed: the difference, and whether it is more than chance.
+"""A sweep's scores beside the paper's: the difference, and whether it is more than chance.
 
-Two scores of the same true value differ by the spread of their seeds and by the luck of their test records. With the
-standard deviation s over k seeds, and n test records of which a share p is right,
+Two scores of the same true value differ by the spread over seeds and by the choice of test examples. With the standard
+deviation s over k seeds, and n test examples of which a share p is right,
 
     error^2 = s^2 / k + q (1 - q) / n,    q = (n p + 2) / (n + 4),
 
 is the squared standard error of a mean over seeds; q is p drawn a little to one half (Agresti and Coull, 1998), as
 100 right answers of 100 are no proof of perfection. The second term is not divided by k, because small test sets are
-the same for every seed. For F1, which lies between 0 and 1 for each record, it is an upper bound. The paper's error is
-not printed, and is assumed to be equal, so two standard errors of the difference are 2 sqrt(2) error: a difference
-within them "agrees". That does not prove that the two are equal. Beyond them, about one difference in twenty is still
-chance, more with three seeds, whose spread is itself uncertain.
+the same for every seed. For F1, which lies between 0 and 1 for each example, it is an upper bound. The paper prints no
+error; it is assumed to be as large as ours, so two standard errors of the difference are 2 sqrt(2) error. A difference
+within them "agrees", which does not prove that the two are equal. Of differences that are chance alone, about one in
+twenty lies beyond them, and more with three seeds, whose spread is itself uncertain.
 """
 
 import functools
@@ -20,6 +20,8 @@ import pandas as pd
 
 from rmbook.errors import ConfigError, closest
 from rmbook.paper.tables import TEST_IMAGES, TEST_RECORDS, load_paper_table
+from rmbook.sweeps.grid import read_grid
+from rmbook.sweeps.table import DEFAULTS
 from rmbook.tasks.image_task import IMAGE_TASKS
 from rmbook.tasks.task import find_task
 
@@ -27,13 +29,10 @@ PAPER_MODELS = {f"facebook/opt-{size}": f"OPT-{size}" for size in ("125m", "1.3b
 PAPER_MODELS |= {"meta-llama/Llama-2-7b-hf": "Llama-2-7b", "openai/clip-vit-base-patch16": "CLIP-ViT-B/16"}
 VERDICTS = ("agrees", "above", "below", "too few seeds", "not comparable")
 LEAST_SEEDS = 3  # the paper's number; it gives none for images
-# The paper's settings as far as they decide an outcome; precision and the size of parts are left free.
-PROTOCOL = {"targets": None, "settings": "{}", "epochs": 5, "batch_size": 8, "max_grad_norm": 1.0, "weight_decay": 0.0}
-PROTOCOL |= {"dev_size": None, "test_size": 1000, "max_length": None, "dropout": None}
-PROTOCOL |= {"schedule": "constant", "warmup_steps": 0, "max_steps": None}
-# Of images (appendix B.2), which the paper trains for a number of steps; it says nothing of the part for dev.
-IMAGE_PROTOCOL = {"settings": "{}", "batch_size": 128, "max_grad_norm": 1.0, "weight_decay": 0.1, "dropout": None}
-IMAGE_PROTOCOL |= {"schedule": "cosine", "warmup_steps": 200, "max_steps": 2000}
+# Settings that must be the paper's, which the ready-made grids have; precision and the size of parts are left free.
+COMPARED = ("settings", "batch_size", "max_grad_norm", "weight_decay", "dropout")
+COMPARED += ("schedule", "warmup_steps", "max_steps")
+COMPARED_OF_TEXT = ("targets", *COMPARED, "epochs", "dev_size", "test_size", "max_length")  # images count steps alone
 
 
 def compare(summary: pd.DataFrame, model: str | None = None) -> pd.DataFrame:
@@ -41,7 +40,7 @@ def compare(summary: pd.DataFrame, model: str | None = None) -> pd.DataFrame:
 
     Args:
         summary: from `rmbook.sweeps.report.summarize`.
-        model: the paper's name of the one model that is a folder, such as "OPT-125m": the caller's word for it.
+        model: the paper's name, such as "OPT-125m", for the one model of the sweep that is a folder.
 
     Returns:
         The summary with these columns too: paper_model, empty for a model that is not in the paper; paper, its score in
@@ -68,25 +67,27 @@ def compare(summary: pd.DataFrame, model: str | None = None) -> pd.DataFrame:
 
 
 def standard_error(score: float, deviation: float, seeds: int, records: int) -> float:
-    """Of a mean score in percent; see the head of this module.
+    """Return the standard error of a mean score, in percentage points; see the head of this module.
 
     Args:
         score: mean over seeds, in percent.
-        deviation: over seeds, in percent.
-        seeds: how many.
-        records: in the test set.
+        deviation: standard deviation over seeds, in percentage points.
+        seeds: number of seeds.
+        records: number of test examples.
     """
     share = (records * score / 100 + 2) / (records + 4)
     return math.sqrt(deviation**2 / seeds + 100**2 * share * (1 - share) / records)
 
 
 def paper_numbers(model: str, task: str, method: str, ratio: float | None, all_records: bool) -> tuple[float, float]:
-    """The paper's score in percent, and its best learning rate; NaN where it prints none.
+    """Return the paper's score in percent, and its best learning rate; NaN where it prints none.
 
     Args:
-        model: by the paper's name.
-        ratio: of a mask; None for other methods, which have one row each.
-        all_records: trained on all records (table 3) instead of 1,000; of images there is no other number.
+        model: the paper's name of the model.
+        task: name of the task.
+        method: name of the method.
+        ratio: trainable / all parameters of a mask; None for other methods, which have one row each.
+        all_records: trained on all examples (table 3) instead of 1,000; for images the paper has no other number.
     """
     key, fewer = (model, task, method, _share(method, ratio)), not all_records or task in IMAGE_TASKS
     score = _numbers("score", (5, 8, 4, 2) if fewer else (3,)).get(key, math.nan)
@@ -115,13 +116,12 @@ def _compared(row: pd.Series, paper_model: str | None) -> dict:
 
 
 def _not_comparable(row: pd.Series, paper_model: str | None, paper: float, everything: bool) -> str:
-    """Why a group has no verdict; "" if it has one."""
+    """Return why a group has no verdict; "" if it has one."""
     config = row["config"]
     if not paper_model:
         return "the model is a folder" if row["local"] else "the model is not in the paper"
     images = row["task"] in IMAGE_TASKS
-    protocol = _image_protocol(row["method"]) if images else PROTOCOL
-    for name, wanted in protocol.items():
+    for name, wanted in _protocol(images, row["method"]).items():
         default = name == "dev_size" and config[name] == find_task(row["task"]).dev_size
         if config[name] != wanted and not default:
             return f"{name} {config[name]}, the paper's {'default' if wanted in (None, '{}') else wanted}"
@@ -134,18 +134,22 @@ def _not_comparable(row: pd.Series, paper_model: str | None, paper: float, every
     if math.isnan(paper):
         return "the paper has no such number"
     if (everything or images) and not row["train_records"] < config["train_size"]:
-        wanted = "not all images" if images else "neither the paper's 1000 nor all records"
+        wanted = "not all images" if images else "neither the paper's 1000 nor all examples"
         return f"train_size {config['train_size']} is {wanted}"
     steps = config["epochs"] * math.ceil(row["train_records"] / config["batch_size"])
     if images and steps < config["max_steps"]:
         return f"{config['epochs']} epochs are {steps} steps, the paper's {config['max_steps']}"
     tested = (TEST_IMAGES if images else TEST_RECORDS)[row["task"]]
-    return f"{row['test_records']} test records, the paper's {tested}" if row["test_records"] != tested else ""
+    return f"{row['test_records']} test examples, the paper's {tested}" if row["test_records"] != tested else ""
 
 
-def _image_protocol(method: str) -> dict:
-    """Masks and LoRA are in the MLP layers; full fine-tuning takes no targets."""
-    return IMAGE_PROTOCOL | {"targets": None if method == "full" else "mlp"}
+@functools.cache
+def _protocol(images: bool, method: str) -> dict:
+    """Return the paper's settings: those of table 5, or of table 2 for images; what they leave out is the default."""
+    values = DEFAULTS | {"settings": "{}"} | read_grid("table2" if images else "table5")["fixed"]
+    if not images:
+        return {name: values[name] for name in COMPARED_OF_TEXT}
+    return {name: values[name] for name in COMPARED} | {"targets": None if method == "full" else "mlp"}
 
 
 def _share(method: str, ratio: float | None) -> str:
@@ -154,7 +158,7 @@ def _share(method: str, ratio: float | None) -> str:
 
 @functools.cache
 def _numbers(column: str, tables: tuple[int, ...]) -> dict[tuple, float]:
-    """A column of the paper's tables by (model, task, method, share)."""
+    """Return a column of the paper's tables by (model, task, method, share)."""
     rows = [row for number in tables for row in load_paper_table(number).to_dict("records")]
     return {
         (row["model"], row["task"], row["method"], _share(row["method"], row["ratio"])): row[column] for row in rows

@@ -44,15 +44,15 @@ def places(tmp_path_factory):
 
 
 def test_all_combinations_the_last_axis_fastest_without_those_left_out():
-    axes = {"task": ["RTE", "CB"], "learning_rate": [1e-2, "1e-3"], "seed": [0, 1]}
-    runs = expand({"fixed": BASE, "axes": axes, "except": [{"task": "CB", "learning_rate": "1e-2"}]})
+    axes = {"task": ["RTE", "CB"], "learning_rate": [1e-2, 1e-3], "seed": [0, 1]}
+    runs = expand({"fixed": BASE, "axes": axes, "except": [{"task": "CB", "learning_rate": 1e-2}]})
     found = [(run.task, run.learning_rate, run.seed) for run in runs]
     wanted = list(itertools.product(["RTE", "CB"], [1e-2, 1e-3], [0, 1]))
     assert found == [entry for entry in wanted if entry[:2] != ("CB", 1e-2)]
 
 
 def test_an_axis_of_mappings_sets_several_settings_and_equal_runs_come_once():
-    what = [{"method": "lora", "ratio": None, "settings": {"rank": 2}}, {"ratio": 1e-2}, {"ratio": "1e-2"}]
+    what = [{"method": "lora", "ratio": None, "settings": {"rank": 2}}, {"ratio": 1e-2}, {"ratio": 0.01}]
     runs = expand({"fixed": BASE | {"learning_rate": 1}, "axes": {"what": what, "seed": [0, 1]}})
     assert [(run.method, run.ratio, run.settings) for run in runs[::2]] == [
         ("lora", None, {"rank": 2}),
@@ -84,6 +84,11 @@ def test_values_from_the_command_line_replace_fixed_ones_and_axes():
         ({"fixed": BASE}, "learning_rate"),
         ({"fixed": BASE | {"learning_rate": 0}}, "positive"),
         ({"fixed": [1]}, "fixed"),
+        ({"fixed": 0}, "fixed"),
+        ({"axes": []}, "axes"),
+        ({"except": {}}, "except"),
+        ({"axes": {"seed": [1], "what": [{"ratio": 0.1}, {"seed": 2}]}}, "both set seed"),
+        ({"fixed": BASE, "axes": {"seed": list(range(400)), "epochs": list(range(1, 401))}}, "160,000 runs"),
         ({"except": ["RTE"]}, "except"),
         ({"except": [{"tusk": "RTE"}]}, "task"),
         ({"fixed": BASE | {"learning_rate": 1}, "except": [{"task": "RTE"}]}, "no runs"),
@@ -100,11 +105,28 @@ def test_a_bad_grid_is_refused_in_one_line(grid, part, tmp_path):
 def test_a_grid_that_is_none(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     (tmp_path / "torn.yaml").write_text("{")
-    for source, part in (("tabel1", "table1"), ("list.yaml", "list"), ("torn.yaml", "YAML")):
+    (tmp_path / "twice.yaml").write_text("axes:\n  seed: [1]\n  seed: [2]\n")
+    sources = {"tabel1": "table1", "list.yaml": "list", "torn.yaml": "YAML", "twice.yaml": "'seed' occurs twice"}
+    for source, part in sources.items():
         with pytest.raises(ConfigError, match=part):
             read_grid(tmp_path / source if "." in source else source)
     refused(call("sweep", "run", "tabel1", "--output", tmp_path / "sweep"), "table1")
+    command = ("sweep", "run", tmp_path / "grid.yaml", "--output", tmp_path / "sweep", "--allow-runs")
+    fixed = "fixed: {model: a, task: RTE, ratio: 1e-3, learning_rate: 1e-2}\n"
+    (tmp_path / "grid.yaml").write_text(fixed + "axes: {seed: [0, 1]}")
+    refused(call(*command, 1), "2 runs (2 of seed)", "--allow-runs 2")
     assert not (tmp_path / "sweep").exists()
+
+
+def test_numbers_of_a_file_need_no_point(tmp_path):
+    (tmp_path / "grid.yaml").write_text("""
+        fixed: {model: a/b, task: RTE, ratio: 1e-3}
+        axes: {learning_rate: [1e-2, 1e-05], mixed_precision: [no, bf16]}
+        except: [{learning_rate: 1e-2, mixed_precision: no}]
+    """)
+    runs = expand(read_grid(tmp_path / "grid.yaml"))
+    found = [(run.learning_rate, run.mixed_precision) for run in runs]
+    assert found == [(1e-2, "bf16"), (1e-5, "no"), (1e-5, "bf16")]
 
 
 # -------------------------------------------------------------------------------------------------- the ready-made ones

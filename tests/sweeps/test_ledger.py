@@ -1,7 +1,10 @@
 """The ledger: each run is given to one process, nothing is lost or counted twice, and no clock decides."""
 
+import contextlib
 import multiprocessing
+import os
 import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from rmbook.runs.fingerprints import PlannedRun
-from rmbook.sweeps.ledger import STATES, Ledger
+from rmbook.sweeps.ledger import STATES, Ledger, read_ledger
 from rmbook.sweeps.ledger_file import LOG_CALLS, LedgerError
 from rmbook.sweeps.liveness import Presence
 
@@ -296,6 +299,68 @@ def test_a_damaged_file_says_what_to_do(tmp_path):
         Ledger(path, "me")
     with pytest.raises(LedgerError, match="cannot use"):
         Ledger(tmp_path / "nowhere" / "ledger.sqlite", "me")
+
+
+@pytest.mark.parametrize(
+    "statements", ["CREATE TABLE notes (text)", "CREATE TABLE runs (key TEXT)", "PRAGMA user_version = 7"]
+)
+def test_another_programs_database_is_refused_by_name_and_left_alone(statements, tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.executescript(statements)
+    before = path.read_bytes()
+    for use in (lambda: Ledger(path, "me"), lambda: read_ledger(path)):
+        with pytest.raises(LedgerError, match=r"ledger\.sqlite is no ledger of this version.*move it away"):
+            use()
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_ledger_from_before_it_had_a_version_is_read(ledger):
+    ledger.add(planned(2))
+    ledger._db.execute("PRAGMA user_version = 0")
+    assert len(read_ledger(ledger.path)) == len(Ledger(ledger.path, "you").rows()) == 2
+
+
+NOBODY = 65534
+
+
+def read_as(user, path, results):
+    if user is not None:
+        os.setuid(user)
+    try:
+        results.put(read_ledger(path))
+    except LedgerError as error:
+        results.put(error)
+
+
+@pytest.mark.parametrize("left", ["closed", "in use", "killed", "copied"])
+@pytest.mark.parametrize("user", [None, NOBODY])
+def test_reading_changes_nothing_and_needs_no_right_to_write(left, user):
+    if user and os.geteuid():
+        pytest.skip("only root can be another user")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder) / "ledger.sqlite"
+        ledger = Ledger(path, "me")
+        ledger.add(planned(3))
+        ledger.finish(ledger.claim(), "done", {"score": 1})
+        rows, place = ledger.rows(), path
+        if left == "closed":
+            ledger.close()
+        if left in ("killed", "copied"):
+            place = path.parent / "elsewhere" / path.name
+            place.parent.mkdir(mode=0o755)
+            for end in ("", "-wal", "-shm") if left == "killed" else ("", "-wal"):
+                shutil.copy(f"{path}{end}", f"{place}{end}")
+        before = {found: found.read_bytes() for found in place.parent.iterdir() if found.is_file()}
+        results = FORK.Queue()
+        process = FORK.Process(target=read_as, args=(user, place, results))
+        process.start()
+        assert results.get(timeout=60) == rows
+        process.join()
+        after = {found: found.read_bytes() for found in place.parent.iterdir() if found.is_file()}
+        assert after.keys() == before.keys() and after[place] == before[place]
+        ledger.close()
 
 
 def claim_and_release(path, ready):

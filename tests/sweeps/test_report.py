@@ -4,6 +4,7 @@ import io
 import itertools
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -274,7 +275,7 @@ def test_images_stand_beside_table_2():
         ({"targets": None}, "targets None, the paper's mlp"),
         ({"epochs": 5}, "5 epochs are 1565 steps"),
         ({"train_size": 1000, "train": 1000}, "train_size 1000 is not all images"),
-        ({"records": 1000}, "1000 test records, the paper's 10000"),
+        ({"records": 1000}, "1000 test examples, the paper's 10000"),
         ({"ratio": 0.05}, "the paper has no such number"),
     ],
 )
@@ -293,7 +294,7 @@ NOT = {
     "a schedule": ({"schedule": "cosine"}, "schedule cosine"),
     "fewer steps": ({"max_steps": 100}, "max_steps 100"),
     "other targets": ({"targets": "all-linear"}, "targets"),
-    "another test set": ({"records": 400}, "400 test records, the paper's 872"),
+    "another test set": ({"records": 400}, "400 test examples, the paper's 872"),
     "no such ratio": ({"method": "random_masking", "ratio": 0.3}, "no such number"),
     "a density": ({"method": "random_masking", "density": 1e-3}, "no such number"),
 }
@@ -367,6 +368,16 @@ def test_the_page_is_whole_whatever_the_names_are():
     assert stamp["this page"] == f"rmbook report '{name}'"
 
 
+def test_a_line_break_in_a_name_stays_within_its_cell():
+    name = "x\n\n<script>alert(1)</script>\n\n# y\u2028\x85z"
+    text = page(compare(summarize(frame([run()]))), [STAMP, {}], name, f"rmbook report {shlex.quote(name)}")
+    tree = parsed(text)
+    assert not list(tree.findall(nodes.raw)) and "\n<script>" not in text
+    (title, *_), tables = tree.findall(nodes.title), [cells(found) for found in tree.findall(nodes.table)]
+    assert title.astext() == "Sweep x <script>alert(1)</script> # y z beside the paper"
+    assert r"x\n\n<script>alert(1)</script>" in dict(tables[-1][1:])["this page"]
+
+
 def test_the_paper_layout_has_a_row_a_method_and_a_column_a_task():
     tasks, methods = ("RTE", "SST-2"), ({"method": "random_masking", "ratio": 1e-3}, {"method": "full"})
     runs = [r for task in tasks for m in methods for r in seeds([0.5] * 3, [0.5, 0.5, 0.53], task=task, **m)]
@@ -433,6 +444,23 @@ def test_reports_on_what_is_not_there_are_one_line(sweep, tmp_path):
     refused(call("report", tmp_path / "empty"), "no runs")
     assert kept.read_text() == "mine" and sorted(path.name for path in tmp_path.iterdir()) == ["empty", "page.md"]
     assert "  rmbook report " in call("report", "--help").stdout
+
+
+def test_nothing_is_written_by_looking(sweep, tmp_path):
+    """For a folder of which the ledger is lost, too."""
+    folder = shutil.copytree(sweep, tmp_path / "sweep")
+    said = [call(*command).stdout for command in looks(folder, tmp_path)]
+    for path in folder.glob("ledger.sqlite*"):
+        path.unlink()
+    shutil.rmtree(folder / "work")
+    before = {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+    answers = [call(*command) for command in looks(folder, tmp_path)]
+    assert [answer.exit_code for answer in answers] == [0, 0, 0] and [answer.stdout for answer in answers] == said
+    assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
+
+
+def looks(folder, beside):
+    return (("sweep", "status", folder), ("report", folder), ("sweep", "export", folder, "--csv", beside / "t.csv"))
 
 
 def test_a_lost_result_is_not_counted(sweep, tmp_path):
