@@ -5,7 +5,7 @@
 FOLDER holds the task's original files. Naive scoring runs every option with its whole context, in batches by length
 with padding on the left, as `rmbook.models.likelihood` does. The two take turns inside one process, so their ratio holds when
 the machine's speed drifts. Weights are random, since speed does not depend on them, and so that nothing has to be
-downloaded the tokenizer is byte-level BPE like OPT's, but trained on the records themselves (1.34 tokens a word; OPT's
+downloaded the tokenizer is byte-level BPE like OPT's, but trained on the examples themselves (1.34 tokens a word; OPT's
 own was not at hand to compare).
 """
 
@@ -21,12 +21,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from rmbook.models.encoding import encode_options
 from rmbook.models.likelihood import mean_log_probabilities
 from rmbook.models.option_scores import LOGITS, score_options, token_batches
+from rmbook.tasks.catalog import load_examples
 from rmbook.tasks.prompts import prompt
-from rmbook.tasks.records import load_records
 
 
-def trained_tokenizer(records, vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of these records' own prompts."""
+def trained_tokenizer(examples, vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of these examples' own prompts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -35,7 +35,7 @@ def trained_tokenizer(records, vocabulary: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((prompt(record)[0] for record in records), trainer)
+    tokenizer.train_from_iterator((prompt(example)[0] for example in examples), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
 
 
@@ -73,12 +73,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(SHAPES[options.shape]).to(options.device).eval()
-    records = load_records(options.task, options.split, options.data_dir)
-    tokenizer = trained_tokenizer(records, options.vocabulary)
-    records = records[:: max(1, len(records) // options.records)][: options.records]
-    prompts = [encode_options(record, tokenizer, 0) for record in records]
+    examples = load_examples(options.task, options.split, options.data_dir)
+    tokenizer = trained_tokenizer(examples, options.vocabulary)
+    examples = examples[:: max(1, len(examples) // options.records)][: options.records]
+    prompts = [encode_options(*prompt(example), tokenizer, 0) for example in examples]
 
-    words = sum(len(prompt(record)[0].split()) for record in records)
+    words = sum(len(prompt(example)[0].split()) for example in examples)
     contexts = [len(encodings[0].input_ids) - encodings[0].option_length for encodings in prompts]
     print(
         f"{options.task}: {len(prompts)} prompts, {sum(map(len, prompts))} options, contexts of {min(contexts)} to "

@@ -8,10 +8,10 @@ above it in this list:
     engine     layers that add a sparse matrix to a frozen weight, W + S
     adapters   trained values as files
     methods    the paper's eight methods, one call each
-    tasks      the paper's sixteen tasks: records, prompts, metrics
-    models     loading models, and what they answer
+    models     loading models, and what they say to a prompt
     training   the loop
-    offline    models and records that need no network
+    tasks      the paper's sixteen tasks: examples, prompts, answers and their score
+    offline    models and examples that need no network
     theory     masked linear regression (section 5)
     landscape  the Hessian of a model's loss
     paper      the paper's printed numbers
@@ -49,8 +49,9 @@ if TYPE_CHECKING:  # for editors; at run time a name is loaded when it is used, 
     from rmbook.runs.config import RunConfig
     from rmbook.runs.run import resume_run, start_run
     from rmbook.training.config import TrainingConfig, TrainingResult
+    from rmbook.training.evaluation import evaluate
     from rmbook.training.learning_rate import suggest_learning_rate
-    from rmbook.training.train import evaluate, train
+    from rmbook.training.train import train
 
 _HOMES = {
     "AdapterBank": "adapters.bank",
@@ -69,7 +70,7 @@ _HOMES = {
     "apply_random_mask": "engine.masking",
     "convert_checkpoint": "models.language",
     "density_to_ratio": "masks.sample",
-    "evaluate": "training.train",
+    "evaluate": "training.evaluation",
     "load_adapter": "adapters.adapter_file",
     "load_from_shira": "adapters.shira",
     "masked_linear_reference": "engine.layer",

@@ -99,5 +99,14 @@ def digest_tensors(tensors: dict[str, torch.Tensor], description: str) -> str:
     digest = hashlib.sha256(description.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def digest_files(paths: dict[str, Path]) -> str:
+    """SHA-256 of files' contents and of the names that they have in `paths`, not of where they are."""
+    digests = {}
+    for name, path in paths.items():
+        with open(path, "rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,7 @@ import multiprocessing
 from pathlib import Path
 
 from rmbook.offline.made import SENTENCES
-from rmbook.offline.offline_files import write_generated_records
+from rmbook.offline.sentences import write_generated_examples
 from rmbook.offline.tiny_language import make_tiny_checkpoint
 from rmbook.sweeps.driver import open_ledger
 from rmbook.sweeps.folder import SweepFolder
@@ -13,7 +13,7 @@ from rmbook.sweeps.table import sweep_table, write_table
 
 def tiny_settings(folder: Path, **settings) -> dict:
     """What is fixed in a grid of tiny runs; the model and the records are made in the folder."""
-    write_generated_records(folder / "data", **SENTENCES)
+    write_generated_examples(folder / "data", **SENTENCES)
     make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
     places = {"model": str(folder / "tiny"), "task": "SST-2", "data_dir": str(folder / "data")}
     return places | {"train_size": 48, "dev_size": 12, "test_size": 20} | settings

@@ -63,8 +63,9 @@ def record(
 def _record_weights() -> None:
     from rmbook.offline import digits, tiny_language
 
-    digits._write_weights()
-    tiny_language._write_packaged()
+    digits.record_weights("rmbook record weights")
+    for kind in tiny_language.WEIGHTS:
+        tiny_language.record_weights(kind, "rmbook record weights")
     typer.echo(f"written: {', '.join(map(str, (digits.WEIGHTS, *tiny_language.WEIGHTS.values())))}")
 
 

@@ -18,15 +18,13 @@ from torch.utils.data import ConcatDataset, Subset
 from rmbook.evidence.record_source import find_source
 from rmbook.files import digest_tensors
 from rmbook.models.language import load_language_model
-from rmbook.models.predict import to_questions
 from rmbook.offline.digits import MLP_TARGETS, Digits, PretrainingConfig, load_vit, new_vit
 from rmbook.offline.made import resolve
 from rmbook.offline.minilm import load_minilm
 from rmbook.offline.sentences import sentiment_sentences
-from rmbook.runs.prepare import longest_prompt
-from rmbook.tasks.records import load_records
+from rmbook.tasks.catalog import find_task
 from rmbook.tasks.splits import sample_splits
-from rmbook.training.objectives import Classification, Objective, OptionChoice
+from rmbook.training.objectives import Classification, Objective
 
 STARTS = ("pretrained", "shuffled", "new")
 
@@ -114,7 +112,7 @@ def load_backbone(name: str = "vit") -> Backbone:
 
     Raises:
         ValueError: an unknown view of the digits.
-        WeightsError: MiniLM's weights are not at hand.
+        ModelError: MiniLM's weights are not at hand.
         ModelError, TaskError: the language model or its examples cannot be had.
     """
     if name == "vit" or name.startswith("vit:"):
@@ -133,10 +131,10 @@ def load_backbone(name: str = "vit") -> Backbone:
     model, tokenizer = load_language_model(os.path.expanduser(name), device=device)
     source, data_dir = find_source()
     data_dir = resolve("made:sentences") if source == "generated" else data_dir
-    splits = sample_splits(*(load_records("SST-2", split, data_dir) for split in ("train", "validation")), seed=0)
-    longest = longest_prompt(model, None)
-    data = {s: to_questions(getattr(splits, s), model, tokenizer, longest) for s in ("train", "dev", "test")}
-    return Backbone(name, ("q_proj", "v_proj"), ("embed",), OptionChoice(), data, 1000, 8, 625, model)
+    task = find_task("SST-2")
+    splits = sample_splits(*(task.load_examples(split, data_dir) for split in ("train", "validation")), seed=0)
+    data = {split: task.encode(getattr(splits, split), model, tokenizer) for split in ("train", "dev", "test")}
+    return Backbone(name, ("q_proj", "v_proj"), ("embed",), task.objective(tokenizer), data, 1000, 8, 625, model)
 
 
 def _new_vit(seed: int) -> nn.Module:

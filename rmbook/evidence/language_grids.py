@@ -20,8 +20,7 @@ from rmbook.runs.evaluate import evaluate_run
 from rmbook.runs.fingerprints import PlannedRun
 from rmbook.sweeps.driver import perform_run
 from rmbook.sweeps.grid import expand, plan
-from rmbook.tasks.original_files import find_file
-from rmbook.tasks.task import find_task
+from rmbook.tasks.catalog import find_task
 
 TINY = {"tiny-opt": "made:opt", "tiny-llama": "made:llama"}  # names of the models that are made here
 PLACES = ("model", "task", "data_dir")
@@ -154,7 +153,7 @@ def describe_files(task: str, data_dir: str | None) -> dict:
     if data_dir is None:
         return {"source": "hub", "repository": found.repository, "revision": found.revision}
     files = {}
-    for split, name in found.files.items():
-        content = find_file(found, split, Path(data_dir)).read_bytes()
-        files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "lines": content.count(b"\n")}
+    for path in found.original_files(data_dir).values():
+        content = path.read_bytes()
+        files[path.name] = {"sha256": hashlib.sha256(content).hexdigest(), "lines": content.count(b"\n")}
     return {"source": "original files", "files": files}

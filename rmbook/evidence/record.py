@@ -24,7 +24,7 @@ from rmbook.evidence.language_grids import (
 )
 from rmbook.evidence.recording import recorded_path
 from rmbook.files import write_json
-from rmbook.offline.digits import cache_folder
+from rmbook.offline.store import cache_folder
 from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.folder import RunError
 from rmbook.stamps import source_fingerprint, stamp

@@ -7,8 +7,8 @@ import urllib.request
 
 from huggingface_hub import constants
 
-from rmbook.tasks.records import load_records
-from rmbook.tasks.task import TaskError
+from rmbook.errors import TaskError
+from rmbook.tasks.catalog import load_examples
 
 ANSWER_SECONDS = 3.0  # how long the hub is waited for
 
@@ -39,7 +39,7 @@ def find_source() -> tuple[str, str | None]:
     data_dir = os.environ.get("RMBOOK_DATA_DIR")
     wanted = os.environ.get("RMBOOK_RECORDS") == "generated"
     if data_dir and not wanted:
-        load_records("SST-2", "validation", data_dir)  # a wrong folder should be named now
+        load_examples("SST-2", "validation", data_dir)  # a wrong folder should be named now
     source = choose_records(data_dir, not (data_dir or wanted) and _hub_has_records(), wanted)
     return source, data_dir if source == "original files" else None
 
@@ -50,7 +50,7 @@ def _hub_has_records() -> bool:
         return False
     try:
         for split in ("train", "validation"):
-            load_records("SST-2", split)
+            load_examples("SST-2", split)
     except TaskError:
         return False
     return True

@@ -5,13 +5,9 @@ largest models). The rules (`choose_tier`, and `choose_records` in `rmbook.evide
 arguments alone; `make_plan` looks at the machine.
 """
 
-import atexit
 import math
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rmbook.evidence.record_source import find_source
 from rmbook.models.files import ModelError, find_folder
 from rmbook.models.language import convert_checkpoint, load_language_model
-from rmbook.offline.digits import cache_folder
-from rmbook.offline.offline_files import tiny_checkpoint, write_generated_records
+from rmbook.offline.made import generated_examples, tiny_checkpoint
+from rmbook.offline.store import cache_folder
 from rmbook.runs.config import DTYPES
 
 TINY = "tiny"  # the name of the model that is made here
@@ -185,10 +181,7 @@ def make_plan(family: str) -> Plan:
         if os.environ.get("RMBOOK_RECORDS") != "generated":
             notes.append("SST-2 is out of reach: no hub, and RMBOOK_DATA_DIR is not set")
         sizes = tier.settings
-        folder = Path(tempfile.mkdtemp(prefix="rmbook-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        train = sizes["train_size"] + sizes["dev_size"]
-        data_dir = str(write_generated_records(folder, train, sizes["test_size"]))
+        data_dir = str(generated_examples(sizes["train_size"] + sizes["dev_size"], sizes["test_size"]))
     model = str(tiny_checkpoint(family)) if model == TINY else model
     return Plan(tier, family, model, source, data_dir, "; ".join(notes))
 

@@ -1,6 +1,7 @@
 """Loading models, and what a model answers to a prompt or an image.
 
-In: the name of a model on the hub, or a folder. Out: the model with its tokenizer or preprocessing; scores, answers.
+In: the name of a model on the hub, or a folder; prompts as text, images. Out: the model with its tokenizer or
+preprocessing; scores of options, written answers. What the prompts are about is the business of `rmbook.tasks`.
 
     files               finding and checking a checkpoint; safetensors only
     reading             reading its weights
@@ -9,6 +10,5 @@ In: the name of a model on the hub, or a folder. Out: the model with its tokeniz
     encoding            prompts as tokens
     likelihood          log probabilities of options; option_scores scores many at once
     generation          answers that a model writes
-    predict             answers and accuracy over a split
     reuse               a model that stays loaded from one run to the next
 """

@@ -14,9 +14,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection, P
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from rmbook.models.clip_preprocessing import Preprocessing, read_preprocessing
-from rmbook.models.files import ModelError, check_files, find_folder
+from rmbook.models.files import ModelError, find_model
 from rmbook.models.reading import read_config, read_model, read_tokenizer
-from rmbook.tasks.image_task import ImageTask
 
 
 class ClipClassifier(CLIPVisionModelWithProjection):
@@ -47,17 +46,18 @@ class ClipClassifier(CLIPVisionModelWithProjection):
 
 
 def load_image_classifier(
-    task: ImageTask,
+    classes: Sequence[str],
+    templates: Sequence[str],
     name: str | os.PathLike,
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     revision: str | None = None,
 ) -> tuple[ClipClassifier, Preprocessing]:
-    """A CLIP model as a classifier of a task's images, in evaluation mode, and how it wants the images prepared.
+    """A CLIP model as a classifier of images, in evaluation mode, and how it wants the images prepared.
 
     Args:
-        task: whose classes and sentences make the head.
+        classes, templates: names of classes, and sentences with {} in the place of a name; they make the head.
         name: a folder that `save_pretrained` wrote, or a repository such as "openai/clip-vit-base-patch16".
         dtype: of the parameters.
         device: the CPU if None.
@@ -66,17 +66,13 @@ def load_image_classifier(
     Raises:
         ModelError: no such model, files that are incomplete or damaged, or no CLIP model.
     """
-    name, device = os.fspath(name), torch.device("cpu" if device is None else device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device {device} was asked for, but torch {torch.__version__} sees no CUDA device here.")
-    folder = find_folder(name, revision)
-    check_files(name, folder)
-    config = check_clip(name, read_config(name, folder), f"{task.name} is a task of images")
+    name, folder, device = find_model(name, revision, device)
+    config = check_clip(name, read_config(name, folder), "a task of images was asked for")
     preprocessing = read_preprocessing(name, folder, config.vision_config.image_size)
     tokenizer = read_tokenizer(name, folder)
     clip = read_model(name, folder, CLIPModel, "a CLIP model", config=config, dtype=dtype, use_safetensors=True)
     clip = clip.to(device)
-    head = zero_shot_head(clip, tokenizer, task.classes, task.templates)
+    head = zero_shot_head(clip, tokenizer, classes, templates)
     model = classifier_without_weights(config)
     model.vision_model, model.visual_projection = clip.vision_model, clip.visual_projection
     model.set_head(head)

@@ -1,11 +1,11 @@
 """CLIP's preprocessing: an image's shorter side resized, its middle cut out, its colours normalised.
 
-The numbers come from the checkpoint's preprocessor_config.json. The same as transformers' `CLIPImageProcessor` on PIL
-images, of which newer versions want torchvision (Radford et al., 2021, resize by bicubic interpolation).
+The numbers come from the checkpoint's preprocessor_config.json (Radford et al., 2021, resize by bicubic interpolation).
+What comes out is what transformers' `CLIPImageProcessor` makes of PIL images. From transformers 5 on that one is called
+`CLIPImageProcessorPil`; it needs no torchvision either, but versions before do not have it.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,13 @@ import torch
 from PIL import Image
 
 from rmbook.models.files import PREPROCESSING, ModelError
-from rmbook.tasks.image_files import ImageRecord
 
 BICUBIC = 3  # PIL's number for it, as in the file
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From images to what CLIP's image encoder takes.
+    """Settings of the preprocessing, and the preprocessing itself: call it with an image.
 
     Attributes:
         size: of the shorter side, in pixels.
@@ -44,18 +43,9 @@ class Preprocessing:
         normal = (values - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
         return torch.from_numpy(normal).permute(2, 0, 1)
 
-    def batch(self, records: Sequence[ImageRecord]) -> dict[str, torch.Tensor]:
-        """pixel_values (records, 3, height, width), float32, and labels (records,), int64.
-
-        Raises:
-            TaskError: an image is damaged.
-        """
-        images = torch.stack([self(record.read()) for record in records])
-        return {"pixel_values": images, "labels": torch.tensor([record.gold[0] for record in records])}
-
 
 def read_preprocessing(name: str, folder: Path, image_size: int) -> Preprocessing:
-    """From the file in a checkpoint's folder.
+    """Read the preprocessing from the file in a checkpoint's folder.
 
     Args:
         name: of the model, for messages.

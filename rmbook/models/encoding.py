@@ -1,15 +1,14 @@
 """Prompts as tokens, as in MeZO: which tokens are scored, and what is cut where a prompt is too long."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from rmbook.tasks.prompts import prompt
-from rmbook.tasks.records import Record
-from rmbook.tasks.task import TaskError, find_task
+from rmbook.errors import TaskError
 
 MAX_LENGTH = 2048  # of the paper's models
-MAX_NEW_TOKENS = 50
+MAX_NEW_TOKENS = 50  # of an answer that the model writes
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,14 @@ class Encoding:
     input_ids: list[int]
     option_length: int
     cut: int = 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as the language objectives want it: the tokens of its options, and which of them is right."""
+
+    options: tuple[Encoding, ...]
+    gold: int
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase, model_type: str) -> int | None:
@@ -53,64 +60,57 @@ def start_token(tokenizer: PreTrainedTokenizerBase, model_type: str) -> int | No
 
 
 def encode_options(
-    record: Record,
+    context: str,
+    continuations: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     start: int | None,
     max_length: int = MAX_LENGTH,
-    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[Encoding]:
-    """One encoding an option, for scoring or training; for SQuAD and DROP one, of the first right answer.
+    """One encoding an option, for scoring or training.
 
     Args:
+        context: the text before the options.
+        continuations: what each option adds to it.
+        tokenizer: of the model.
         start: from `start_token`.
         max_length: longest sequence in tokens; the context is cut from the left to fit.
-        max_new_tokens: kept free for generation in SQuAD and DROP, also when training, as in MeZO.
 
     Raises:
         TaskError: an option that adds no token, or that leaves no room for any context.
     """
-    context, continuations = prompt(record)
-    # Generation tasks keep the line break that ends the answer: only spaces are stripped.
-    if find_task(record.task).generates:
-        max_length -= max_new_tokens
+    # Only spaces are stripped: the line break that ends a written answer stays.
     before = len(_tokens(tokenizer, context.strip(" ")))
-    return [_option(record, tokenizer, start, max_length, before, context + option) for option in continuations]
+    return [_option(context + option, before, tokenizer, start, max_length) for option in continuations]
 
 
-def encode_question(
-    record: Record,
-    tokenizer: PreTrainedTokenizerBase,
-    start: int | None,
-    max_length: int = MAX_LENGTH,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+def encode_context(
+    context: str, tokenizer: PreTrainedTokenizerBase, start: int | None, max_length: int = MAX_LENGTH - MAX_NEW_TOKENS
 ) -> Encoding:
-    """The context alone, to be continued by at most max_new_tokens tokens.
+    """The context alone, to be continued by the model; `max_length` must leave room for that.
 
     Raises:
         TaskError: max_length leaves no room for any context.
     """
-    context, _ = prompt(record)
-    ids = _tokens(tokenizer, context.strip(" ").lstrip())
-    return _fit(record, ids, start, max_length - max_new_tokens, option_length=0)
+    return _fit(_tokens(tokenizer, context.strip(" ").lstrip()), start, max_length, option_length=0)
 
 
-def _option(record, tokenizer, start, max_length, before, text) -> Encoding:
+def _option(text: str, before: int, tokenizer, start: int | None, max_length: int) -> Encoding:
     # MeZO counts the option's tokens before it strips line breaks from the start of the whole text, as here.
     stripped = text.strip(" ")
     final = stripped.lstrip()
     ids = _tokens(tokenizer, stripped)
     option_length = len(ids) - before
     if option_length < 1:
-        raise TaskError(f"an option of {record.task} adds no token to its prompt, which ends in {stripped[-40:]!r}.")
-    return _fit(record, ids if final == stripped else _tokens(tokenizer, final), start, max_length, option_length)
+        raise TaskError(f"an option adds no token to its prompt, which ends in {stripped[-40:]!r}.")
+    return _fit(ids if final == stripped else _tokens(tokenizer, final), start, max_length, option_length)
 
 
-def _fit(record: Record, ids: list[int], start: int | None, max_length: int, option_length: int) -> Encoding:
+def _fit(ids: list[int], start: int | None, max_length: int, option_length: int) -> Encoding:
     room = max_length - (start is not None)
     # Something must stand before the option, to predict its first token; a generation needs a prompt.
     if room < max(1, option_length + (start is None)):
         raise TaskError(
-            f"{record.task}: {max(max_length, 0)} tokens have no room for a context and an option of {option_length}: "
+            f"{max(max_length, 0)} tokens have no room for a context and an option of {option_length}: "
             "give a larger max_length."
         )
     cut = max(0, len(ids) - room)
@@ -119,11 +119,3 @@ def _fit(record: Record, ids: list[int], start: int | None, max_length: int, opt
 
 def _tokens(tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A record as the language objectives want it: the tokens of its options, and which of them is right."""
-
-    options: tuple[Encoding, ...]
-    gold: int

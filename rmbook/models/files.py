@@ -4,17 +4,19 @@ Only safetensors count as weights: other formats can run code when they are read
 """
 
 import contextlib
-import difflib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
+import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
+
+from rmbook.errors import closest
 
 KNOWN_MODELS = (  # the paper's first, then open ones whose layers rmbook.methods.architectures names
     *(f"facebook/opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")),
@@ -41,6 +43,22 @@ class ModelError(ValueError):
     """A model cannot be loaded; one line that says what came, what was expected and what to do."""
 
 
+def find_model(
+    name: str | os.PathLike, revision: str | None, device: torch.device | str | None
+) -> tuple[str, Path, torch.device]:
+    """The name as text, the folder with all files of a model, checked, and a device that is there; the CPU if None.
+
+    Raises:
+        ModelError: as `find_folder` and `check_files`; or there is no such device.
+    """
+    name, device = os.fspath(name), torch.device("cpu" if device is None else device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {device} was asked for, but torch {torch.__version__} sees no CUDA device here.")
+    folder = find_folder(name, revision)
+    check_files(name, folder)
+    return name, folder, device
+
+
 def find_folder(name: str, revision: str | None, whole: bool = True) -> Path:
     """The folder of a model: `name` itself if it is one, or that in the hub's cache, which is filled if need be.
 
@@ -60,16 +78,26 @@ def find_folder(name: str, revision: str | None, whole: bool = True) -> Path:
     if not name or folder.exists() or name.startswith((".", "~", os.sep)) or name.count("/") > 1:
         found = "is a file" if name and folder.exists() else "does not exist"
         raise ModelError(f"{name!r} {found}: give a folder that save_pretrained wrote, or a repository of the hub.")
+    cached, problem = find_cached(name, revision, whole)
+    return cached or _download(name, revision, whole, problem)
+
+
+def find_cached(name: str, revision: str | None = None, whole: bool = True) -> tuple[Path | None, str | None]:
+    """The folder of a repository in the hub's cache, or None and what its copy there lacks; nothing is downloaded."""
     problem = None
     for candidate in [revision] if revision else [None, *_cached_conversions(name)]:
         try:
             cached = _snapshot(name, candidate, whole, local_files_only=True)
             check_files(name, cached, whole)
-            return cached
+            return cached, None
         except ModelError as error:
             problem = problem or str(error)
         except Exception:  # noqa: BLE001 - not in the cache; which errors say so varies between versions
             pass
+    return None, problem
+
+
+def _download(name: str, revision: str | None, whole: bool, problem: str | None) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise ModelError(_out_of_reach(name, revision, problem, "HF_HUB_OFFLINE is set"))
     try:
@@ -83,22 +111,22 @@ def find_folder(name: str, revision: str | None, whole: bool = True) -> Path:
         return _snapshot(name, revision, whole)
     except ModelError:
         raise
-    except GatedRepoError:
-        raise ModelError(
-            f"{name} is gated: accept its licence on https://huggingface.co/{name}, then run `hf auth login`."
-        ) from None
-    except RevisionNotFoundError:
-        raise ModelError(f"{name} has no revision {revision!r} on the hub; give one that it has, or none.") from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"the hub has no model {name!r}, or it is private (then run `hf auth login`). {_close(name)}".rstrip()
-        ) from None
-    except HFValidationError:
-        raise ModelError(
-            f"{name!r} is neither a folder nor a name that the hub allows, such as facebook/opt-1.3b."
-        ) from None
     except Exception as error:  # noqa: BLE001 - offline shows as any of a dozen errors of three libraries
-        raise ModelError(_out_of_reach(name, revision, problem, first_line(error))) from None
+        raise ModelError(_refusal(name, revision, problem, error)) from None
+
+
+def _refusal(name: str, revision: str | None, problem: str | None, error: Exception) -> str:
+    match error:
+        case GatedRepoError():
+            return f"{name} is gated: accept its licence on https://huggingface.co/{name}, then run `hf auth login`."
+        case RevisionNotFoundError():
+            return f"{name} has no revision {revision!r} on the hub; give one that it has, or none."
+        case RepositoryNotFoundError():
+            hint = f"the hub has no model {name!r}, or it is private (then run `hf auth login`). {_close(name)}"
+            return hint.rstrip()
+        case HFValidationError():
+            return f"{name!r} is neither a folder nor a name that the hub allows, such as facebook/opt-1.3b."
+    return _out_of_reach(name, revision, problem, first_line(error))
 
 
 def find_commit(name: str, revision: str | None) -> Path:
@@ -150,11 +178,8 @@ def _out_of_reach(name: str, revision: str | None, problem: str | None, reason: 
 
 
 def _close(name: str) -> str:
-    if name in KNOWN_MODELS:
-        return ""
-    short = {known.lower().split("/")[-1]: known for known in KNOWN_MODELS}
-    matches = difflib.get_close_matches(name.lower().split("/")[-1], short, n=3)
-    return f"Known names like it: {', '.join(short[match] for match in matches or ('opt-125m', 'gpt2'))}."
+    hint = "" if name in KNOWN_MODELS else closest(name, KNOWN_MODELS)
+    return hint[:1].upper() + hint[1:]
 
 
 def _problem(files: set[str], name: str, whole: bool) -> str | None:

@@ -28,8 +28,8 @@ def generate_answers(
     Args:
         model: a causal language model of transformers; it runs in evaluation mode, and is put back into its own.
         tokenizer: of the model.
-        questions: from `encode_question`.
-        max_new_tokens: longest answer in tokens; the same as in `encode_question`.
+        questions: from `encode_context`.
+        max_new_tokens: longest answer in tokens; prompt and answer must fit into the model.
         max_tokens: tokens in memory at once, padding and answers included. What is longer by itself is run by itself.
         advance: called with the number of questions whenever some are finished.
 
@@ -40,7 +40,7 @@ def generate_answers(
         ValueError: a question without tokens.
     """
     if not all(question.input_ids for question in questions):
-        raise ValueError("a question without tokens cannot be continued: encode with encode_question.")
+        raise ValueError("a question without tokens cannot be continued: encode with encode_context.")
     stops = stop_tokens(tokenizer)
     # A batch pads finished answers with the line break: stripped, with spaces, from the end.
     config = GenerationConfig(

@@ -22,18 +22,10 @@ from transformers.utils import cached_file
 
 from rmbook.files import replacing_folder
 from rmbook.methods.architectures import conv1d_to_linear
-from rmbook.models.files import KNOWN_MODELS, PREPROCESSING, ModelError, check_files, find_folder, quiet, share
+from rmbook.models.files import PREPROCESSING, ModelError, check_files, find_folder, find_model, quiet, share
 from rmbook.models.reading import read_config, read_model, read_tokenizer
 
 _WANTED = "a causal language model"
-__all__ = [
-    "KNOWN_MODELS",
-    "ModelError",
-    "convert_checkpoint",
-    "load_language_model",
-    "max_positions",
-    "read_configuration",
-]
 
 
 def load_language_model(
@@ -58,11 +50,7 @@ def load_language_model(
         ModelError: no such model, no access to it, or files that are incomplete, damaged, in another format or of
             another kind of model.
     """
-    name, device = os.fspath(name), torch.device("cpu" if device is None else device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device {device} was asked for, but torch {torch.__version__} sees no CUDA device here.")
-    folder = find_folder(name, revision)
-    check_files(name, folder)
+    name, folder, device = find_model(name, revision, device)
     config = _read_config(name, folder)
     tokenizer = read_tokenizer(name, folder)
     onto = {"device_map": {"": device}} if device.type == "cuda" else {}

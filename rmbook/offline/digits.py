@@ -4,12 +4,10 @@ The transformer learns upright digits; the downstream task is mirrored digits wi
 CLIP setting in miniature (section 4.1): masks in the MLP layers, zero-shot head untouched.
 
 The pretrained weights come with the package, since every machine would make slightly different ones: the recorded
-results began from these. `python -m rmbook.digits` makes them again, with its stamp in the file's metadata.
+results began from these. `record_weights` makes them again, with its stamp in the file's metadata.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,15 +15,13 @@ from pathlib import Path
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from platformdirs import user_cache_dir
-from safetensors import SafetensorError
 from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
-from rmbook.files import replacing
-from rmbook.offline.threads import one_thread
+from rmbook.files import write_safetensors
+from rmbook.offline.store import kept, one_thread
 from rmbook.stamps import stamp
 
 MLP_TARGETS = ("mlp.fc1", "mlp.fc2")
@@ -37,6 +33,7 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # of images, (...,
     "negative": lambda images: 1 - images,
 }
 WEIGHTS = Path(__file__).with_name("digits_vit.safetensors")
+FILE = "model.safetensors"  # of another one, in its kept folder
 SPLITS = {"pretrain": (0, 797), "train": (797, 1297), "dev": (1297, 1497), "test": (1497, 1797)}
 
 
@@ -103,28 +100,15 @@ def new_vit(config: PretrainingConfig = PretrainingConfig()) -> ViTForImageClass
 def load_vit(config: PretrainingConfig = PretrainingConfig(), progress: bool = True) -> ViTForImageClassification:
     """The tiny transformer pretrained on upright digits, in evaluation mode.
 
-    The default one comes with the package. Another is pretrained here, about a minute on a CPU, and kept in the folder
-    RMBOOK_CACHE, or the user's cache folder for rmbook; a damaged file there is made again.
+    The default one comes with the package. Another is pretrained here, about a minute on a CPU, and kept.
     """
     model = new_vit(config)
     if config == PretrainingConfig():
         model.load_state_dict(safetensors.torch.load_file(WEIGHTS))
         return model.eval()
-    key = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
-    path = cache_folder() / f"digits_vit_{key}.safetensors"
-    try:
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except (FileNotFoundError, SafetensorError, RuntimeError):
-        pretrain_vit(model, config, progress)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            safetensors.torch.save_file(model.state_dict(), temporary)
+    folder = kept("digits-vit", lambda folder: _write(folder / FILE, new_vit(config), config, progress), (config,))
+    model.load_state_dict(safetensors.torch.load_file(folder / FILE))
     return model.eval()
-
-
-def cache_folder() -> Path:
-    """Where rmbook keeps what it has computed once."""
-    return Path(os.environ.get("RMBOOK_CACHE") or user_cache_dir("rmbook"))
 
 
 def pretrain_vit(model: ViTForImageClassification, config: PretrainingConfig, progress: bool = True) -> None:
@@ -162,14 +146,18 @@ def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (shifted * contrast + 0.1 * torch.randn(shifted.shape, generator=generator)).unsqueeze(1)
 
 
-def _write_weights() -> None:
-    model, config = new_vit(), PretrainingConfig()
-    made = stamp("python -m rmbook.digits")
-    pretrain_vit(model, config)
-    metadata = {"config": json.dumps(asdict(config)), "stamp": json.dumps(made)}
-    with replacing(WEIGHTS) as temporary:
-        safetensors.torch.save_file(model.state_dict(), temporary, metadata)
+def record_weights(command: str, path: Path = WEIGHTS) -> None:
+    """Make the packaged weights again, some other bits on another kind of processor; about a minute.
+
+    Args:
+        command: that is being carried out, for the stamp in the file's metadata.
+        path: the file.
+    """
+    made = stamp(command)
+    _write(path, new_vit(), PretrainingConfig(), True, {"stamp": json.dumps(made)})
 
 
-if __name__ == "__main__":
-    _write_weights()
+def _write(path: Path, model, config: PretrainingConfig, progress: bool, metadata: dict | None = None) -> None:
+    pretrain_vit(model, config, progress)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_safetensors(path, tensors, {"config": json.dumps(asdict(config))} | (metadata or {}))

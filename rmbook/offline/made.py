@@ -1,24 +1,44 @@
-"""Models and records that are made on this machine, for grids that need no network: "made:opt", "made:sentences"."""
+"""What is made on this machine, by name, for grids and chapters that need no network: "made:opt", "made:sentences"."""
 
-import functools
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rmbook.errors import ConfigError, closest
-from rmbook.files import replacing_folder
-from rmbook.offline.digits import cache_folder
-from rmbook.offline.offline_files import tiny_checkpoint, write_generated_records
-from rmbook.offline.tiny_clip import make_tiny_clip, write_digits
-from rmbook.stamps import source_fingerprint
+from rmbook.offline import digits, sentences, tiny_clip, tiny_language
+from rmbook.offline.store import kept
+from rmbook.tasks import images
 
-MADE = ("made:opt", "made:llama", "made:sentences", "made:clip", "made:digits")
 SENTENCES = {"train": 2000, "test": 1000}
+
+
+def tiny_checkpoint(kind: str, *, seed: int = 0, pretrain_steps: int = tiny_language.PRETRAIN_STEPS) -> Path:
+    """The kept folder of a tiny language model; see `rmbook.offline.tiny_language.make_tiny_checkpoint`."""
+    write = partial(tiny_language.make_tiny_checkpoint, kind=kind, seed=seed, pretrain_steps=pretrain_steps)
+    sources = [tiny_language.__file__, sentences.__file__, *tiny_language.WEIGHTS.values()]
+    return kept(f"tiny-{kind}", write, (seed, pretrain_steps), sources)
+
+
+def generated_examples(train: int, test: int, seed: int = 0) -> Path:
+    """The kept folder of generated sentences in SST-2's format; see `sentences.write_generated_examples`."""
+    write = partial(sentences.write_generated_examples, train=train, test=test, seed=seed)
+    return kept("sentences", write, (train, test, seed), [sentences.__file__])
+
+
+MADE = {
+    "made:opt": partial(tiny_checkpoint, "opt"),
+    "made:llama": partial(tiny_checkpoint, "llama"),
+    "made:sentences": partial(generated_examples, **SENTENCES),
+    "made:clip": lambda: kept(
+        "tiny-clip", tiny_clip.make_tiny_clip, sources=(tiny_clip.__file__, digits.__file__, images.__file__)
+    ),
+    "made:digits": lambda: kept("digits", tiny_clip.write_digits, sources=(tiny_clip.__file__, digits.__file__)),
+}
 
 
 def resolve(name: str) -> str:
     """The folder that a name stands for.
 
-    "made:opt", "made:llama" and "made:clip" are checkpoints, "made:sentences" records of SST-2, "made:digits" mirrored
+    "made:opt", "made:llama" and "made:clip" are checkpoints, "made:sentences" examples of SST-2, "made:digits" mirrored
     digits in MNIST's files. Each is made when it is first asked for, some 10 s for a checkpoint, and then kept in
     rmbook's cache. Other names are given back as they are.
 
@@ -29,25 +49,4 @@ def resolve(name: str) -> str:
         return name
     if name not in MADE:
         raise ConfigError(f"{name} cannot be made: {closest(name, MADE)}")
-    kind = name.removeprefix("made:")
-    if kind == "sentences":
-        return str(_kept("made-sentences", "rmbook.offline.offline_files", functools.partial(write_generated_records, **SENTENCES)))
-    if kind == "clip":
-        return str(_kept("made-clip", "rmbook.offline.tiny_clip", make_tiny_clip))
-    if kind == "digits":
-        return str(_kept("made-digits", "rmbook.offline.tiny_clip", write_digits))
-    return str(tiny_checkpoint(kind))
-
-
-def _kept(name: str, module: str, write: Callable[[Path], object]) -> Path:
-    """A folder in the cache, written if it is not there yet, by this or earlier code of the module."""
-    folder = cache_folder() / f"{name}-{source_fingerprint(module)[:8]}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with replacing_folder(folder) as temporary:
-                write(temporary)
-        except OSError:  # another process was faster
-            if not folder.is_dir():
-                raise
-    return folder
+    return str(MADE[name]())

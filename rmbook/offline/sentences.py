@@ -6,6 +6,9 @@ is the task, above all that "not" turns the label round.
 """
 
 import random
+from pathlib import Path
+
+from rmbook.tasks.language import LANGUAGE_TASKS
 
 POSITIVE = """good great excellent wonderful amazing superb fantastic brilliant delightful lovely charming enjoyable
 impressive outstanding perfect pleasant splendid terrific marvelous magnificent beautiful elegant gorgeous captivating
@@ -71,6 +74,29 @@ def sentiment_sentences(split: str, count: int, seed: int = 0) -> tuple[list[str
         article = "an" if adjective[0] in "aeiou" else "a"
         sentences[template.format(noun=chooser.choice(nouns), adjective=adjective, article=article)] = label
     return list(sentences), list(sentences.values())
+
+
+def write_generated_examples(folder: Path, train: int, test: int, seed: int = 0) -> Path:
+    """Write sentences in SST-2's original format: SST-2/train.tsv and SST-2/dev.tsv.
+
+    No adjective and no noun of the test sentences is in a training sentence, so a model must have known them before.
+
+    Args:
+        folder: to write to; made if need be.
+        train, test: number of sentences; "dev" in the original's name is GLUE's word for the split that is tested on.
+        seed: of the sentences.
+
+    Returns:
+        `folder`, which is what `load_examples` takes as data_dir.
+    """
+    task = LANGUAGE_TASKS["SST-2"]
+    target = Path(folder) / task.folder
+    target.mkdir(parents=True, exist_ok=True)
+    for split, part, count in (("train", "train", train), ("validation", "test", test)):
+        pairs = zip(*sentiment_sentences(part, count, seed), strict=True)
+        lines = "".join(f"{sentence} \t{label}\n" for sentence, label in pairs)
+        (target / task.files[split]).write_text("sentence\tlabel\n" + lines, encoding="utf-8")
+    return Path(folder)
 
 
 def _share(words: list[str], split: str) -> list[str]:

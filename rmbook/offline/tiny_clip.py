@@ -19,9 +19,9 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 from rmbook.files import replacing_folder
 from rmbook.models.files import quiet, share
 from rmbook.offline.digits import Digits
-from rmbook.offline.threads import one_thread
+from rmbook.offline.store import one_thread
 from rmbook.tasks.image_files import IDX
-from rmbook.tasks.image_task import IMAGE_TASKS
+from rmbook.tasks.images import IMAGE_TASKS
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 PIXELS, POSITIONS, WIDTH, PROJECTION = 8, 64, 64, 32

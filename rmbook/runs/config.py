@@ -12,8 +12,7 @@ import yaml
 
 from rmbook.errors import ConfigError, closest
 from rmbook.methods.apply import METHODS
-from rmbook.tasks.image_task import ImageTask
-from rmbook.tasks.task import find_task
+from rmbook.tasks.catalog import find_task
 from rmbook.training.config import TrainingConfig
 from rmbook.training.learning_rate import suggest_learning_rate
 
@@ -27,7 +26,7 @@ class RunConfig:
 
     Attributes:
         model: name on the hub, or folder.
-        task: one of the eleven, see `rmbook.tasks.task`, or a set of images, see `rmbook.tasks.image_task`. The paper's settings
+        task: one of the sixteen, see `rmbook.tasks.catalog`. The paper's settings
             for images are not the defaults: they are in the ready-made grid table2.
         learning_rate: of AdamW.
         method: see `rmbook.methods.apply.apply_method`.
@@ -108,7 +107,7 @@ class RunConfig:
             optional = value is None and name in ("dev_size", "max_length")
             if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}.")
-        if self.max_length is not None and isinstance(find_task(self.task), ImageTask):
+        if self.max_length is not None and not find_task(self.task).has_prompts:
             raise ConfigError(f"max_length is of prompts, and {self.task} has none: leave it out.")
 
     def training(self) -> TrainingConfig:

@@ -15,17 +15,10 @@ from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.models.encoding import Encoding, start_token
 from rmbook.models.generation import generate_answers
 from rmbook.models.language import max_positions
-from rmbook.models.predict import predict
-from rmbook.models.reuse import load_for_task
 from rmbook.runs.config import DTYPES, RunConfig
 from rmbook.runs.folder import load_run
-from rmbook.runs.prepare import longest_prompt
-from rmbook.tasks.image_files import ImageRecord
-from rmbook.tasks.image_task import ImageTask
-from rmbook.tasks.metrics import task_score
-from rmbook.tasks.records import Record, load_records
+from rmbook.tasks.catalog import find_task
 from rmbook.tasks.splits import sample_splits
-from rmbook.tasks.task import find_task
 
 SPLITS = ("test", "dev", "train", "validation")
 
@@ -39,7 +32,7 @@ def evaluate_run(
     predictions: str | None = None,
     progress: bool = True,
 ) -> dict:
-    """The metric of a run, or of a model as it is, over records of a task.
+    """The metric of a run, or of a model as it is, over examples of a task.
 
     Args:
         run: folder of a finished run; give this or model_name.
@@ -52,7 +45,7 @@ def evaluate_run(
 
     Raises:
         ConfigError: what came is not enough, or too much.
-        Also what `load_run`, `load_for_task` and `load_records` raise.
+        Also what `load_run` and the methods of `rmbook.tasks.task.Task` raise.
     """
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}: {closest(split, SPLITS)}")
@@ -63,13 +56,13 @@ def evaluate_run(
     if run is None and "task" not in changes:
         raise ConfigError("--task must be given for a model that no run trained.")
     model, tokenizer, config = _load(run, model_name, changes, dtype)
-    records = _records(config, split)
-    longest = None if isinstance(tokenizer, Preprocessing) else longest_prompt(model, config.max_length)
-    with tqdm(total=len(records), unit="record", leave=False, disable=not progress) as bar:
-        answers = predict(model, tokenizer, records, longest, bar.update)
+    task, examples = find_task(config.task), _examples(config, split)
+    longest = task.prompt_limit(model, config.max_length)
+    with tqdm(total=len(examples), unit="example", leave=False, disable=not progress) as bar:
+        answers = task.predict(model, tokenizer, examples, longest, bar.update)
     if predictions is not None:
-        _write_predictions(Path(predictions), records, answers)
-    return {"task": config.task, "split": split, "records": len(records)} | task_score(records, answers)
+        _write_predictions(Path(predictions), examples, answers)
+    return {"task": config.task, "split": split, "records": len(examples)} | task.score(examples, answers)
 
 
 def continue_text(run: str | None, model_name: str | None, text: str, max_new_tokens: int, dtype: str | None) -> str:
@@ -79,7 +72,7 @@ def continue_text(run: str | None, model_name: str | None, text: str, max_new_to
         ConfigError: the text is empty, or too long for the model.
     """
     model, tokenizer, config = _load(run, model_name, {"task": "SQuAD"} if run is None else {}, dtype)
-    if isinstance(tokenizer, Preprocessing):
+    if not find_task(config.task).has_prompts:
         raise ConfigError(f"the run in {run} is of {config.task}, images: its model writes no text.")
     start = start_token(tokenizer, model.config.model_type)
     ids = ([] if start is None else [start]) + tokenizer.encode(text, add_special_tokens=False)
@@ -110,28 +103,28 @@ def _load(
     if run is not None:
         model, tokenizer, config = load_run(run)
         changed = dataclasses.replace(config, **changes)
-        images = any(isinstance(find_task(task), ImageTask) for task in (config.task, changed.task))
-        if changed.task != config.task and images:  # a head of class names is one task's
+        if find_task(changed.task).load_model != find_task(config.task).load_model:  # a head of classes is one task's
             raise ConfigError(f"the run in {run} is of {config.task} and cannot do {changed.task}: leave out --task.")
         return model, tokenizer, changed
     # The method plays no part: a configuration must have one.
     config = RunConfig(model=model_name, learning_rate=1.0, method="full", dtype=dtype or "float32", **changes)
-    return *load_for_task(config.task, model_name, dtype=DTYPES[config.dtype]), config
+    return *find_task(config.task).load_model(model_name, dtype=DTYPES[config.dtype]), config
 
 
-def _records(config: RunConfig, split: str) -> Sequence[Record | ImageRecord]:
+def _examples(config: RunConfig, split: str) -> Sequence:
+    task = find_task(config.task)
     if split == "validation":
-        return load_records(config.task, "validation", config.data_dir)
-    train, validation = (load_records(config.task, name, config.data_dir) for name in ("train", "validation"))
+        return task.load_examples("validation", config.data_dir)
+    train, validation = (task.load_examples(name, config.data_dir) for name in ("train", "validation"))
     return getattr(
         sample_splits(train, validation, config.seed, config.train_size, config.dev_size, config.test_size), split
     )
 
 
-def _write_predictions(path: Path, records: Sequence[Record | ImageRecord], answers: Sequence) -> None:
+def _write_predictions(path: Path, examples: Sequence, answers: Sequence) -> None:
     rows = (
-        {"answer": answer, "right": list(record.answers or record.gold)}
-        for record, answer in zip(records, answers, strict=True)
+        {"answer": answer, "right": list(example.answers or example.gold)}
+        for example, answer in zip(examples, answers, strict=True)
     )
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))

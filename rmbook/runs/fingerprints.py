@@ -1,4 +1,4 @@
-"""What a run's outcome depends on, as hashes: its settings, the records, the base weights and this package's code."""
+"""What a run's outcome depends on, as hashes: its settings, the examples, the base weights and this package's code."""
 
 import fnmatch
 import functools
@@ -8,13 +8,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rmbook.files import digest_files
 from rmbook.models.files import FILES, ModelError, find_commit
 from rmbook.runs.config import RunConfig
 from rmbook.stamps import source_fingerprint
-from rmbook.tasks.image_files import original_files
-from rmbook.tasks.image_task import ImageTask
-from rmbook.tasks.original_files import find_file
-from rmbook.tasks.task import find_task
+from rmbook.tasks.catalog import find_task
 from rmbook.version import __version__
 
 PLACES = ("model", "revision", "data_dir")  # where things are: the fingerprints say what they are
@@ -40,7 +38,7 @@ def plan_run(config: RunConfig) -> PlannedRun:
     """Find out what a run depends on; files are read once a process.
 
     Raises:
-        TaskError, ModelError: records or model cannot be found.
+        TaskError, ModelError: examples or model cannot be found.
     """
     weights, commit = weights_fingerprint(config.model, config.revision)
     places = {"model": config.model if commit else str(Path(config.model).expanduser().resolve())}
@@ -67,24 +65,17 @@ def run_key(config: RunConfig, identity: dict[str, str]) -> str:
 
 @functools.cache
 def data_fingerprint(task: str, data_dir: str | None) -> str:
-    """Of a task's records: a hash of its two original files, of all images, or the hub's repository and commit.
+    """What a task's examples are: `Task.fingerprint`; files are read once a process.
 
     Raises:
         TaskError: a file is missing.
     """
-    found = find_task(task)
-    if data_dir is None:
-        return f"{found.repository}/{found.configuration or ''}@{found.revision}"
-    splits = ("train", "validation")
-    if isinstance(found, ImageTask):
-        files = {split: original_files(found, split, data_dir) for split in splits}
-        return _of_files({f"{split}/{name}": path for split in splits for name, path in files[split].items()})
-    return _of_files({split: find_file(found, split, Path(data_dir)) for split in splits})
+    return find_task(task).fingerprint(data_dir)
 
 
 @functools.cache
 def weights_fingerprint(model: str, revision: str | None) -> tuple[str, str | None]:
-    """Of a checkpoint with its tokenizer: a hash of its files, or the hub's name and commit.
+    """What a checkpoint with its tokenizer is: a hash of its files, or the hub's name and commit.
 
     Returns:
         (fingerprint, commit); the commit is None for a folder, and else what the run is to use as its revision.
@@ -95,7 +86,7 @@ def weights_fingerprint(model: str, revision: str | None) -> tuple[str, str | No
     folder = find_commit(model, revision)
     if Path(model).expanduser().is_dir():
         names = sorted(path.name for path in folder.iterdir() if any(fnmatch.fnmatch(path.name, f) for f in FILES))
-        return _of_files({name: folder / name for name in names}), None
+        return digest_files({name: folder / name for name in names}), None
     if not re.fullmatch("[0-9a-f]{40}", folder.name):
         raise ModelError(f"cannot tell the commit of {model} from {folder}: give a folder, or --set revision=COMMIT.")
     return f"{model}@{folder.name}", folder.name
@@ -109,11 +100,3 @@ def code_fingerprint() -> str:
     become another version's by a better sentence. Python's minor version does, as its syntax trees have other forms.
     """
     return f"{__version__}+{source_fingerprint('rmbook.runs.run')[:16]}"
-
-
-def _of_files(paths: dict[str, Path]) -> str:
-    digests = {}
-    for name, path in paths.items():
-        with open(path, "rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from rmbook.files import read_json_lines, replacing
 from rmbook.methods.saved import load_trained
 from rmbook.models.clip_preprocessing import Preprocessing
-from rmbook.models.reuse import load_for_task
 from rmbook.runs.config import DTYPES, RunConfig, make_config
+from rmbook.tasks.catalog import find_task
 
 
 class RunError(Exception):
@@ -48,7 +48,8 @@ def load_run(folder: str | os.PathLike) -> tuple[nn.Module, PreTrainedTokenizerB
     if not (folder / "adapter.safetensors").exists():
         why = "diverged" if (folder / "result.json").exists() else f"not finished: rmbook train --resume {folder}"
         raise RunError(f"the run in {folder} has no adapter.safetensors: it is {why}.")
-    model, tokenizer = load_for_task(config.task, config.model, dtype=DTYPES[config.dtype], revision=config.revision)
+    load = find_task(config.task).load_model
+    model, tokenizer = load(config.model, dtype=DTYPES[config.dtype], revision=config.revision)
     load_trained(model, folder / "adapter.safetensors")
     return model.eval(), tokenizer, config
 

@@ -1,5 +1,6 @@
 """Everything that a run needs, loaded and checked before anything is written."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,22 +12,15 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rmbook.adapters.adapter_file import base_fingerprint
-from rmbook.errors import ConfigError
 from rmbook.methods.applied_method import AppliedMethod
 from rmbook.methods.apply import apply_method
 from rmbook.models.clip_preprocessing import Preprocessing
-from rmbook.models.encoding import MAX_LENGTH, Question
-from rmbook.models.language import max_positions
-from rmbook.models.predict import predict, to_questions
-from rmbook.models.reuse import BaseModels, load_for_task
+from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import DTYPES, RunConfig
-from rmbook.tasks.image_files import ImageRecord
-from rmbook.tasks.image_task import ImageTask
-from rmbook.tasks.metrics import task_score
-from rmbook.tasks.records import Record, load_records
+from rmbook.tasks.catalog import find_task
 from rmbook.tasks.splits import Splits, sample_splits
-from rmbook.tasks.task import find_task
-from rmbook.training.objectives import Answering, Classification, Objective, OptionChoice
+from rmbook.tasks.task import Task
+from rmbook.training.objectives import Objective
 
 
 @dataclass
@@ -39,8 +33,9 @@ class PreparedRun:
         model: with the method applied.
         tokenizer: of the model; of one of images, its preprocessing.
         method: what was applied.
-        splits: the records.
-        questions: train and dev records with their tokens; images as they are.
+        task: the task.
+        splits: the examples.
+        encoded: train and dev examples as the objective takes them.
         objective: what is minimised.
         max_length: longest prompt in tokens; None for images.
         fingerprint: of the base model, for methods that are no masks.
@@ -52,8 +47,9 @@ class PreparedRun:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase | Preprocessing
     method: AppliedMethod
+    task: Task
     splits: Splits
-    questions: dict[str, list[Question] | list[ImageRecord]]
+    encoded: dict[str, list]
     objective: Objective
     max_length: int | None
     fingerprint: str | None
@@ -61,7 +57,7 @@ class PreparedRun:
 
 
 def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedRun:
-    """Load records and model, apply the method and encode the prompts.
+    """Load examples and model, apply the method and encode the prompts.
 
     Args:
         config: the settings.
@@ -71,22 +67,16 @@ def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedR
         TaskError, ModelError, MethodError, TargetError, ConfigError, ValueError: what came does not fit.
     """
     task = find_task(config.task)
-    records = [load_records(task.name, split, config.data_dir) for split in ("train", "validation")]
-    splits = sample_splits(*records, config.seed, config.train_size, config.dev_size, config.test_size)
+    examples = [task.load_examples(split, config.data_dir) for split in ("train", "validation")]
+    splits = sample_splits(*examples, config.seed, config.train_size, config.dev_size, config.test_size)
     AcceleratorState._reset_state()  # it keeps one precision a process, where a notebook may want another run's
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     place = {"dtype": DTYPES[config.dtype], "device": accelerator.device, "revision": config.revision}
-    if bases:
-        model, tokenizer = bases.take(config.model, task=task.name, **place)
-    else:
-        model, tokenizer = load_for_task(task.name, config.model, **place)
+    load = functools.partial(bases.take, task.load_model) if bases else task.load_model
+    model, tokenizer = load(config.model, **place)
+    longest = task.prompt_limit(model, config.max_length)
     parts = {"train": splits.train, "dev": splits.dev}
-    if isinstance(task, ImageTask):  # a batch's images are decoded when it is made
-        longest, objective = None, Classification(tokenizer.batch)
-    else:
-        longest = longest_prompt(model, config.max_length)
-        objective = Answering() if task.objective == "answer" else OptionChoice()
-        parts = {name: to_questions(part, model, tokenizer, longest) for name, part in parts.items()}
+    encoded = {name: task.encode(part, model, tokenizer, longest) for name, part in parts.items()}
     if config.dropout is not None:
         set_dropout(model, config.dropout)
     masks = config.method.endswith("_masking")
@@ -103,16 +93,19 @@ def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedR
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return PreparedRun(
-        config, accelerator, model, tokenizer, method, splits, parts, objective, longest, fingerprint, bases
+        config=config,
+        accelerator=accelerator,
+        model=model,
+        tokenizer=tokenizer,
+        method=method,
+        task=task,
+        splits=splits,
+        encoded=encoded,
+        objective=task.objective(tokenizer),
+        max_length=longest,
+        fingerprint=fingerprint,
+        bases=bases,
     )
-
-
-def longest_prompt(model: nn.Module, wanted: int | None) -> int:
-    """`wanted` if the model can take it; 2,048 tokens or all that it can take if None."""
-    limit = max_positions(model) or MAX_LENGTH
-    if wanted is not None and max_positions(model) and wanted > limit:
-        raise ConfigError(f"max_length {wanted} is more than the {limit} tokens that the model can take: lower it.")
-    return wanted or min(limit, MAX_LENGTH)
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
@@ -132,12 +125,13 @@ def _settings(config: RunConfig, examples: int) -> dict:
     return settings
 
 
-def score_records(prepared: PreparedRun, records: Sequence[Record | ImageRecord], progress: bool) -> dict[str, float]:
-    """The task's metric over records, which the processes share."""
-    accelerator = prepared.accelerator
-    own = records[accelerator.process_index :: accelerator.num_processes]
-    with tqdm(total=len(own), desc="test", unit="record", leave=False, disable=not progress) as bar:
-        answers = predict(prepared.model, prepared.tokenizer, own, prepared.max_length, bar.update) if own else []
-    numbers = range(accelerator.process_index, len(records), accelerator.num_processes)
+def score_examples(prepared: PreparedRun, examples: Sequence, progress: bool) -> dict[str, float]:
+    """The task's metric over examples, which the processes share."""
+    accelerator, task = prepared.accelerator, prepared.task
+    own = examples[accelerator.process_index :: accelerator.num_processes]
+    with tqdm(total=len(own), desc="test", unit="example", leave=False, disable=not progress) as bar:
+        given = (prepared.model, prepared.tokenizer, own, prepared.max_length, bar.update)
+        answers = task.predict(*given) if own else []
+    numbers = range(accelerator.process_index, len(examples), accelerator.num_processes)
     pairs = gather_object(list(zip(numbers, answers, strict=True)))
-    return task_score(records, [answer for _, answer in sorted(pairs)])
+    return task.score(examples, [answer for _, answer in sorted(pairs)])

@@ -19,9 +19,9 @@ from rmbook.methods.saved import save_trained
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import RunConfig
 from rmbook.runs.folder import MetricsFile, RunError, finite, first_process, run_config
-from rmbook.runs.prepare import PreparedRun, prepare_run, score_records
+from rmbook.runs.prepare import PreparedRun, prepare_run, score_examples
 from rmbook.stamps import peak_memory, stamp
-from rmbook.tasks.task import find_task
+from rmbook.tasks.catalog import find_task
 from rmbook.training.checkpoint import Checkpoint, TrainingInterrupted
 from rmbook.training.config import TrainingResult
 from rmbook.training.train import train
@@ -114,8 +114,8 @@ def _run(
         with metrics as log, checkpoint.catching_signals(), _saying_how_to_go_on(folder):
             outcome = train(
                 prepared.model,
-                prepared.questions["train"],
-                prepared.questions["dev"],
+                prepared.encoded["train"],
+                prepared.encoded["dev"],
                 config.training(),
                 objective=prepared.objective,
                 method=prepared.method,
@@ -125,7 +125,7 @@ def _run(
                 progress=progress,
             )
         trained = outcome.best_epoch > 0  # else it diverged at once: there is nothing to keep
-        test = score_records(prepared, prepared.splits.test, progress) if trained else None
+        test = score_examples(prepared, prepared.splits.test, progress) if trained else None
     if accelerator.is_main_process:
         if trained:
             save_trained(prepared.method, folder / "adapter.safetensors", prepared.fingerprint)
@@ -140,8 +140,8 @@ def _run(
 def _result(prepared: PreparedRun, outcome: TrainingResult, test: dict | None, metrics: MetricsFile) -> dict:
     steps = [row for row in metrics.rows() if "tokens" in row]
     tokens, seconds = sum(row["tokens"] for row in steps), sum(row["seconds"] for row in steps)
-    questions = [question for part in prepared.questions.values() for question in part]
-    encoded = [option for question in questions for option in getattr(question, "options", ())]  # images have none
+    examples = [example for part in prepared.encoded.values() for example in part]
+    options = [option for example in examples for option in getattr(example, "options", ())]  # images have none
     return {
         "status": outcome.status,
         "config": prepared.config.to_dict(),
@@ -150,7 +150,7 @@ def _result(prepared: PreparedRun, outcome: TrainingResult, test: dict | None, m
         "ratio": prepared.method.ratio,
         "records": {name: len(getattr(prepared.splits, name)) for name in ("train", "dev", "test")},
         "max_length": prepared.max_length,
-        "cut_prompts": sum(option.cut > 0 for option in encoded),
+        "cut_prompts": sum(option.cut > 0 for option in options),
         "steps": outcome.steps,
         "best_epoch": outcome.best_epoch,
         "history": [finite(row) for row in outcome.history],
@@ -195,5 +195,5 @@ def _explaining_memory(config: RunConfig, folder: Path | None = None) -> Iterato
         advice += [] if config.gradient_checkpointing else ["--gradient-checkpointing"]
         onward = f" `rmbook train --resume {folder}` goes on, with either of these." if folder and advice else ""
         advice += [] if config.dtype in ("bfloat16", "float16") else ["a new run with --dtype bfloat16"]
-        advice += ["a new run with a smaller --max-length"] if find_task(config.task).objective != "classes" else []
+        advice += ["a new run with a smaller --max-length"] if find_task(config.task).has_prompts else []
         raise MemoryShortage(f"out of memory: use {', or '.join(advice)}.{onward}") from None

@@ -18,7 +18,7 @@ from rmbook.sweeps.driver import read_rows
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.ledger import STOPPED
 from rmbook.sweeps.table import COUNTED, SHARES, is_fine_tuning, sweep_table
-from rmbook.tasks.task import find_task
+from rmbook.tasks.catalog import find_task
 
 CELL = ("model", "task", "method", "ratio", "density")
 FINISHED = ("done", "diverged")

@@ -22,8 +22,8 @@ from rmbook.errors import ConfigError, closest
 from rmbook.paper.tables import TEST_IMAGES, TEST_RECORDS, load_paper_table
 from rmbook.sweeps.grid import read_grid
 from rmbook.sweeps.table import DEFAULTS
-from rmbook.tasks.image_task import IMAGE_TASKS
-from rmbook.tasks.task import find_task
+from rmbook.tasks.catalog import find_task
+from rmbook.tasks.images import IMAGE_TASKS
 
 PAPER_MODELS = {f"facebook/opt-{size}": f"OPT-{size}" for size in ("125m", "1.3b", "13b")}
 PAPER_MODELS |= {"meta-llama/Llama-2-7b-hf": "Llama-2-7b", "openai/clip-vit-base-patch16": "CLIP-ViT-B/16"}

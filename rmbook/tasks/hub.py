@@ -1,7 +1,7 @@
 """Rows of the tasks from the Hugging Face hub: parquet files at a pinned commit, read by the package `datasets`."""
 
-from rmbook.tasks.image_task import ImageTask
-from rmbook.tasks.task import Task, TaskError
+from rmbook.errors import TaskError
+from rmbook.tasks.task import SPLITS, Task
 
 
 def hub_rows(task: Task, split: str) -> tuple[str, list[dict]]:
@@ -14,13 +14,13 @@ def hub_rows(task: Task, split: str) -> tuple[str, list[dict]]:
     Raises:
         TaskError: as `hub_table`.
     """
-    if split not in task.files:
+    if split not in SPLITS:
         raise TaskError(f"split must be train or validation, got {split!r}.")
     source, table = hub_table(task, split, f"original files ({' and '.join(task.files.values())})")
     return source, list(table)
 
 
-def hub_table(task: Task | ImageTask, split: str, files: str):
+def hub_table(task: Task, split: str, files: str):
     """The `datasets.Dataset` of one split with the task's columns.
 
     Args:

@@ -19,9 +19,9 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from rmbook.errors import TaskError
 from rmbook.tasks.hub import hub_table
-from rmbook.tasks.image_task import ImageTask
-from rmbook.tasks.task import TaskError, plain_name
+from rmbook.tasks.task import Task, plain_name
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".tif", ".tiff")
 FOLDERS = {"train": "train", "validation": "test"}  # what runs call validation is the standard test split
@@ -30,7 +30,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  #
 
 
 @dataclass(frozen=True, eq=False)
-class ImageRecord:
+class ImageExample:
     """One labelled image.
 
     Attributes:
@@ -44,7 +44,7 @@ class ImageRecord:
     gold: tuple[int]
     where: str
     open: Callable[[], Image.Image]
-    answers: ClassVar[tuple] = ()  # as records of language have them
+    answers: ClassVar[tuple] = ()  # as examples of language have them
 
     def read(self) -> Image.Image:
         """The image in RGB; raises TaskError if it is damaged."""
@@ -55,7 +55,7 @@ class ImageRecord:
             raise _damaged(self.where, error) from None
 
 
-def load_images(task: ImageTask, split: str, data_dir: str | os.PathLike | None = None) -> list[ImageRecord]:
+def load_images(task: Task, split: str, data_dir: str | os.PathLike | None = None) -> list[ImageExample]:
     """All images of a split, by class and name or in the order of the original's list; none is decoded yet.
 
     Args:
@@ -69,28 +69,28 @@ def load_images(task: ImageTask, split: str, data_dir: str | os.PathLike | None 
     if split not in FOLDERS:
         raise TaskError(f"split must be train or validation, got {split!r}.")
     if data_dir is None:
-        return list(_hub_records(task, split))
+        return list(_hub_examples(task, split))
     _, files, pairs = _find(task, split, Path(data_dir))
     if pairs is None:
-        return _idx_records(task, *files)
-    records = []
+        return _idx_examples(task, *files)
+    examples = []
     for path, label in pairs:
         try:
             Image.open(path).close()  # its head only: a file that is no image should be named before a run begins
         except UNREADABLE as error:
             raise _damaged(path, error) from None
         gold = (_class_number(task, label, path),)
-        records.append(ImageRecord(task.name, gold, str(path), functools.partial(Image.open, path)))
-    return records
+        examples.append(ImageExample(task.name, gold, str(path), functools.partial(Image.open, path)))
+    return examples
 
 
-def original_files(task: ImageTask, split: str, data_dir: str | os.PathLike) -> dict[str, Path]:
+def list_files(task: Task, split: str, data_dir: str | os.PathLike) -> dict[str, Path]:
     """All files that a run reads of a split, by their place in the set's folder; raises TaskError as `load_images`."""
     base, files, pairs = _find(task, split, Path(data_dir))
     return {os.path.relpath(path, base): path for path in [*files, *(path for path, _ in pairs or ())]}
 
 
-def _find(task: ImageTask, split: str, data_dir: Path) -> tuple[Path, list[Path], list[tuple[Path, str]] | None]:
+def _find(task: Task, split: str, data_dir: Path) -> tuple[Path, list[Path], list[tuple[Path, str]] | None]:
     """The set's folder; files that list or hold images; images with labels, None where those files hold them."""
     for base in (data_dir, data_dir / task.name):
         idx = [base / f"{IDX[split]}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
@@ -149,7 +149,7 @@ def _table(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, ...
         yield tuple(row[column] for column in columns)
 
 
-def _class_number(task: ImageTask, label: str, where: object) -> int:
+def _class_number(task: Task, label: str, where: object) -> int:
     """From a class's name, whatever its capitals, spaces and underscores, or from its number."""
     numbers = _class_numbers(task)
     if plain_name(label) in numbers:
@@ -161,18 +161,18 @@ def _class_number(task: ImageTask, label: str, where: object) -> int:
 
 
 @functools.cache
-def _class_numbers(task: ImageTask) -> dict[str, int]:
+def _class_numbers(task: Task) -> dict[str, int]:
     return {plain_name(name): number for number, name in enumerate(task.classes)}
 
 
-def _idx_records(task: ImageTask, images_path: Path, labels_path: Path) -> list[ImageRecord]:
+def _idx_examples(task: Task, images_path: Path, labels_path: Path) -> list[ImageExample]:
     images, labels = _idx(images_path, 3), _idx(labels_path, 1)
     if len(images) != len(labels) or len(labels) == 0:
         raise TaskError(f"{images_path} holds {len(images)} images and {labels_path} {len(labels)} labels: get both.")
     if labels.max() >= len(task.classes):
         raise TaskError(f"{labels_path}: label {labels.max()} is out of range: {task.name} has 0 to 9.")
     return [
-        ImageRecord(
+        ImageExample(
             task.name, (int(label),), f"{images_path}, image {number}", functools.partial(Image.fromarray, image)
         )
         for number, (image, label) in enumerate(zip(images, labels, strict=True))
@@ -193,7 +193,7 @@ def _idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
 
-def _hub_records(task: ImageTask, split: str) -> Iterator[ImageRecord]:
+def _hub_examples(task: Task, split: str) -> Iterator[ImageExample]:
     source, table = hub_table(task, FOLDERS[split], "image files")
     column, label = task.columns
     numbers, names = table[label], [plain_name(name) for name in getattr(table.features[label], "names", None) or ()]
@@ -204,7 +204,7 @@ def _hub_records(task: ImageTask, split: str) -> Iterator[ImageRecord]:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(classes):
             raise TaskError(f"{source}, row {index}: label {number!r} is not 0 to {len(classes) - 1} of {task.name}.")
         where = f"{source}, row {index}"
-        yield ImageRecord(task.name, (order[number],), where, functools.partial(_from_table, table, index, column))
+        yield ImageExample(task.name, (order[number],), where, functools.partial(_from_table, table, index, column))
 
 
 def _from_table(table, index: int, column: str) -> Image.Image:

@@ -5,37 +5,11 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from rmbook.tasks.records import Record
-from rmbook.tasks.task import TaskError, find_task
+from rmbook.errors import TaskError
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 NO_ANSWER = ("CANNOTANSWER", "no answer")
-
-
-def task_score(records: Sequence[Record], predictions: Sequence[int] | Sequence[str]) -> dict[str, float]:
-    """The task's metric over all records, by its name.
-
-    Args:
-        records: of one task.
-        predictions: for each of them the number of the option that was chosen, or the text for SQuAD and DROP.
-
-    Returns:
-        {"accuracy": ...} or {"f1": ...}, 0 to 1.
-
-    Raises:
-        TaskError: no records, records of several tasks, or another number of predictions.
-    """
-    if not records or len(records) != len(predictions):
-        raise TaskError(f"a score needs one prediction a record, got {len(predictions)} for {len(records)} records.")
-    names = sorted({record.task for record in records})
-    if len(names) > 1:
-        raise TaskError(f"a score is of one task, got records of {', '.join(names)}.")
-    if find_task(names[0]).generates:
-        scores = [best_f1(text, record.answers) for text, record in zip(predictions, records, strict=True)]
-        return {"f1": sum(scores) / len(scores)}
-    right = [number in record.gold for number, record in zip(predictions, records, strict=True)]
-    return {"accuracy": sum(right) / len(right)}
 
 
 def normalize_answer(text: str) -> str:

@@ -9,7 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from rmbook.tasks.task import Task, TaskError
+from rmbook.errors import TaskError
+from rmbook.tasks.task import SPLITS, Task
 
 
 def read_rows(task: Task, split: str, data_dir: str | os.PathLike) -> tuple[str, list[dict]]:
@@ -56,7 +57,7 @@ def read_rows(task: Task, split: str, data_dir: str | os.PathLike) -> tuple[str,
 
 def find_file(task: Task, split: str, data_dir: Path) -> Path:
     """A split's original file, in data_dir or in the task's own folder there; raises TaskError if there is none."""
-    if split not in task.files:
+    if split not in SPLITS:
         raise TaskError(f"split must be train or validation, got {split!r}.")
     candidates = [data_dir / task.files[split], data_dir / task.folder / task.files[split]]
     for path in candidates:

@@ -1,38 +1,38 @@
-"""The paper's sampling rule: 1,000 records to train on, 500 to choose the epoch by, 1,000 to test on."""
+"""The paper's sampling rule: 1,000 examples to train on, 500 to choose the epoch by, 1,000 to test on."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from rmbook.tasks.records import Record
-from rmbook.tasks.task import TaskError, find_task
+from rmbook.errors import TaskError
+from rmbook.tasks.catalog import find_task
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The records of one run; `train` and `dev` come from the training split, `test` from the validation split."""
+    """The examples of one run; `train` and `dev` come from the training split, `test` from the validation split."""
 
-    train: list[Record]
-    dev: list[Record]
-    test: list[Record]
+    train: list
+    dev: list
+    test: list
 
 
 def sample_splits(
-    train: list[Record],
-    validation: list[Record],
+    train: list,
+    validation: list,
     seed: int,
     train_size: int = 1000,
     dev_size: int | None = None,
     test_size: int = 1000,
 ) -> Splits:
-    """Draw the records of a run as MeZO does.
+    """Draw the examples of a run as MeZO does.
 
     The first train_size + dev_size numbers of one permutation of the training split are taken; the last dev_size of
-    them are dev. A training split that is smaller than that gives all its records, and dev is still the last of them:
+    them are dev. A training split that is smaller than that gives all its examples, and dev is still the last of them:
     the 250 of CB become 200 + 50. Test takes the first numbers of the validation split's own permutation.
 
     Args:
-        train, validation: all records of the two splits.
+        train, validation: all examples of the two splits.
         seed: 0 to 2**32 - 1; the streams are those of `numpy.random.seed(seed)`, whose global state is left alone.
         dev_size: the task's own by default (500; 50 for CB and WSC; 100 for COPA).
 
@@ -41,7 +41,7 @@ def sample_splits(
             nothing left to train on.
     """
     if not train or not validation:
-        raise TaskError(f"the {'train' if not train else 'validation'} split is empty: load its records first.")
+        raise TaskError(f"the {'train' if not train else 'validation'} split is empty: load its examples first.")
     dev_size = find_task(train[0].task).dev_size if dev_size is None else dev_size
     for name, size, least in (("train", train_size, 1), ("dev", dev_size, 0), ("test", test_size, 1)):
         if size < least:
@@ -52,11 +52,11 @@ def sample_splits(
     boundary = len(chosen) - dev_size
     if boundary < 1:
         raise TaskError(
-            f"{len(train)} training records leave none after a dev_size of {dev_size}: give a smaller dev_size."
+            f"{len(train)} training examples leave none after a dev_size of {dev_size}: give a smaller dev_size."
         )
     return Splits(chosen[:boundary], chosen[boundary:], _first(validation, test_size, seed))
 
 
-def _first(records: list[Record], count: int, seed: int) -> list[Record]:
-    order = np.random.RandomState(seed).permutation(len(records))
-    return [records[number] for number in order[:count]]
+def _first(examples: list, count: int, seed: int) -> list:
+    order = np.random.RandomState(seed).permutation(len(examples))
+    return [examples[number] for number in order[:count]]

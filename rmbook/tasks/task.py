@@ -1,126 +1,167 @@
-"""The paper's eleven tasks: where their records are, how they are trained and what is reported."""
+"""What all of the paper's sixteen tasks have in common: examples, a model, an objective, answers and their score."""
 
-import difflib
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from rmbook.tasks.image_task import IMAGE_TASKS, ImageTask
+import torch
+from torch import nn
+
+from rmbook.errors import TaskError
+from rmbook.files import digest_files
+from rmbook.training.objectives import Objective
+
+SPLITS = ("train", "validation")  # of the original data; a run tests on the second
 
 
-class TaskError(ValueError):
-    """A task, its records or its prompts cannot be used; one line that says what to do."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task.
+    """One task; `rmbook.tasks.language.LanguageTask` and `rmbook.tasks.images.ImageTask` fill in the methods.
+
+    Below, `preparation` is what `load_model` gives beside the model: its tokenizer, or for images its preprocessing.
 
     Attributes:
         name: as the paper writes it.
         repository, configuration, revision: parquet files on the Hugging Face hub, and the commit that is read.
-        folder: of the original distribution.
-        files: name of the original file of each split, "train" and "validation".
         columns: the hub's columns that are read.
-        labels: original labels in the order of the classes; empty where the original names the answer otherwise.
-        objective: "options" trains a cross-entropy over the options, "answer" teacher forcing on the right one.
+        dev_size: examples cut from the training split to choose the best epoch.
         metric: what the paper reports, "accuracy" or "f1".
-        dev_size: records cut from the training split to choose the best epoch.
+        has_prompts: whether a model reads text, so that its length has a limit.
+        trains_answer: whether the right answer alone is trained, so that dev examples have a loss but no accuracy.
     """
 
     name: str
     repository: str
     revision: str
     columns: tuple[str, ...]
-    folder: str
     configuration: str | None = None
-    files: dict[str, str] = field(default_factory=lambda: {"train": "train.jsonl", "validation": "val.jsonl"})
-    labels: tuple = ()
-    objective: str = "options"
-    metric: str = "accuracy"
     dev_size: int = 500
+    metric: str = "accuracy"
+    has_prompts: bool = True
+    trains_answer: bool = False
 
-    @property
-    def generates(self) -> bool:
-        """Whether the model writes the answer, as in SQuAD and DROP; in the other tasks it chooses an option."""
-        return self.metric == "f1"
+    def load_examples(self, split: str, data_dir: str | os.PathLike | None = None) -> list:
+        """All examples of a split, in the order of the original data.
+
+        Args:
+            split: "train" or "validation".
+            data_dir: folder with the original files, or with a folder of the task's that holds them; None reads the
+                hub.
+
+        Raises:
+            TaskError: files that are missing, damaged or of another form, unknown labels, an empty split, no hub.
+        """
+        raise NotImplementedError
+
+    def original_files(self, data_dir: str | os.PathLike) -> dict[str, Path]:
+        """All files that `load_examples` reads of both splits, by a name that does not depend on the folder.
+
+        Raises:
+            TaskError: a file is missing.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self, data_dir: str | os.PathLike | None) -> str:
+        """What the examples are, wherever they are: a hash of the original files, or the hub's repository and commit.
+
+        Raises:
+            TaskError: a file is missing.
+        """
+        if data_dir is None:
+            return f"{self.repository}/{self.configuration or ''}@{self.revision}"
+        return digest_files(self.original_files(data_dir))
+
+    def load_model(
+        self,
+        name: str | os.PathLike,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+    ) -> tuple[nn.Module, Any]:
+        """The model that the task wants, and its preparation; tasks that can share a model have the same function here.
+
+        Args:
+            name: of the model on the hub, or a folder.
+            dtype: of its parameters.
+            device: the CPU if None.
+            revision: branch, tag or commit on the hub.
+
+        Raises:
+            ModelError: no such model, or not of the kind that the task wants.
+        """
+        raise NotImplementedError
+
+    def prompt_limit(self, model: nn.Module, wanted: int | None = None) -> int | None:
+        """The longest prompt in tokens for `encode` and `predict`; None for tasks without prompts.
+
+        Args:
+            model: says how much it can take.
+            wanted: what the user asks for, if anything.
+
+        Raises:
+            ConfigError: the user asks for more than the model can take.
+        """
+        raise NotImplementedError
+
+    def encode(self, examples: Sequence, model: nn.Module, preparation: Any, max_length: int | None = None) -> list:
+        """The examples as `objective` takes them.
+
+        Args:
+            max_length: from `prompt_limit`, which is asked if it is None.
+
+        Raises:
+            TaskError: a prompt that leaves no room, or adds no token.
+        """
+        raise NotImplementedError
+
+    def objective(self, preparation: Any) -> Objective:
+        """What training minimises."""
+        raise NotImplementedError
+
+    def predict(
+        self,
+        model: nn.Module,
+        preparation: Any,
+        examples: Sequence,
+        max_length: int | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> list[int] | list[str]:
+        """What the model answers, for `score`.
+
+        Args:
+            max_length: from `prompt_limit`, which is asked if it is None; answers that are written must fit, too.
+            advance: called with the number of examples as they are done.
+
+        Returns:
+            For each example the number of the option or class that the model finds likeliest; for SQuAD and DROP the
+            text that it writes.
+
+        Raises:
+            TaskError: as `encode`; an image is damaged.
+        """
+        raise NotImplementedError
+
+    def score(self, examples: Sequence, predictions: Sequence[int] | Sequence[str]) -> dict[str, float]:
+        """The task's metric over all examples, by its name: {"accuracy": ...} or {"f1": ...}, from 0 to 1.
+
+        Raises:
+            TaskError: no examples, examples of another task, or another number of predictions.
+        """
+        if not examples or len(examples) != len(predictions):
+            counts = f"{len(predictions)} for {len(examples)} examples"
+            raise TaskError(f"a score needs one prediction for each example, got {counts}.")
+        if others := sorted({example.task for example in examples} - {self.name}):
+            raise TaskError(f"{self.name} cannot score examples of {', '.join(others)}.")
+        scores = [self._score_one(example, answer) for example, answer in zip(examples, predictions, strict=True)]
+        return {self.metric: sum(scores) / len(scores)}
+
+    def _score_one(self, example: Any, prediction: int | str) -> float:
+        return float(prediction in example.gold)
 
 
-def _superglue(name: str, configuration: str, columns: str, **kwargs) -> Task:
-    return Task(
-        name,
-        repository="aps/super_glue",
-        configuration=configuration,
-        revision="3de24cf8022e94f4ee4b9d55a6f539891524d646",
-        columns=tuple(columns.split()),
-        folder=name,
-        **kwargs,
-    )
-
-
-# COPA has 400 training records: with the 500 of the other tasks nothing would be left to train on, so the 100 of MeZO.
-_TASKS = (
-    Task(
-        "SST-2",
-        repository="nyu-mll/glue",
-        configuration="sst2",
-        revision="bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c",
-        columns=("sentence", "label"),
-        folder="SST-2",
-        files={"train": "train.tsv", "validation": "dev.tsv"},
-        labels=("0", "1"),
-    ),
-    _superglue("RTE", "rte", "premise hypothesis label", labels=("entailment", "not_entailment")),
-    _superglue("CB", "cb", "premise hypothesis label", labels=("entailment", "contradiction", "neutral"), dev_size=50),
-    Task(
-        "BoolQ",
-        repository="google/boolq",
-        revision="35b264d03638db9f4ce671b711558bf7ff0f80d5",
-        columns=("question", "passage", "answer"),
-        folder="BoolQ",
-        files={"train": "train.jsonl", "validation": "dev.jsonl"},
-    ),
-    _superglue("WSC", "wsc.fixed", "text span1_text span2_text label", labels=(False, True), dev_size=50),
-    _superglue("WiC", "wic", "word sentence1 sentence2 label", labels=(False, True)),
-    _superglue("MultiRC", "multirc", "paragraph question answer label", labels=(0, 1)),
-    _superglue("COPA", "copa", "premise choice1 choice2 question label", labels=(0, 1), dev_size=100),
-    _superglue("ReCoRD", "record", "passage query entities answers", objective="answer"),
-    Task(
-        "SQuAD",
-        repository="rajpurkar/squad",
-        revision="7b6d24c440a36b6815f21b70d25016731768db1f",
-        columns=("title", "context", "question", "answers"),
-        folder="SQuAD",
-        files={"train": "train-v1.1.json", "validation": "dev-v1.1.json"},
-        objective="answer",
-        metric="f1",
-    ),
-    Task(
-        "DROP",
-        repository="ucinlp/drop",
-        revision="95cda593fae71b60b5b19f82de3fcf3298c1239c",
-        columns=("passage", "question", "answers_spans"),
-        folder="drop_dataset",
-        files={"train": "drop_dataset_train.json", "validation": "drop_dataset_dev.json"},
-        objective="answer",
-        metric="f1",
-    ),
-)
-TASKS = {task.name: task for task in _TASKS}
-
-
-def find_task(name: str) -> Task | ImageTask:
-    """The task of a name, of language or of images; capitals, hyphens and underscores do not matter.
-
-    Raises:
-        TaskError: no such task; the message names the closest ones.
-    """
-    keys = {plain_name(known): task for known, task in (TASKS | IMAGE_TASKS).items()}
-    if plain_name(name) in keys:
-        return keys[plain_name(name)]
-    close = [keys[key].name for key in difflib.get_close_matches(plain_name(name), keys)]
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise TaskError(f"unknown task {name!r}: {hint}The tasks are {', '.join(TASKS | IMAGE_TASKS)}.")
-
-
-def plain_name(name: str) -> str:
+def plain_name(name: object) -> str:
     """A name without capitals, spaces and signs, for comparing it with what people write."""
     return "".join(letter for letter in str(name).casefold() if letter.isalnum())

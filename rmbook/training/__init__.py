@@ -2,8 +2,9 @@
 
 In: a model, training and dev examples, a `TrainingConfig`. Out: the model at its best epoch, a `TrainingResult`.
 
-    train          `train`, `evaluate`
-    config         `TrainingConfig`, `TrainingResult`
+    train          `train`
+    config         `TrainingConfig`, `TrainingResult`, the schedule of the learning rate
+    evaluation     `evaluate`: loss and accuracy over a data set
     loop           one step after the other
     objectives     what is minimised
     checkpoint     the state of an interrupted run

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -21,11 +20,9 @@ from rmbook.training.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
 )
+from rmbook.training.config import TrainingConfig, schedule_share
+from rmbook.training.evaluation import evaluate
 from rmbook.training.objectives import Objective
-from rmbook.training.schedule import schedule_share
-
-if TYPE_CHECKING:
-    from rmbook.training.config import TrainingConfig
 
 
 @dataclass
@@ -60,7 +57,7 @@ class TrainingLoop:
         self,
         method: AppliedMethod,
         objective: Objective,
-        config: "TrainingConfig",
+        config: TrainingConfig,
         accelerator: Accelerator,
         checkpoint: Checkpoint | None = None,
         log: Callable[[dict], None] | None = None,
@@ -167,7 +164,8 @@ class TrainingLoop:
 
     def _finish_epoch(self, dev_data) -> None:
         state = self.state
-        loss, accuracy = self._score(dev_data)
+        size = 4 * self.config.batch_size
+        loss, accuracy = evaluate(self.method.model, dev_data, self.objective, size, self.accelerator)
         row = {"epoch": state.epoch, "step": state.step, "train_loss": sum(state.losses) / len(state.losses)}
         state.history.append(row | {"dev_loss": loss, "dev_accuracy": accuracy})
         self.log(state.history[-1])
@@ -176,22 +174,6 @@ class TrainingLoop:
         elif state.best_epoch == 0 or loss < state.history[state.best_epoch - 1]["dev_loss"]:
             self.best, state.best_epoch = self._weights(), state.epoch
         state.epoch, state.batch, state.losses = state.epoch + 1, 0, []
-
-    @torch.no_grad()
-    def _score(self, data: Sequence) -> tuple[float, float]:
-        """Mean loss and accuracy over all processes; examples of like length are computed together."""
-        self.method.model.eval()
-        examples = sorted((data[index] for index in range(len(data))), key=self.objective.length)
-        size, accelerator = 4 * self.config.batch_size, self.accelerator
-        batches = [examples[start : start + size] for start in range(0, len(examples), size)]
-        sums = torch.zeros(2, dtype=torch.float64)
-        for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-            loss, right = self.objective.evaluate(self.method.model, batch)
-            sums += torch.tensor([loss.item(), math.nan if right is None else right], dtype=torch.float64)
-        if accelerator.num_processes > 1:
-            sums = accelerator.reduce(sums.to(accelerator.device), "sum")
-        loss, right = sums.tolist()
-        return loss / self.objective.weight(examples), right / len(examples)
 
     def _flags(self) -> tuple[float, float]:
         """Whether this process is asked to stop, and whether it is time to write a checkpoint."""

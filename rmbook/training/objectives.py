@@ -63,18 +63,14 @@ class Classification(Objective):
 
     @override
     def evaluate(self, model, examples):
-        return classify(model, self._batch(model, examples))
+        batch = self._batch(model, examples)
+        output = model(**batch)
+        right = (output.logits.argmax(-1) == batch["labels"]).sum().item()
+        return output.loss.detach().double() * len(examples), right
 
     def _batch(self, model, examples) -> dict[str, torch.Tensor]:
         device = next(model.parameters()).device
         return {name: tensor.to(device) for name, tensor in self.collate(list(examples)).items()}
-
-
-def classify(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Summed loss and number of right answers of one batch."""
-    output = model(**batch)
-    right = (output.logits.argmax(-1) == batch["labels"]).sum().item()
-    return output.loss.detach().double() * len(batch["labels"]), right
 
 
 class OptionChoice(Objective):

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import DataLoader
 
 from rmbook.methods.applied_method import AppliedMethod
 from rmbook.training.checkpoint import Checkpoint
 from rmbook.training.config import TrainingConfig, TrainingResult
 from rmbook.training.loop import TrainingLoop
-from rmbook.training.objectives import Classification, Objective, classify
+from rmbook.training.objectives import Classification, Objective
 
 
 def train(
@@ -82,20 +81,3 @@ def train(
         seconds=state.seconds,
         config=config,
     )
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, loader: DataLoader) -> tuple[float, float]:
-    """Mean loss and accuracy (a share in [0, 1]) over a data loader, in evaluation mode.
-
-    Args:
-        model: as for `train` with its default objective.
-        loader: batches as for `train`; they are moved to the model's device.
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    loss_sum, right, count = 0.0, 0, 0
-    for batch in loader:
-        loss, hits = classify(model, {name: tensor.to(device) for name, tensor in batch.items()})
-        loss_sum, right, count = loss_sum + loss.item(), right + hits, count + len(batch["labels"])
-    return loss_sum / count, right / count

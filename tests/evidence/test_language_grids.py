@@ -15,7 +15,7 @@ from rmbook.evidence.language_grids import (
     result_name,
     summary,
 )
-from rmbook.offline.offline_files import write_generated_records
+from rmbook.offline.sentences import write_generated_examples
 from rmbook.runs.config import RunConfig
 from rmbook.sweeps.grid import combinations, expand
 
@@ -83,7 +83,7 @@ def test_a_rate_at_which_a_seed_broke_is_out_and_a_method_without_scores_is_left
 
 
 def test_files_are_described_without_their_place(tmp_path):
-    write_generated_records(tmp_path, 6, 4)
+    write_generated_examples(tmp_path, 6, 4)
     found = describe_files("SST-2", str(tmp_path))
     assert str(tmp_path) not in json.dumps(found)
     assert {name: file["lines"] for name, file in found["files"].items()} == {"train.tsv": 7, "dev.tsv": 5}

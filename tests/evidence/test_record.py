@@ -12,7 +12,7 @@ from rmbook.errors import ConfigError
 from rmbook.evidence.experiment import Experiment, run_experiment
 from rmbook.evidence.record import KINDS, record_grid
 from rmbook.evidence.recording import load_recorded
-from rmbook.offline.offline_files import write_generated_records
+from rmbook.offline.sentences import write_generated_examples
 from rmbook.runs.folder import RunError
 from rmbook.runs.run import MemoryShortage
 from rmbook.stamps import stamp
@@ -96,7 +96,7 @@ def test_a_cell_of_merged_tasks_has_the_form_of_the_recorded_ones(grid, tmp_path
 
 
 def test_a_grid_of_a_language_model_is_recorded_without_paths_and_adapters(grid, tmp_path):
-    data = str(write_generated_records(tmp_path / "data", 16, 8))
+    data = str(write_generated_examples(tmp_path / "data", 16, 8))
     path = record_grid(grid(LANGUAGE), tmp_path / "sweep", {"data_dir": data})
     content, recorded = json.loads(path.read_text()), load_recorded("fine_tuning_opt")
     assert list(content) == list(recorded) and list(content["runs"][0]) == list(recorded["runs"][0])
@@ -117,7 +117,7 @@ def test_too_little_memory_takes_no_other_run_along_and_other_errors_are_told(gr
 
         return perform
 
-    changes = {"data_dir": str(write_generated_records(tmp_path / "data", 16, 8))}
+    changes = {"data_dir": str(write_generated_examples(tmp_path / "data", 16, 8))}
     path = record_grid(grid(LANGUAGE), tmp_path / "a", changes, perform=fails(MemoryShortage("too little")))
     assert [run["status"] for run in json.loads(path.read_text())["runs"]] == ["out of memory", "completed"]
     with pytest.raises(RunError, match="1 runs failed, such as: ValueError: broken"):

@@ -10,16 +10,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rmbook.errors import TaskError
 from rmbook.evidence import record_source, tiers
 from rmbook.evidence.record_source import choose_records, find_source, hub_answers
 from rmbook.evidence.tiers import LADDERS, Plan, choose_tier, make_plan
 from rmbook.models.files import KNOWN_MODELS, ModelError
 from rmbook.models.language import load_language_model
-from rmbook.offline.offline_files import tiny_checkpoint, write_generated_records
-from rmbook.offline.sentences import sentiment_sentences
+from rmbook.offline.made import tiny_checkpoint
+from rmbook.offline.sentences import write_generated_examples
 from rmbook.runs.config import RunConfig
-from rmbook.tasks.records import load_records
-from rmbook.tasks.task import TaskError
+from rmbook.tasks.catalog import load_examples
 
 # ---------------------------------------------------------------------------------------------------------- rules
 
@@ -117,7 +117,7 @@ def test_the_environment_decides_before_the_network(monkeypatch, tmp_path):
     monkeypatch.setenv("RMBOOK_DATA_DIR", str(tmp_path))
     with pytest.raises(TaskError, match="SST-2 has no validation file"):
         find_source()
-    write_generated_records(tmp_path, 4, 4)
+    write_generated_examples(tmp_path, 4, 4)
     assert find_source() == ("original files", str(tmp_path))
     monkeypatch.setenv("RMBOOK_RECORDS", "generated")
     assert find_source() == ("generated", None)
@@ -125,37 +125,10 @@ def test_the_environment_decides_before_the_network(monkeypatch, tmp_path):
 
 def test_without_a_hub_nothing_is_loaded_from_it(monkeypatch):
     monkeypatch.setattr(record_source, "hub_answers", lambda: False)
-    monkeypatch.setattr(record_source, "load_records", lambda *a: pytest.fail("the hub was asked for records"))
+    monkeypatch.setattr(record_source, "load_examples", lambda *a: pytest.fail("the hub was asked for records"))
     monkeypatch.setattr(record_source.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
     assert not record_source._hub_has_records()
-
-
-# -------------------------------------------------------------------------------------------------------- the files
-
-
-def test_generated_records_are_read_as_the_originals_are(tmp_path):
-    folder = write_generated_records(tmp_path / "new", 30, 20)
-    for split, part, count in (("train", "train", 30), ("validation", "test", 20)):
-        records = load_records("SST-2", split, folder)
-        sentences, labels = sentiment_sentences(part, count)
-        assert [record.texts["sentence"].strip() for record in records] == sentences
-        assert [record.gold for record in records] == [(label,) for label in labels]
-
-
-def test_a_tiny_checkpoint_is_made_once_and_again_if_damaged(monkeypatch, tmp_path):
-    monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path / "cache"))
-    folder = tiny_checkpoint("opt", pretrain_steps=0)
-    weights = folder / "model.safetensors"
-    whole, made = weights.read_bytes(), weights.stat().st_ino
-    assert tiny_checkpoint("opt", pretrain_steps=0) == folder and weights.stat().st_ino == made
-    weights.write_bytes(whole[:1000])
-    assert tiny_checkpoint("opt", pretrain_steps=0) == folder and weights.read_bytes() == whole
-    (folder / "config.json").unlink()
-    tiny_checkpoint("opt", pretrain_steps=0)
-    assert (folder / "config.json").exists()
-    others = {tiny_checkpoint("llama", pretrain_steps=0), tiny_checkpoint("opt", pretrain_steps=0, seed=1)}
-    assert len(others | {folder}) == 3
 
 
 # ---------------------------------------------------------------------------------------------------------- the plan
@@ -183,12 +156,12 @@ def test_offline_on_a_laptop_everything_is_made_here_and_said(family, kind, mach
     assert type(plan.load()[0]).__name__ == f"{kind}ForCausalLM"
     config = RunConfig(**plan.settings, **plan.tier.mask, learning_rate=plan.tier.rate)
     size = config.train_size + config.dev_size
-    assert len(load_records("SST-2", "train", plan.data_dir)) == size
-    assert len(load_records("SST-2", "validation", plan.data_dir)) == config.test_size
+    assert len(load_examples("SST-2", "train", plan.data_dir)) == size
+    assert len(load_examples("SST-2", "validation", plan.data_dir)) == config.test_size
 
 
 def test_real_records_are_not_those_of_the_page(machine, tmp_path):
-    machine.setenv("RMBOOK_DATA_DIR", str(write_generated_records(tmp_path / "real", 8, 8)))
+    machine.setenv("RMBOOK_DATA_DIR", str(write_generated_examples(tmp_path / "real", 8, 8)))
     plan = make_plan("opt")
     assert not plan.as_printed and f"original files in {tmp_path / 'real'}" in plan.sentence() and not plan.note
 

@@ -21,13 +21,13 @@ from rmbook.models.clip_preprocessing import Preprocessing, read_preprocessing
 from rmbook.models.files import ModelError
 from rmbook.models.language import convert_checkpoint, load_language_model
 from rmbook.offline.tiny_language import make_tiny_checkpoint
-from rmbook.tasks.image_task import IMAGE_TASKS, ImageTask
+from rmbook.tasks.images import IMAGE_TASKS
 
 COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-def task(*templates, classes=("cat", "storage tank", "7")) -> ImageTask:
-    return ImageTask("CIFAR10", "r", "0", ("img", "label"), classes, templates, dev_size=1)
+def names(*templates, classes=("cat", "storage tank", "7")) -> tuple:
+    return classes, templates
 
 
 def pixels(count=5, dtype=torch.float32):
@@ -69,7 +69,7 @@ def test_the_file_is_read_in_its_old_and_its_new_form(tmp_path):
 
 
 def test_logits_are_those_of_clip_for_one_sentence_a_class(clip):  # noqa: F811
-    model, preparation = load_image_classifier(task("a photo of a {}."), clip)
+    model, preparation = load_image_classifier(*names("a photo of a {}."), clip)
     texts = [f"a photo of a {name}." for name in ("cat", "storage tank", "7")]
     whole = CLIPModel.from_pretrained(clip).eval()
     batch = AutoTokenizer.from_pretrained(clip)(texts, padding=True, return_tensors="pt")
@@ -86,8 +86,8 @@ def test_logits_are_those_of_clip_for_one_sentence_a_class(clip):  # noqa: F811
 
 def test_several_sentences_are_averaged_normalised_before_and_after(clip):  # noqa: F811
     templates = ("a photo of a {}.", "one {}, seen from very far above.", "{}")
-    model, _ = load_image_classifier(task(*templates), clip, dtype=torch.float64)
-    parts = [load_image_classifier(task(template), clip, dtype=torch.float64)[0].head for template in templates]
+    model, _ = load_image_classifier(*names(*templates), clip, dtype=torch.float64)
+    parts = [load_image_classifier(*names(template), clip, dtype=torch.float64)[0].head for template in templates]
     scale = CLIPModel.from_pretrained(clip).logit_scale.exp().item()
     mean = sum(part / part.norm(dim=-1, keepdim=True) for part in parts) / 3
     torch.testing.assert_close(model.head, scale * mean / mean.norm(dim=-1, keepdim=True), rtol=1e-6, atol=1e-6)
@@ -95,7 +95,7 @@ def test_several_sentences_are_averaged_normalised_before_and_after(clip):  # no
 
 
 def test_it_is_transformers_image_encoder_with_a_head_that_no_file_keeps(clip, tmp_path):  # noqa: F811
-    model, _ = load_image_classifier(task("a {}"), clip)
+    model, _ = load_image_classifier(*names("a {}"), clip)
     plain = CLIPVisionModelWithProjection.from_pretrained(clip)
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
@@ -121,8 +121,8 @@ def test_the_paper_s_model_has_the_parameters_that_the_docstring_says():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_frozen_weights_may_be_narrow_and_logits_stay_float32(clip, dtype):  # noqa: F811
-    model, _ = load_image_classifier(task("a photo of a {}."), clip, dtype=dtype)
-    wide, _ = load_image_classifier(task("a photo of a {}."), clip)
+    model, _ = load_image_classifier(*names("a photo of a {}."), clip, dtype=dtype)
+    wide, _ = load_image_classifier(*names("a photo of a {}."), clip)
     with torch.no_grad():
         logits = model(pixels()).logits
         assert logits.dtype == model.head.dtype == torch.float32
@@ -131,7 +131,7 @@ def test_frozen_weights_may_be_narrow_and_logits_stay_float32(clip, dtype):  # n
 
 @pytest.mark.parametrize("method", ["full", "lora", "adalora", "adapter", "bitfit", "structured_masking"])
 def test_methods_leave_the_function_as_it_is_and_only_train_the_encoder(method, clip):  # noqa: F811
-    model, _ = load_image_classifier(task("a photo of a {}."), clip)
+    model, _ = load_image_classifier(*names("a photo of a {}."), clip)
     wanted, total = model(pixels()).logits.detach(), sum(parameter.numel() for parameter in model.parameters())
     targets = "mlp" if method in ("lora", "adalora", "structured_masking") else None
     applied = apply_method(model, method, targets=targets, ratio=0.02 if targets and "mask" in method else None)
@@ -147,8 +147,8 @@ def test_methods_leave_the_function_as_it_is_and_only_train_the_encoder(method, 
 
 def test_models_of_another_kind_are_refused_in_one_line(clip, tmp_path):  # noqa: F811
     opt = make_tiny_checkpoint(tmp_path / "opt", pretrain_steps=0)
-    with pytest.raises(ModelError, match="type 'opt', but CIFAR10 is a task of images: give a CLIP model") as error:
-        load_image_classifier(IMAGE_TASKS["CIFAR10"], opt)
+    with pytest.raises(ModelError, match="type 'opt', but a task of images was asked for: give a CLIP model") as error:
+        IMAGE_TASKS["CIFAR10"].load_model(opt)
     one_line(error)
     with pytest.raises(ModelError, match="type 'clip', no causal language model") as error:
         load_language_model(clip)
@@ -167,7 +167,7 @@ def test_a_checkpoint_without_a_file_is_refused(file, part, clip, tmp_path):  # 
     folder = shutil.copytree(clip, tmp_path / "clip")
     (folder / file).unlink()
     with pytest.raises(ModelError, match=part) as error:
-        load_image_classifier(IMAGE_TASKS["MNIST"], folder)
+        IMAGE_TASKS["MNIST"].load_model(folder)
     one_line(error)
 
 
@@ -176,10 +176,10 @@ def test_weights_in_an_old_file_are_converted_once(clip, tmp_path):  # noqa: F81
     torch.save(CLIPModel.from_pretrained(clip).state_dict(), old / "pytorch_model.bin")
     (old / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="only in pytorch_model.bin.*convert_checkpoint") as error:
-        load_image_classifier(IMAGE_TASKS["MNIST"], old)
+        IMAGE_TASKS["MNIST"].load_model(old)
     one_line(error)
     convert_checkpoint(old, tmp_path / "new")
-    found, wanted = (load_image_classifier(IMAGE_TASKS["MNIST"], folder)[0] for folder in (tmp_path / "new", clip))
+    found, wanted = (IMAGE_TASKS["MNIST"].load_model(folder)[0] for folder in (tmp_path / "new", clip))
     assert torch.equal(found(pixels()).logits, wanted(pixels()).logits)
 
 
@@ -189,14 +189,14 @@ def test_incomplete_weights_and_endless_class_names_are_refused(clip, tmp_path):
     CLIPVisionModelWithProjection.from_pretrained(clip).save_pretrained(tmp_path / "vision")
     shutil.copy(tmp_path / "vision/model.safetensors", folder)
     with pytest.raises(ModelError, match="lack") as error:
-        load_image_classifier(IMAGE_TASKS["MNIST"], folder)
+        IMAGE_TASKS["MNIST"].load_model(folder)
     one_line(error)
     with pytest.raises(ModelError, match="no room in the 64 tokens"):
-        load_image_classifier(task("a {}", classes=("x" * 9, "na" * 99)), clip)
+        load_image_classifier(*names("a {}", classes=("x" * 9, "na" * 99)), clip)
 
 
 def test_methods_and_targets_that_do_not_fit_are_refused(clip):  # noqa: F811
-    model, _ = load_image_classifier(task("a {}"), clip)
+    model, _ = load_image_classifier(*names("a {}"), clip)
     with pytest.raises(TargetError, match="fc1"):
         apply_method(model, "lora", targets="fc3")
     with pytest.raises(TargetError, match="starts from words"):

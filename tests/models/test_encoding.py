@@ -1,5 +1,7 @@
 """The tokens of prompts against the rule of the paper's runs, for tokenizers like OPT's, Llama's and GPT-2's."""
 
+from types import SimpleNamespace
+
 import pytest
 from conftest import SHARED
 from task_files import SPLITS, hub_rows, original
@@ -7,9 +9,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 from written_prompts import written
 
-from rmbook.models.encoding import encode_options, encode_question, start_token
-from rmbook.tasks.records import Record, load_records
-from rmbook.tasks.task import TaskError
+from rmbook.errors import TaskError
+from rmbook.models.encoding import encode_context, encode_options, start_token
+from rmbook.tasks.catalog import find_task, load_examples
+from rmbook.tasks.examples import Example
+from rmbook.tasks.prompts import prompt
 
 every_split = pytest.mark.parametrize(("task", "split"), SPLITS)
 
@@ -89,17 +93,23 @@ def reference_encoding(tokenizer, start, context, texts, max_length):
     return expected
 
 
+def encode(task, example, tokenizer, model_type, max_length):
+    """The options of an example, as training and scoring have them."""
+    model = SimpleNamespace(config=SimpleNamespace(model_type=model_type))
+    return find_task(task).encode([example], model, tokenizer, max_length)[0].options
+
+
 @pytest.mark.parametrize("model_type", ["opt", "llama"])
 @every_split
-def test_every_records_tokens_and_option_lengths_are_the_papers(task, split, model_type, tokenizers, tmp_path):
+def test_every_examples_tokens_and_option_lengths_are_the_papers(task, split, model_type, tokenizers, tmp_path):
     path = original(task, split, tmp_path, SHARED)
     tokenizer, start = tokenizers[model_type]
     generates = task in ("SQuAD", "DROP")
-    pairs = list(zip(hub_rows(task, split, path), load_records(task, split, path.parent), strict=True))
-    for row, record in pairs if model_type == "opt" else pairs[::10]:
+    pairs = list(zip(hub_rows(task, split, path), load_examples(task, split, path.parent), strict=True))
+    for row, example in pairs if model_type == "opt" else pairs[::10]:
         context, texts, _ = written(task, row)
         expected = reference_encoding(tokenizer, start, context, texts, 2048 - 50 * generates)
-        encodings = encode_options(record, tokenizer, start)
+        encodings = encode(task, example, tokenizer, model_type, 2048)
         assert [(encoding.input_ids, encoding.option_length) for encoding in encodings] == expected
         for encoding, text in zip(encodings, texts, strict=True):  # the last tokens are the option, nothing else
             option = tokenizer.decode(encoding.input_ids[-encoding.option_length :])
@@ -112,43 +122,44 @@ def test_prompts_that_are_too_long_lose_their_beginning(task, split, model_type,
     path = original(task, split, tmp_path, SHARED)
     tokenizer, start = tokenizers[model_type]
     generates = task in ("SQuAD", "DROP")
-    for row, record in list(zip(hub_rows(task, split, path), load_records(task, split, path.parent), strict=True))[:20]:
+    pairs = list(zip(hub_rows(task, split, path), load_examples(task, split, path.parent), strict=True))
+    for row, example in pairs[:20]:
         context, texts, _ = written(task, row)
-        whole = encode_options(record, tokenizer, start, 10**6)
+        whole = encode(task, example, tokenizer, model_type, 10**6)
         longest = max(encoding.option_length for encoding in whole)
         for limit in (longest + 1, longest + 9, max(len(encoding.input_ids) for encoding in whole)):
-            encodings = encode_options(record, tokenizer, start, limit + 7 * generates, max_new_tokens=7)
+            encodings = encode(task, example, tokenizer, model_type, limit + 50 * generates)
             expected = reference_encoding(tokenizer, start, context, texts, limit)
             assert [(encoding.input_ids, encoding.option_length) for encoding in encodings] == expected
             assert [len(e.input_ids) + e.cut for e in encodings] == [len(e.input_ids) for e in whole]
-        with pytest.raises(TaskError, match=f"^{task}: {longest} tokens have no room for a context and an option"):
-            encode_options(record, tokenizer, start, longest + 7 * generates, max_new_tokens=7)
+        with pytest.raises(TaskError, match=f"^{task}, example 1 of 1: {longest} tokens have no room for a context"):
+            encode(task, example, tokenizer, model_type, longest + 50 * generates)
 
 
 def test_a_question_to_generate_from_ends_at_the_answer(tokenizers):
     texts = {"passage": " It rains in May.", "question": "When?"}
-    record = Record("DROP", texts, answers=("May",))
+    example = Example("DROP", texts, answers=("May",))
     for tokenizer, start in tokenizers.values():
-        encoding = encode_question(record, tokenizer, start)
+        encoding = encode_context(prompt(example)[0], tokenizer, start)
         head = [] if start is None else [start]
         text = "Passage:  It rains in May.\nQuestion: When?\nAnswer:"
         assert encoding.input_ids == head + tokenizer.encode(text, add_special_tokens=False)
         assert (encoding.option_length, encoding.cut) == (0, 0)
-        (trained,) = encode_options(record, tokenizer, start)
+        (trained,) = encode_options(*prompt(example), tokenizer, start)
         assert trained.input_ids[: -trained.option_length] == encoding.input_ids
-        short = encode_question(record, tokenizer, start, max_length=12, max_new_tokens=4)
+        short = encode_context(prompt(example)[0], tokenizer, start, max_length=8)
         assert short.input_ids == head + encoding.input_ids[-(8 - len(head)) :] and short.cut > 0
         with pytest.raises(TaskError, match="give a larger max_length"):
-            encode_question(record, tokenizer, start, max_length=50)
+            encode_context(prompt(example)[0], tokenizer, start, max_length=0)
 
 
 def test_line_breaks_before_a_prompt_are_dropped_and_the_option_keeps_its_length(tokenizers):
     tokenizer, start = tokenizers["opt"]
-    plain, broken = (Record("RTE", {"premise": p, "hypothesis": "h"}, gold=(0,)) for p in ("a b", "\n\n a b"))
-    assert encode_options(broken, tokenizer, start) == encode_options(plain, tokenizer, start)
+    plain, broken = (Example("RTE", {"premise": p, "hypothesis": "h"}, gold=(0,)) for p in ("a b", "\n\n a b"))
+    assert encode_options(*prompt(broken), tokenizer, start) == encode_options(*prompt(plain), tokenizer, start)
 
 
 def test_an_option_without_tokens_is_refused(tokenizers):
-    record = Record("COPA", {"premise": "It rained.", "question": "cause"}, ("", "I ran."), (1,))
-    with pytest.raises(TaskError, match="an option of COPA adds no token to its prompt, which ends in"):
-        encode_options(record, *tokenizers["opt"])
+    example = Example("COPA", {"premise": "It rained.", "question": "cause"}, ("", "I ran."), (1,))
+    with pytest.raises(TaskError, match="an option adds no token to its prompt, which ends in"):
+        encode_options(*prompt(example), *tokenizers["opt"])

@@ -20,9 +20,10 @@ from transformers import (
 )
 
 from rmbook.methods.apply import apply_method
-from rmbook.models.encoding import Encoding, encode_question, start_token
+from rmbook.models.encoding import Encoding, encode_context, start_token
 from rmbook.models.generation import generate_answers, stop_tokens
-from rmbook.tasks.records import load_records
+from rmbook.tasks.catalog import load_examples
+from rmbook.tasks.prompts import prompt
 
 
 @torch.no_grad()
@@ -170,8 +171,8 @@ def test_the_model_is_put_back_even_after_an_error(writer):
 @pytest.mark.parametrize("task", ["SQuAD", "DROP"])
 def test_real_questions(task, tmp_path):
     model, tokenizer = make("opt")
-    records = load_records(task, "validation", original(task, "validation", tmp_path, SHARED).parent)[:4]
-    questions = [encode_question(r, tokenizer, start_token(tokenizer, "opt"), 400, 20) for r in records]
+    examples = load_examples(task, "validation", original(task, "validation", tmp_path, SHARED).parent)[:4]
+    questions = [encode_context(prompt(e)[0], tokenizer, start_token(tokenizer, "opt"), 380) for e in examples]
     assert any(question.cut for question in questions)
     wanted = answers_by_hand(model, tokenizer, questions, 20)
     assert generate_answers(model, tokenizer, questions, max_new_tokens=20) == wanted

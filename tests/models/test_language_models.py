@@ -17,14 +17,8 @@ from transformers import BertConfig, BloomConfig, BloomForCausalLM, CLIPConfig, 
 from transformers.pytorch_utils import Conv1D
 
 from rmbook.methods.apply import apply_method
-from rmbook.models.language import (
-    KNOWN_MODELS,
-    ModelError,
-    convert_checkpoint,
-    load_language_model,
-    max_positions,
-    read_configuration,
-)
+from rmbook.models.files import KNOWN_MODELS, ModelError
+from rmbook.models.language import convert_checkpoint, load_language_model, max_positions, read_configuration
 
 FAMILIES = ("opt", "llama", "gpt2", "mistral", "qwen2")
 

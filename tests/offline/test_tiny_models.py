@@ -24,8 +24,9 @@ from rmbook.models.likelihood import mean_log_probabilities
 from rmbook.offline import tiny_language
 from rmbook.offline.sentences import NEGATED, NEGATIVE, PLAIN, POSITIVE, sentiment_sentences
 from rmbook.offline.tiny_language import SPECIAL, make_tiny_checkpoint, pretraining_texts
+from rmbook.tasks.catalog import load_examples
+from rmbook.tasks.examples import Example
 from rmbook.tasks.prompts import prompt
-from rmbook.tasks.records import Record, load_records
 
 KINDS = ("opt", "llama")
 START = {"opt": 0, "llama": 1}
@@ -139,12 +140,12 @@ def load_tokenizer(folder, loaded={}):  # noqa: B006 - kept over the examples
 @pytest.mark.parametrize(("task", "split"), list(itertools.product(("SST-2", "RTE", "CB"), ("train", "validation"))))
 def test_real_records_fit(task, split, checkpoints, tmp_path):
     path = original(task, split, tmp_path, SHARED)
-    records = load_records(task, split, path.parent)
-    longest = sorted(records, key=lambda record: -sum(map(len, record.texts.values())))[:50]
+    examples = load_examples(task, split, path.parent)
+    longest = sorted(examples, key=lambda example: -sum(map(len, example.texts.values())))[:50]
     for kind in KINDS:
         model, tokenizer = load_language_model(checkpoints[kind])
-        for record in longest:
-            options = encode_options(record, tokenizer, START[kind], max_positions(model))
+        for example in longest:
+            options = encode_options(*prompt(example), tokenizer, START[kind], max_positions(model))
             assert all(option.cut == 0 for option in options)
 
 
@@ -170,7 +171,7 @@ def test_pretraining_teaches_words_and_not_negation():
     agree = {True: 0, False: 0}
     for text in texts:
         sentence, *opinions = text.split(" It was ")
-        context, _ = prompt(Record("SST-2", {"sentence": sentence}))
+        context, _ = prompt(Example("SST-2", {"sentence": sentence}))
         assert text.startswith(context + " ") and len(opinions) == 3
         assert len(polarity(sentence)) == 1 == len(polarity(" ".join(opinions)))
         negated = bool(IS_NEGATED.fullmatch(sentence))
@@ -207,8 +208,8 @@ def pretrained(tmp_path_factory):
 
 def labelled(split, tokenizer):
     sentences, labels = sentiment_sentences(split, 200)
-    records = [Record("SST-2", {"sentence": s}, gold=(label,)) for s, label in zip(sentences, labels, strict=True)]
-    encodings = [option for record in records for option in encode_options(record, tokenizer, 0)]
+    examples = [Example("SST-2", {"sentence": s}, gold=(label,)) for s, label in zip(sentences, labels, strict=True)]
+    encodings = [option for example in examples for option in encode_options(*prompt(example), tokenizer, 0)]
     negated = torch.tensor([bool(IS_NEGATED.fullmatch(sentence)) for sentence in sentences])
     return encodings, torch.tensor(labels), negated
 

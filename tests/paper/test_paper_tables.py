@@ -9,9 +9,9 @@ import pytest
 from rmbook.methods.apply import METHODS
 from rmbook.paper.statistics import possible_mean
 from rmbook.paper.tables import TABLES, TEST_RECORDS, load_paper_table, load_score_rows
-from rmbook.tasks.records import load_records
+from rmbook.tasks.catalog import load_examples
+from rmbook.tasks.language import LANGUAGE_TASKS
 from rmbook.tasks.splits import sample_splits
-from rmbook.tasks.task import TASKS
 
 IMAGES = {"CIFAR10", "GTSRB", "MNIST", "SVHN", "RESISC45"}
 
@@ -27,9 +27,8 @@ def test_a_table_is_the_one_read_from_the_paper(number, shared):
 @pytest.mark.parametrize("number", TABLES)
 def test_names_are_those_of_the_package(number):
     table = load_paper_table(number)
-    assert set(table["task"]) <= (IMAGES if number == 2 else set(TASKS) | {"Avg"}) and set(table["method"]) <= set(
-        METHODS
-    )
+    assert set(table["task"]) <= (IMAGES if number == 2 else set(LANGUAGE_TASKS) | {"Avg"})
+    assert set(table["method"]) <= set(METHODS)
     assert not table.duplicated(["model", "method", "ratio", "task"]).any()
     assert table["ratio"].dropna().between(1e-6, 1).all()
     for column, low, high in (("score", 0, 100), ("learning_rate", 1e-6, 0.1)):
@@ -42,8 +41,8 @@ def test_names_are_those_of_the_package(number):
 def test_the_averages_follow_from_the_eleven_tasks(number):
     for _, row in load_paper_table(number).groupby(["model", "method", "ratio"]):
         scores = row.set_index("task")["score"]
-        assert set(scores.index) == set(TASKS) | {"Avg"}
-        assert math.isclose(scores[list(TASKS)].mean(), scores["Avg"], abs_tol=0.03)  # printed with two digits
+        assert set(scores.index) == set(LANGUAGE_TASKS) | {"Avg"}
+        assert math.isclose(scores[list(LANGUAGE_TASKS)].mean(), scores["Avg"], abs_tol=0.03)  # printed with two digits
 
 
 def test_tables_5_to_7_speak_of_the_same_runs():
@@ -74,7 +73,7 @@ def test_tables_2_and_3_are_complete():
 def test_test_sizes_are_those_of_the_printed_numbers():
     """Every accuracy is k of 3 n, where the smallest sets leave most printed numbers out."""
     scores = load_score_rows()
-    assert set(scores.columns) == set(TEST_RECORDS) == set(TASKS) and scores.shape == (3 * 24, 11)
+    assert set(scores.columns) == set(TEST_RECORDS) == set(LANGUAGE_TASKS) and scores.shape == (3 * 24, 11)
     for task in ("CB", "WSC", "COPA", "RTE", "WiC", "SST-2"):
         assert possible_mean(scores[task], TEST_RECORDS[task], runs=3).all()
     assert max(TEST_RECORDS.values()) == inspect.signature(sample_splits).parameters["test_size"].default
@@ -82,7 +81,7 @@ def test_test_sizes_are_those_of_the_printed_numbers():
 
 @pytest.mark.parametrize(("task", "folder"), [("CB", "cb"), ("COPA", "copa"), ("RTE", "rte"), ("SST-2", "sst2")])
 def test_test_sizes_are_those_of_the_validation_splits(task, folder, shared):
-    assert len(load_records(task, "validation", shared / "data" / folder)) == TEST_RECORDS[task]
+    assert len(load_examples(task, "validation", shared / "data" / folder)) == TEST_RECORDS[task]
 
 
 def test_score_rows_are_the_tables_own_numbers():
@@ -92,7 +91,8 @@ def test_score_rows_are_the_tables_own_numbers():
            (8, "structured_masking", 5e-5, "structured 0.005%")  # fmt: skip
     for number, *keys, name in rows:
         printed = load_paper_table(number).set_index(["model", "method", "ratio", "task"])["score"].to_dict()
-        assert scores.loc[("OPT-1.3b", name)].to_dict() == {task: printed[("OPT-1.3b", *keys, task)] for task in TASKS}
+        wanted = {task: printed[("OPT-1.3b", *keys, task)] for task in LANGUAGE_TASKS}
+        assert scores.loc[("OPT-1.3b", name)].to_dict() == wanted
 
 
 def test_another_number_is_refused():

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, get_cosine_schedule_with_warmup
 
 from rmbook.adapters.adapter_file import read_adapter
+from rmbook.errors import TaskError
 from rmbook.models.reuse import BaseModels
 from rmbook.offline.tiny_clip import write_digits
 from rmbook.offline.tiny_language import make_tiny_checkpoint
@@ -23,10 +24,9 @@ from rmbook.runs import fingerprints
 from rmbook.runs.config import RunConfig
 from rmbook.runs.run import resume_run, start_run
 from rmbook.sweeps.grid import plan
-from rmbook.tasks.image_task import IMAGE_TASKS
-from rmbook.tasks.records import load_records
+from rmbook.tasks.catalog import load_examples
+from rmbook.tasks.images import IMAGE_TASKS
 from rmbook.tasks.splits import sample_splits
-from rmbook.tasks.task import TaskError
 from rmbook.training.checkpoint import TrainingInterrupted
 
 SCHEDULE = {"batch_size": 8, "weight_decay": 0.1, "schedule": "cosine", "warmup_steps": 3, "max_steps": 10}
@@ -71,7 +71,7 @@ def plain_losses(config: RunConfig, adapter: Path | None) -> list[float]:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, config.learning_rate, (0.9, 0.999), 1e-8, config.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.max_steps)
-    files = [load_records(config.task, split, config.data_dir) for split in ("train", "validation")]
+    files = [load_examples(config.task, split, config.data_dir) for split in ("train", "validation")]
     train = sample_splits(*files, config.seed, config.train_size, config.dev_size, config.test_size).train
     processor, found = CLIPImageProcessor.from_pretrained(config.model), []
     generator = torch.Generator().manual_seed(config.seed)

@@ -2,19 +2,15 @@
 
 import itertools
 import json
-import re
 import shutil
 
-import numpy as np
 import pytest
 import yaml
 from command_line import call, refused
 
 from rmbook.errors import ConfigError
-from rmbook.offline.digits import Digits
-from rmbook.offline.made import SENTENCES, resolve
-from rmbook.offline.offline_files import write_generated_records
-from rmbook.offline.sentences import NEGATIVE, NOUNS, POSITIVE
+from rmbook.offline.made import SENTENCES
+from rmbook.offline.sentences import write_generated_examples
 from rmbook.offline.tiny_language import make_tiny_checkpoint
 from rmbook.paper.tables import load_paper_table
 from rmbook.runs import fingerprints
@@ -22,7 +18,6 @@ from rmbook.runs.config import RunConfig
 from rmbook.runs.fingerprints import plan_run
 from rmbook.stamps import reachable_sources, source_fingerprint
 from rmbook.sweeps.grid import SAME_RUNS, expand, override, plan, read_grid, ready_made
-from rmbook.tasks.records import load_records
 
 BASE = {"model": "a/b", "task": "RTE", "ratio": 1e-3}
 
@@ -38,7 +33,7 @@ def fresh():
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("places")
-    write_generated_records(folder / "data", **SENTENCES)
+    write_generated_examples(folder / "data", **SENTENCES)
     make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
     return folder
 
@@ -171,30 +166,6 @@ def test_a_grid_in_small_has_the_methods_of_the_large_one(name, monkeypatch):
     assert {tuple(getattr(run, s) for s in settings) for run in small} == {
         tuple(getattr(run, s) for s in settings) for run in large
     }
-
-
-def test_made_digits_are_mnists_own_files(monkeypatch, tmp_path):
-    monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path / "cache"))
-    folder = resolve("made:digits")
-    assert resolve("made:digits") == folder
-    train, test = (load_records("MNIST", split, folder) for split in ("train", "validation"))
-    assert (len(train), len(test)) == (700, 300)
-    wanted = Digits("test", "upright")
-    for number in (0, 17, 299):
-        image = np.asarray(test[number].read())[:, ::-1, 0]
-        assert (image == (wanted.images[number, 0] * 255).round().numpy()).all()
-        assert test[number].gold == (wanted.labels[number].item(),)
-
-
-def test_made_records_are_the_tasks_own_format(monkeypatch, tmp_path):
-    monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path / "cache"))
-    folder = resolve("made:sentences")
-    assert resolve("made:sentences") == folder and resolve("/as/it/is") == "/as/it/is"
-    train, test = (load_records("SST-2", split, folder) for split in ("train", "validation"))
-    listed = {*POSITIVE, *NEGATIVE, *NOUNS}
-    words = [listed & {word for record in part for word in re.findall(r"\w+", record.texts["sentence"])}
-             for part in (train, test)]  # fmt: skip
-    assert len(train) == 2000 and len(test) == 1000 and all(words) and not words[0] & words[1]
 
 
 # ---------------------------------------------------------------------------------------------------------- identity

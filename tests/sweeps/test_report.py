@@ -34,7 +34,7 @@ from rmbook.sweeps.report import read_runs, summarize
 from rmbook.sweeps.report_page import page, text_report
 from rmbook.sweeps.table import sweep_table
 from rmbook.sweeps.verdicts import PAPER_MODELS, VERDICTS, compare, standard_error
-from rmbook.tasks.task import find_task
+from rmbook.tasks.catalog import find_task
 
 HUB = {name: model for model, name in PAPER_MODELS.items()}
 STAMP = {

@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbook.tasks.records import Record
+from rmbook.errors import TaskError
+from rmbook.tasks.examples import Example
+from rmbook.tasks.language import LANGUAGE_TASKS
 from rmbook.tasks.splits import sample_splits
-from rmbook.tasks.task import TASKS, TaskError
 
 
 def made(count, task="RTE"):
-    return [Record(task, {"premise": str(number), "hypothesis": ""}, gold=(0,)) for number in range(count)]
+    return [Example(task, {"premise": str(number), "hypothesis": ""}, gold=(0,)) for number in range(count)]
 
 
 def reference(train, validation, seed, train_size, dev_size, test_size):
@@ -46,7 +47,7 @@ def test_the_splits_are_those_of_the_papers_runs(train, validation, seed, train_
 @given(st.integers(0, 2**32 - 1))
 def test_dev_and_train_share_no_record_and_none_is_taken_twice(seed):
     splits = sample_splits(made(1700), made(1200), seed)
-    numbers = [int(record.texts["premise"]) for record in splits.train + splits.dev]
+    numbers = [int(example.texts["premise"]) for example in splits.train + splits.dev]
     assert len(set(numbers)) == len(numbers) == 1500 and len(splits.dev) == 500 and len(splits.test) == 1000
 
 
@@ -59,7 +60,7 @@ def test_small_tasks_use_all_they_have(task, training, train, dev):
 
 
 def test_dev_sizes_are_the_papers():
-    assert {name: task.dev_size for name, task in TASKS.items() if task.dev_size != 500} == {
+    assert {name: task.dev_size for name, task in LANGUAGE_TASKS.items() if task.dev_size != 500} == {
         **{"CB": 50, "WSC": 50},
         "COPA": 100,  # MeZO's: 500 would leave none of its 400
     }
@@ -75,7 +76,7 @@ def test_no_dev_at_all_is_possible():
     [
         (0, 3, {}, "the train split is empty"),
         (3, 0, {}, "the validation split is empty"),
-        (400, 3, {}, "400 training records leave none after a dev_size of 500: give a smaller dev_size"),
+        (400, 3, {}, "400 training examples leave none after a dev_size of 500: give a smaller dev_size"),
         (50, 3, {"dev_size": -1}, "dev_size must be at least 0, got -1"),
         (50, 3, {"train_size": 0, "dev_size": 5}, "train_size must be at least 1, got 0"),
         (50, 3, {"test_size": 0, "dev_size": 5}, "test_size must be at least 1, got 0"),

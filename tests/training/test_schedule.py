@@ -9,8 +9,7 @@ from test_resume import CONFIG, TRAIN, Killed, interrupted_log, outcome, run, st
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from rmbook.training.checkpoint import Checkpoint
-from rmbook.training.config import TrainingConfig
-from rmbook.training.schedule import schedule_share
+from rmbook.training.config import TrainingConfig, schedule_share
 
 COSINE = dataclasses.replace(CONFIG, schedule="cosine", warmup_steps=3, epochs=9, max_steps=12)  # 5 steps an epoch
 

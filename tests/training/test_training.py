@@ -64,7 +64,7 @@ def test_equals_a_plain_loop():
             torch.nn.utils.clip_grad_norm_(values, 0.05)
             optimizer.step()
             losses.append(loss.item())
-        dev_loss, dev_accuracy = evaluate(other, DataLoader(DEV, 30))
+        dev_loss, dev_accuracy = evaluate(other, DEV, batch_size=30)
         assert row["train_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
         assert row["dev_loss"] == pytest.approx(dev_loss, abs=1e-5)
         assert row["dev_accuracy"] == pytest.approx(dev_accuracy)
@@ -80,7 +80,7 @@ def test_the_best_epoch_is_kept_not_the_last():
     result = train(model, TRAIN, DEV, TrainingConfig(0.05, epochs=20, seed=1), progress=False)
     losses = [row["dev_loss"] for row in result.history]
     assert min(losses) < losses[-1] and result.best_epoch == 1 + losses.index(min(losses))
-    assert evaluate(model, DataLoader(DEV, 10))[0] == pytest.approx(min(losses), abs=1e-6)
+    assert evaluate(model, DEV, batch_size=10)[0] == pytest.approx(min(losses), abs=1e-6)
     assert result.dev_loss == min(losses)
 
 
@@ -121,7 +121,7 @@ def test_a_run_that_diverges_later_keeps_its_best_epoch():
     result = train(model, TRAIN, DEV, TrainingConfig(0.01, epochs=3), progress=False)
     assert result.status == "diverged" and result.best_epoch == 1 and result.steps == 10
     model.calls = 0
-    assert evaluate(model, DataLoader(DEV, 10))[0] == pytest.approx(result.dev_loss, abs=1e-6)
+    assert evaluate(model, DEV, batch_size=10)[0] == pytest.approx(result.dev_loss, abs=1e-6)
     assert masking.distance() > 0
 
 
@@ -140,7 +140,7 @@ def test_a_gradient_that_is_not_finite_counts_as_divergence_though_the_loss_is()
 
 def test_evaluate_weighs_a_short_last_batch_rightly():
     model, _ = start()
-    whole, parts = evaluate(model, DataLoader(DEV, 30)), evaluate(model, DataLoader(DEV, 7))
+    whole, parts = evaluate(model, DEV, batch_size=30), evaluate(model, DEV, batch_size=7)
     assert whole[0] == pytest.approx(parts[0], abs=1e-6) and whole[1] == pytest.approx(parts[1])
 
 

@@ -11,13 +11,14 @@ from rmbook.engine.targets import TargetError
 from rmbook.methods.apply import apply_method
 from rmbook.models.language import load_language_model
 from rmbook.models.reuse import BaseModels, checksum
-from rmbook.offline.offline_files import write_generated_records
+from rmbook.offline.sentences import write_generated_examples
 from rmbook.offline.tiny_language import make_tiny_checkpoint
 from rmbook.runs.config import make_config
 from rmbook.runs.prepare import prepare_run
 from rmbook.runs.run import start_run
 from rmbook.sweeps.grid import plan
 from rmbook.sweeps.local import run_sweep
+from rmbook.tasks.catalog import find_task
 
 TIMED = ("seconds", "tokens_per_second", "peak_memory", "stamp")
 RUNS = (  # each leaves something behind for the next: a gradient, dropout, checkpointing, modules, all weights
@@ -34,7 +35,7 @@ RUNS = (  # each leaves something behind for the next: a gradient, dropout, chec
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("places")
-    write_generated_records(folder / "data", train=200, test=100)
+    write_generated_examples(folder / "data", train=200, test=100)
     make_tiny_checkpoint(folder / "tiny", pretrain_steps=0)
     settings = {"model": str(folder / "tiny"), "task": "SST-2", "data_dir": str(folder / "data"), "epochs": 2}
     return settings | {"train_size": 32, "dev_size": 8, "test_size": 16, "learning_rate": 1e-2}
@@ -85,7 +86,7 @@ def test_whatever_a_run_did_to_the_model_is_undone(changes, settings):
     model(torch.tensor([[5, 6, 7]]))  # masks write their values into the weights here
     assert checksum(model) != checksum(fresh)
     bases.put_back(prepared.method)
-    again, _ = bases.take(settings["model"])
+    again, _ = bases.take(load_language_model, settings["model"])
     assert again is model and bases.loads == 1
     assert parts(again) == parts(fresh) and checksum(again) == checksum(fresh)
 
@@ -93,9 +94,9 @@ def test_whatever_a_run_did_to_the_model_is_undone(changes, settings):
 @pytest.mark.parametrize("what", ["weight", "buffer", "missing"])
 def test_a_model_that_was_tampered_with_is_loaded_anew(what, settings, caplog):
     bases = BaseModels()
-    model, _ = bases.take(settings["model"])
+    model, _ = bases.take(load_language_model, settings["model"])
     model.register_buffer("table", torch.zeros(3), persistent=False)
-    bases._given.__init__(("key",), model, None)  # as if it had been loaded with that buffer
+    bases._given.__init__(("load", "key"), model, None)  # as if it had been loaded with that buffer
     method = apply_method(model, "random_masking", ratio=1e-3)
     with torch.no_grad():
         if what == "weight":
@@ -108,7 +109,7 @@ def test_a_model_that_was_tampered_with_is_loaded_anew(what, settings, caplog):
     with caplog.at_level(logging.WARNING, logger="rmbook.models.reuse"):
         bases.put_back(method)
     assert "loads it anew" in caplog.text
-    assert bases.take(settings["model"])[0] is not model and bases.loads == 2
+    assert bases.take(load_language_model, settings["model"])[0] is not model and bases.loads == 2
 
 
 def test_another_model_dtype_or_a_failed_run_takes_a_new_one(settings, tmp_path):
@@ -119,15 +120,22 @@ def test_another_model_dtype_or_a_failed_run_takes_a_new_one(settings, tmp_path)
     start_run(make_config(good), tmp_path / "c", False, bases)
     assert bases.loads == 2
     start_run(make_config(good | {"dtype": "float64"}), tmp_path / "d", False, bases)
-    assert bases.loads == 3 and {p.dtype for p in bases.take(good["model"], dtype=torch.float64)[0].parameters()} == {
-        torch.float64
-    }
+    model, _ = bases.take(load_language_model, good["model"], dtype=torch.float64)
+    assert bases.loads == 3 and {parameter.dtype for parameter in model.parameters()} == {torch.float64}
 
 
 def test_a_sweep_in_one_process_loads_its_model_once(settings, tmp_path, monkeypatch):
-    loads = []
-    monkeypatch.setattr(
-        "rmbook.models.reuse.load_language_model", lambda *a, **k: loads.append(a) or load_language_model(*a, **k)
-    )
+    loads, take = [], BaseModels.take
+    monkeypatch.setattr(BaseModels, "take", lambda self, *a, **k: (take(self, *a, **k), loads.append(self.loads))[0])
     runs = plan([make_config(settings | {"method": "bitfit", "epochs": 1, "seed": seed}) for seed in range(3)])
-    assert run_sweep(runs, tmp_path / "sweep")["done"] == 3 and len(loads) == 1
+    assert run_sweep(runs, tmp_path / "sweep")["done"] == 3 and loads == [1, 1, 1]
+
+
+def test_tasks_of_language_share_a_model_and_those_of_images_do_not(settings):
+    loads = [find_task(name).load_model for name in ("SST-2", "rte", "squad", "MNIST", "SVHN")]
+    assert loads[0] == loads[1] == loads[2] and len(set(loads)) == 3 and find_task("mnist").load_model == loads[3]
+    bases = BaseModels()
+    model, _ = bases.take(loads[0], settings["model"])
+    method = apply_method(model, "bitfit")
+    bases.put_back(method)
+    assert bases.take(loads[2], settings["model"])[0] is model and bases.loads == 1

@@ -8,10 +8,12 @@ import pytest
 from conftest import SHARED
 from task_files import SPLITS, hub_rows, one_line, original
 
-from rmbook.tasks import hub as record_hub
-from rmbook.tasks import records
-from rmbook.tasks.records import Record, load_records, to_record
-from rmbook.tasks.task import TASKS, TaskError, find_task
+from rmbook.errors import TaskError
+from rmbook.tasks.catalog import find_task, load_examples
+from rmbook.tasks.examples import Example, to_example
+from rmbook.tasks.hub import hub_rows as rows_of_the_hub
+from rmbook.tasks.language import LANGUAGE_TASKS
+from rmbook.tasks.original_files import read_rows
 
 every_split = pytest.mark.parametrize(("task", "split"), SPLITS)
 
@@ -20,10 +22,10 @@ every_split = pytest.mark.parametrize(("task", "split"), SPLITS)
 def test_original_files_and_the_hubs_columns_give_the_same_records(task, split, tmp_path):
     path = original(task, split, tmp_path, SHARED)
     rows = hub_rows(task, split, path)
-    from_hub = [to_record(TASKS[task], row) for row in rows]
-    assert load_records(task, split, path.parent) == from_hub
-    if path.parent.name == TASKS[task].folder:  # the folder above the original one will do, too
-        assert load_records(task, split, path.parent.parent) == from_hub
+    from_hub = [to_example(LANGUAGE_TASKS[task], row) for row in rows]
+    assert load_examples(task, split, path.parent) == from_hub
+    if path.parent.name == LANGUAGE_TASKS[task].folder:  # the folder above the original one will do, too
+        assert load_examples(task, split, path.parent.parent) == from_hub
     assert len(from_hub) == len(rows) > 0
 
 
@@ -31,7 +33,7 @@ def test_original_files_and_the_hubs_columns_give_the_same_records(task, split, 
 def test_parquet_files_read_by_datasets_give_the_same_records(task, split, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed: it reads the hub's files")
     path = original(task, split, tmp_path, SHARED)
-    configuration = TASKS[task].configuration or "default"
+    configuration = LANGUAGE_TASKS[task].configuration or "default"
     repository = tmp_path / "repository"
     (repository / configuration).mkdir(parents=True)
     datasets.Dataset.from_list(hub_rows(task, split, path)).to_parquet(repository / configuration / f"{split}.parquet")
@@ -40,9 +42,8 @@ def test_parquet_files_read_by_datasets_give_the_same_records(task, split, tmp_p
         f"    path: {configuration}/{split}.parquet\n---\n"
     )
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    local = dataclasses.replace(TASKS[task], repository=str(repository))
-    monkeypatch.setattr(records, "find_task", lambda name: local)
-    assert load_records(task, split) == load_records(task, split, path.parent)
+    local = dataclasses.replace(LANGUAGE_TASKS[task], repository=str(repository))
+    assert local.load_examples(split) == load_examples(task, split, path.parent)
 
 
 class Table(list):
@@ -74,14 +75,14 @@ def hub(monkeypatch):
 
 def test_the_hub_is_asked_for_a_pinned_commit(hub):
     hub.answer = lambda: Table([{"premise": "p", "hypothesis": "h", "label": 2, "idx": 0}])
-    assert load_records("cb", "validation") == [Record("CB", {"premise": "p", "hypothesis": "h"}, gold=(2,))]
+    assert load_examples("cb", "validation") == [Example("CB", {"premise": "p", "hypothesis": "h"}, gold=(2,))]
     revision = "3de24cf8022e94f4ee4b9d55a6f539891524d646"
     assert hub.calls == [(("aps/super_glue", "cb"), {"revision": revision, "split": "validation"})]
 
 
 def test_every_repository_is_pinned_to_a_commit():
-    assert all(len(task.revision) == 40 and int(task.revision, 16) for task in TASKS.values())
-    assert {task.configuration for task in TASKS.values() if task.repository == "aps/super_glue"} == {
+    assert all(len(task.revision) == 40 and int(task.revision, 16) for task in LANGUAGE_TASKS.values())
+    assert {task.configuration for task in LANGUAGE_TASKS.values() if task.repository == "aps/super_glue"} == {
         *("rte", "cb", "wsc.fixed", "wic", "multirc", "copa", "record")
     }
 
@@ -92,28 +93,28 @@ def test_without_the_hub_the_message_says_what_to_do(hub):
 
     hub.answer = unreachable
     with pytest.raises(TaskError, match="connect once to fill the cache, or give data_dir") as error:
-        load_records("squad", "train")
+        load_examples("squad", "train")
     assert "train-v1.1.json" in one_line(error) and "rajpurkar/squad" in str(error.value)
 
 
 def test_without_datasets_the_message_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(TaskError, match="pip install datasets, or give data_dir") as error:
-        load_records("SST-2", "train")
+        load_examples("SST-2", "train")
     one_line(error)
 
 
 def test_a_hub_table_without_a_column_is_named(hub):
     hub.answer = lambda: Table([{"text": "t", "label": 0}])
     with pytest.raises(TaskError, match=r"nyu-mll/glue \(sst2\) has no column sentence, only text, label") as error:
-        load_records("SST-2", "train")
+        load_examples("SST-2", "train")
     one_line(error)
 
 
-@pytest.mark.parametrize(("load", "folder"), [(record_hub.hub_rows, ()), (records.read_rows, (".",))])
+@pytest.mark.parametrize(("load", "folder"), [(rows_of_the_hub, ()), (read_rows, (".",))])
 def test_other_splits_are_refused(load, folder):
     with pytest.raises(TaskError, match="split must be train or validation, got 'test'"):
-        load(TASKS["RTE"], "test", *folder)
+        load(LANGUAGE_TASKS["RTE"], "test", *folder)
 
 
 def test_a_task_is_found_by_any_spelling_of_its_name():
@@ -125,7 +126,7 @@ def test_an_unknown_task_shows_the_closest_names():
     with pytest.raises(TaskError, match="unknown task 'sst': did you mean SST-2") as error:
         find_task("sst")
     one_line(error)
-    with pytest.raises(TaskError, match="unknown task 'zzz': The tasks are SST-2, RTE"):
+    with pytest.raises(TaskError, match="unknown task 'zzz': known are SST-2, RTE"):
         find_task("zzz")
 
 
@@ -144,15 +145,15 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", LANGUAGE_TASKS)
 def test_each_missing_column_is_named(task):
-    assert to_record(TASKS[task], GOOD[task]).task == task
+    assert to_example(LANGUAGE_TASKS[task], GOOD[task]).task == task
     for column in GOOD[task]:
         row = {name: value for name, value in GOOD[task].items() if name != column}
-        with pytest.raises(TaskError, match=rf"^file, record 7: no column {column}; {task} needs "):
-            to_record(TASKS[task], row, "file, record 7")
+        with pytest.raises(TaskError, match=rf"^file, example 7: no column {column}; {task} needs "):
+            to_example(LANGUAGE_TASKS[task], row, "file, example 7")
         with pytest.raises(TaskError, match=r"^here: .*(must|out of range)"):
-            to_record(TASKS[task], GOOD[task] | {column: None}, "here")
+            to_example(LANGUAGE_TASKS[task], GOOD[task] | {column: None}, "here")
 
 
 @pytest.mark.parametrize(
@@ -174,16 +175,17 @@ def test_each_missing_column_is_named(task):
 )
 def test_values_that_cannot_be_are_named(task, changed, message):
     with pytest.raises(TaskError, match=f"^here: {message}") as error:
-        to_record(TASKS[task], GOOD[task] | changed, "here")
+        to_example(LANGUAGE_TASKS[task], GOOD[task] | changed, "here")
     one_line(error)
 
 
 def test_record_has_all_its_right_answers_by_number_in_any_order_of_the_entities():
     row = {"passage": "p", "query": "q", "entities": ["C", "A", "B", "A"], "answers": ["C", "A"]}
-    assert to_record(TASKS["ReCoRD"], row) == Record("ReCoRD", {"passage": "p", "query": "q"}, ("A", "B", "C"), (0, 2))
+    wanted = Example("ReCoRD", {"passage": "p", "query": "q"}, ("A", "B", "C"), (0, 2))
+    assert to_example(LANGUAGE_TASKS["ReCoRD"], row) == wanted
 
 
 @pytest.mark.parametrize("task", ["SQuAD", "DROP"])
 def test_spaces_around_a_question_make_no_other_record(task):
-    spaced, plain = (to_record(TASKS[task], GOOD[task] | {"question": text}) for text in (" q  ", "q"))
+    spaced, plain = (to_example(LANGUAGE_TASKS[task], GOOD[task] | {"question": text}) for text in (" q  ", "q"))
     assert spaced == plain and plain.texts["question"] == "q"

@@ -5,35 +5,87 @@ into some sentences, and averaged (Radford et al., 2021; Ilharco et al., 2022). 
 package in the manner of CLIP's. The paper does not print its own, so its zero-shot heads were somewhat others.
 """
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from typing_extensions import override
 
-@dataclass(frozen=True)
-class ImageTask:
-    """One set of images; `rmbook.tasks.task.find_task` finds these beside the tasks of language.
+from rmbook.models.clip import load_image_classifier
+from rmbook.models.clip_preprocessing import Preprocessing
+from rmbook.tasks.image_files import ImageExample, list_files, load_images
+from rmbook.tasks.task import SPLITS, Task
+from rmbook.training.objectives import Classification
+
+EVALUATION_IMAGES = 128  # in memory at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTask(Task):
+    """One set of images, whose validation split is the set's standard test split.
 
     Attributes:
-        name: as table 2 writes it.
-        repository, configuration, revision: parquet files on the Hugging Face hub, and the commit that is read.
-        columns: the hub's columns of images and of labels.
         classes: their names in sentences, in the order of the labels.
         templates: sentences with {} in the place of a class name.
-        dev_size: images cut from the training split to choose the best epoch: a tenth of the hub's split, at most
-            5,000, as in Ilharco et al.'s code. The paper gives no number.
-        objective, metric, generates: as of other tasks.
+        dev_size: a tenth of the hub's training split, at most 5,000, as in Ilharco et al.'s code. The paper gives no
+            number.
     """
 
-    name: str
-    repository: str
-    revision: str
-    columns: tuple[str, str]
     classes: tuple[str, ...]
     templates: tuple[str, ...]
-    dev_size: int
-    configuration: str | None = None
-    objective: str = "classes"
-    metric: str = "accuracy"
-    generates: bool = False
+    has_prompts: bool = False
+
+    @override
+    def load_examples(self, split: str, data_dir: str | os.PathLike | None = None) -> list[ImageExample]:
+        """All images of a split, by class and name or in the order of the original's list; none is decoded yet."""
+        return load_images(self, split, data_dir)
+
+    @override
+    def original_files(self, data_dir):
+        found = {split: list_files(self, split, data_dir) for split in SPLITS}
+        return {f"{split}/{name}": path for split in SPLITS for name, path in found[split].items()}
+
+    @override
+    def load_model(self, name, *, dtype=torch.float32, device=None, revision=None):
+        """CLIP's image encoder with the task's head, and its preprocessing."""
+        return load_image_classifier(
+            self.classes, self.templates, name, dtype=dtype, device=device, revision=revision
+        )
+
+    @override
+    def prompt_limit(self, model, wanted=None):
+        return None
+
+    @override
+    def encode(self, examples, model, preparation, max_length=None):
+        return list(examples)  # a batch's images are decoded when it is made
+
+    @override
+    def objective(self, preparation):
+        return Classification(lambda examples: collate(preparation, examples))
+
+    @override
+    @torch.no_grad()
+    def predict(self, model, preparation, examples, max_length=None, advance=None):
+        model.eval()
+        device, answers = next(model.parameters()).device, []
+        for start in range(0, len(examples), EVALUATION_IMAGES):
+            batch = collate(preparation, examples[start : start + EVALUATION_IMAGES])
+            answers += model(batch["pixel_values"].to(device)).logits.argmax(-1).tolist()
+            if advance:
+                advance(len(batch["labels"]))
+        return answers
+
+
+def collate(preprocessing: Preprocessing, examples: Sequence[ImageExample]) -> dict[str, torch.Tensor]:
+    """pixel_values (examples, 3, height, width), float32, and labels (examples,), int64.
+
+    Raises:
+        TaskError: an image is damaged.
+    """
+    images = torch.stack([preprocessing(example.read()) for example in examples])
+    return {"pixel_values": images, "labels": torch.tensor([example.gold[0] for example in examples])}
 
 
 _OBJECTS = ("a photo of a {}.", "a small, blurry photo of a {}.", "a picture that shows a {}.", "one {} in a photo.")
@@ -67,7 +119,7 @@ def _listed(names: str) -> tuple[str, ...]:
 # The commits are those that public code pins for these repositories; they were not fetched when this was written.
 _TASKS = (
     ImageTask(
-        "CIFAR10",
+        name="CIFAR10",
         repository="uoft-cs/cifar10",
         revision="0b2714987fa478483af9968de7c934580d0bb9a2",
         columns=("img", "label"),
@@ -76,7 +128,7 @@ _TASKS = (
         dev_size=5000,
     ),
     ImageTask(
-        "GTSRB",  # the 26,640 training images of the competition, not the 39,209 of the final set
+        name="GTSRB",  # the 26,640 training images of the competition, not the 39,209 of the final set
         repository="tanganke/gtsrb",
         revision="ea889fff70dda7b09e94a4b207dded438deca549",
         columns=("image", "label"),
@@ -85,7 +137,7 @@ _TASKS = (
         dev_size=2664,
     ),
     ImageTask(
-        "MNIST",
+        name="MNIST",
         repository="ylecun/mnist",
         revision="77f3279092a1c1579b2250db8eafed0ad422088c",
         columns=("image", "label"),
@@ -94,7 +146,7 @@ _TASKS = (
         dev_size=5000,
     ),
     ImageTask(
-        "SVHN",
+        name="SVHN",
         repository="ufldl-stanford/svhn",
         configuration="cropped_digits",
         revision="f9e1717d73324ebbc1ece84267ccd80d0aca0690",
@@ -104,7 +156,7 @@ _TASKS = (
         dev_size=5000,
     ),
     ImageTask(
-        "RESISC45",  # split as by Ilharco et al.: 18,900 + 6,300; the original has one part
+        name="RESISC45",  # split as by Ilharco et al.: 18,900 + 6,300; the original has one part
         repository="tanganke/resisc45",
         revision="5c484982a196dcb501b8e79c6cf4680dc6f2ccdf",
         columns=("image", "label"),

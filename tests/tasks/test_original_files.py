@@ -6,8 +6,8 @@ import pytest
 from conftest import SHARED
 from task_files import lines_of, one_line, original
 
-from rmbook.tasks.records import load_records
-from rmbook.tasks.task import TaskError
+from rmbook.errors import TaskError
+from rmbook.tasks.catalog import load_examples
 
 
 def drop_file(folder, *answers, split="validation"):
@@ -29,8 +29,8 @@ def test_drops_numbers_dates_and_spans_become_texts(tmp_path):
         drop_answer(spans=["A", "B"]),
     )
     drop_file(tmp_path, *answers)
-    (record,) = load_records("DROP", "validation", tmp_path)
-    assert record.answers == ("3", "9 March 2021", "May 1999", "1990", "A", "B")
+    (example,) = load_examples("DROP", "validation", tmp_path)
+    assert example.answers == ("3", "9 March 2021", "May 1999", "1990", "A", "B")
 
 
 @pytest.mark.parametrize(
@@ -38,14 +38,14 @@ def test_drops_numbers_dates_and_spans_become_texts(tmp_path):
 )
 def test_drops_answers_of_no_kind_or_of_two_are_left_out(answer, tmp_path):
     drop_file(tmp_path, answer, split="train")
-    with pytest.raises(TaskError, match="drop_dataset_train.json holds no records: get DROP's train split again"):
-        load_records("DROP", "train", tmp_path)
+    with pytest.raises(TaskError, match="drop_dataset_train.json holds no examples: get DROP's train split again"):
+        load_examples("DROP", "train", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("task", "name", "content", "message"),
     [
-        ("RTE", "train.jsonl", "", "holds no records"),
+        ("RTE", "train.jsonl", "", "holds no examples"),
         ("RTE", "train.jsonl", '{"premise": "p"', "line 1: not JSON"),
         (
             "RTE",
@@ -70,7 +70,7 @@ def test_drops_answers_of_no_kind_or_of_two_are_left_out(answer, tmp_path):
         ("SST-2", "train.tsv", "sentence\tlabel\nfine\t2\n", "line 2: label '2' is unknown: SST-2's are '0', '1'"),
         ("SST-2", "train.tsv", "sentence\tlabel\nfine\n", r"line 2: 1 columns, expected 2: \['sentence', 'label'\]"),
         ("SST-2", "train.tsv", "text\tlabel\nfine\t1\n", "line 2: field 'sentence'"),
-        ("SST-2", "train.tsv", "sentence\tlabel\n", "holds no records"),
+        ("SST-2", "train.tsv", "sentence\tlabel\n", "holds no examples"),
         ("SQuAD", "train-v1.1.json", '{"data":\n\n [', "line 3: not JSON"),
         ("SQuAD", "train-v1.1.json", '{"version": 1}', "field 'data'"),
         (
@@ -85,20 +85,20 @@ def test_damaged_files_are_named_with_the_line(task, name, content, message, tmp
     (tmp_path / name).write_text(content)
     split = "validation" if "dev" in name else "train"
     with pytest.raises(TaskError, match=message) as error:
-        load_records(task, split, tmp_path)
+        load_examples(task, split, tmp_path)
     assert str(tmp_path / name) in one_line(error)
 
 
 def test_a_missing_file_names_both_places(tmp_path):
     with pytest.raises(TaskError, match="RTE has no train file: neither") as error:
-        load_records("RTE", "train", tmp_path)
+        load_examples("RTE", "train", tmp_path)
     assert str(tmp_path / "RTE" / "train.jsonl") in one_line(error)
 
 
 def test_a_file_that_is_not_utf8_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_bytes(b'{"premise": "\xff"}')
     with pytest.raises(TaskError, match="train.jsonl is not UTF-8 text"):
-        load_records("RTE", "train", tmp_path)
+        load_examples("RTE", "train", tmp_path)
 
 
 def test_the_made_files_hold_a_separator_inside_a_line(tmp_path):
@@ -106,5 +106,5 @@ def test_the_made_files_hold_a_separator_inside_a_line(tmp_path):
     assert (
         len(path.read_text(encoding="utf-8").splitlines())
         > len(lines_of(path))
-        == len(load_records("WiC", "train", tmp_path))
+        == len(load_examples("WiC", "train", tmp_path))
     )

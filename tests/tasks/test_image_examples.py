@@ -10,49 +10,48 @@ from image_files import small_cifar10, small_mnist, write_idx
 from PIL import Image
 from task_files import one_line
 
+from rmbook.errors import TaskError
 from rmbook.runs import fingerprints
-from rmbook.tasks import records
-from rmbook.tasks.image_task import IMAGE_TASKS
-from rmbook.tasks.records import load_records
+from rmbook.tasks.catalog import find_task, load_examples
+from rmbook.tasks.images import IMAGE_TASKS
 from rmbook.tasks.splits import sample_splits
-from rmbook.tasks.task import TaskError, find_task
 
 
-def pixels(record) -> np.ndarray:
-    return np.asarray(record.read())
+def pixels(example) -> np.ndarray:
+    return np.asarray(example.read())
 
 
 def test_mnists_files_hold_real_digits(shared, tmp_path):
     folder = small_mnist(tmp_path / "mnist", shared)
-    train, test = (load_records("mnist", split, folder) for split in ("train", "validation"))
-    assert [record.gold for record in train[:10]] == [(label,) for label in (7, 2, 1, 0, 4, 1, 4, 9, 5, 9)]
-    assert (len(train), len(test)) == (60, 40) and {record.task for record in train} == {"MNIST"}
+    train, test = (load_examples("mnist", split, folder) for split in ("train", "validation"))
+    assert [example.gold for example in train[:10]] == [(label,) for label in (7, 2, 1, 0, 4, 1, 4, 9, 5, 9)]
+    assert (len(train), len(test)) == (60, 40) and {example.task for example in train} == {"MNIST"}
     seven = pixels(train[0])
     assert seven.shape == (28, 28, 3) and (seven == seven[..., :1]).all()
     assert seven[8, 8:20].min() > 150 and not seven[:7].any()  # the bar of the seven, and nothing above
-    whole = load_records("MNIST", "validation", shared / "data/mnist")
+    whole = load_examples("MNIST", "validation", shared / "data/mnist")
     assert len(whole) == 10_000 and (pixels(whole[60]) == pixels(test[0])).all()
 
 
 def test_cifar10_from_kaggles_list_and_from_folders_of_classes(shared, tmp_path):
     folder = small_cifar10(tmp_path / "cifar", shared)
-    train, test = (load_records("CIFAR10", split, folder) for split in ("train", "validation"))
+    train, test = (load_examples("CIFAR10", split, folder) for split in ("train", "validation"))
     names = find_task("CIFAR10").classes
     rows = list(csv.reader(open(folder / "trainLabels.csv")))[1:]
-    assert [names[record.gold[0]] for record in train] == [label for _, label in rows]
+    assert [names[example.gold[0]] for example in train] == [label for _, label in rows]
     assert (pixels(train[5]) == np.asarray(Image.open(folder / "train" / f"{rows[5][0]}.png").convert("RGB"))).all()
-    assert [record.gold[0] for record in test] == [number for number in range(10) for _ in range(100)]
+    assert [example.gold[0] for example in test] == [number for number in range(10) for _ in range(100)]
     assert pixels(test[0]).shape == (32, 32, 3)
 
 
 def test_gtsrb_in_its_own_layout(shared):
-    train, test = (load_records("GTSRB", split, shared / "data/gtsrb") for split in ("train", "validation"))
+    train, test = (load_examples("GTSRB", split, shared / "data/gtsrb") for split in ("train", "validation"))
     images = shared / "data/gtsrb/GTSRB/Final_Test/Images"
     assert (len(train), len(test)) == (411, 200) and [r.gold[0] for r in test[:2]] == [16, 1]
-    for record in train[::50]:
-        assert f"/{record.gold[0]:05d}/" in record.where
+    for example in train[::50]:
+        assert f"/{example.gold[0]:05d}/" in example.where
     assert (pixels(test[1]) == np.asarray(Image.open(images / "00001.ppm"))).all()  # not cut to the sign
-    assert load_records("GTSRB", "train", shared / "data/gtsrb/GTSRB")[7].where == train[7].where
+    assert load_examples("GTSRB", "train", shared / "data/gtsrb/GTSRB")[7].where == train[7].where
 
 
 def folders(base, classes, split="train", ending="png"):
@@ -76,8 +75,8 @@ def folders(base, classes, split="train", ending="png"):
 )
 def test_folders_are_named_after_classes_or_their_numbers(task, classes, numbers, tmp_path):
     for base in (tmp_path, tmp_path / task):  # the folder itself, or one that holds it
-        found = load_records(task, "train", folders(base, classes))
-        assert sorted(record.gold[0] for record in found) == numbers
+        found = load_examples(task, "train", folders(base, classes))
+        assert sorted(example.gold[0] for example in found) == numbers
         shutil.rmtree(base / "train")
 
 
@@ -95,11 +94,11 @@ def test_the_hubs_parquet_gives_the_same_records(names, tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed: it reads the hub's files")
     task = IMAGE_TASKS["CIFAR10"]
     base = folders(tmp_path / "files", task.classes, "test")
-    plain = load_records("CIFAR10", "validation", base)
+    plain = load_examples("CIFAR10", "validation", base)
     known = {"own": task.classes, "other order": task.classes[::-1], "other names": [f"class {i}" for i in range(10)]}
     label = datasets.ClassLabel(names=list(known[names])) if names != "none" else datasets.Value("int64")
     numbers = [9 - r.gold[0] if names == "other order" else r.gold[0] for r in plain]
-    columns = {"img": [record.where for record in plain], "label": numbers, "extra": numbers}
+    columns = {"img": [example.where for example in plain], "label": numbers, "extra": numbers}
     features = datasets.Features({"img": datasets.Image(), "label": label, "extra": datasets.Value("int64")})
     repository = tmp_path / "repository"
     (repository / "plain_text").mkdir(parents=True)
@@ -110,14 +109,13 @@ def test_the_hubs_parquet_gives_the_same_records(names, tmp_path, monkeypatch):
         "    path: plain_text/test.parquet\n---\n"
     )
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(records, "find_task", lambda name: dataclasses.replace(task, repository=str(repository)))
-    found = load_records("CIFAR10", "validation")
-    assert [record.gold for record in found] == [record.gold for record in plain]
+    found = dataclasses.replace(task, repository=str(repository)).load_examples("validation")
+    assert [example.gold for example in found] == [example.gold for example in plain]
     assert all((pixels(one) == pixels(other)).all() for one, other in zip(found, plain, strict=True))
 
 
 def test_records_are_drawn_as_those_of_language(tmp_path):
-    found = load_records("SVHN", "train", folders(tmp_path, [str(digit) for digit in range(10)]))
+    found = load_examples("SVHN", "train", folders(tmp_path, [str(digit) for digit in range(10)]))
     splits = sample_splits(found, found, seed=3, train_size=1_000_000, dev_size=4, test_size=5)
     order = np.random.RandomState(3).permutation(20)
     assert splits.train + splits.dev == [found[number] for number in order] and len(splits.dev) == 4
@@ -188,14 +186,14 @@ def test_what_is_wrong_with_files_is_said_in_one_line(case, tmp_path):
     (tmp_path / "data").mkdir()
     make(tmp_path / "data")
     with pytest.raises(TaskError, match=part) as error:
-        load_records(task, "train", tmp_path / "data")
+        load_examples(task, "train", tmp_path / "data")
     one_line(error)
 
 
 def test_cifars_own_batches_are_refused(shared):
     for folder in ("hf_dummy", "hf_dummy/cifar-10-batches-py"):
         with pytest.raises(TaskError, match="PNG files") as error:
-            load_records("cifar10", "train", shared / "data/cifar10" / folder)
+            load_examples("cifar10", "train", shared / "data/cifar10" / folder)
         one_line(error)
 
 
@@ -203,12 +201,12 @@ def test_an_image_that_is_cut_short_is_named_when_it_is_read(tmp_path):
     path = folders(tmp_path, ["cat"], ending="jpg") / "train" / "cat" / "0.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-5000])
-    record = load_records("CIFAR10", "train", tmp_path)[0]
+    example = load_examples("CIFAR10", "train", tmp_path)[0]
     with pytest.raises(TaskError, match="0.jpg is no image") as error:
-        record.read()
+        example.read()
     one_line(error)
 
 
 def test_other_splits_are_refused(tmp_path):
     with pytest.raises(TaskError, match="got 'test'"):
-        load_records("MNIST", "test", tmp_path)
+        load_examples("MNIST", "test", tmp_path)
