@@ -30,18 +30,14 @@ from typing import TYPE_CHECKING
 from rmbook.version import __version__
 
 if TYPE_CHECKING:  # for editors; at run time a name is loaded when it is used, so that `rmbook --help` does not wait
-    from rmbook.adapters.adapter_file import (
-        AdapterBaseError,
-        AdapterCorruptError,
-        AdapterError,
-        load_adapter,
-        save_adapter,
-    )
+    from rmbook.adapters.adapter_file import load_adapter, save_adapter
     from rmbook.adapters.bank import AdapterBank
+    from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError, AdapterError
     from rmbook.adapters.merged import save_merged
     from rmbook.adapters.shira import load_from_shira, save_as_shira
-    from rmbook.engine.layer import MaskedLinear, masked_linear_reference
+    from rmbook.engine.layer import MaskedLinear
     from rmbook.engine.masking import RandomMask, apply_masks, apply_random_mask
+    from rmbook.engine.reference import masked_linear_reference
     from rmbook.engine.targets import TargetError
     from rmbook.masks.sample import Mask, density_to_ratio, ratio_to_density, sample_mask
     from rmbook.methods.apply import apply_method
@@ -55,9 +51,9 @@ if TYPE_CHECKING:  # for editors; at run time a name is loaded when it is used, 
 
 _HOMES = {
     "AdapterBank": "adapters.bank",
-    "AdapterBaseError": "adapters.adapter_file",
-    "AdapterCorruptError": "adapters.adapter_file",
-    "AdapterError": "adapters.adapter_file",
+    "AdapterBaseError": "adapters.errors",
+    "AdapterCorruptError": "adapters.errors",
+    "AdapterError": "adapters.errors",
     "Mask": "masks.sample",
     "MaskedLinear": "engine.layer",
     "RandomMask": "engine.masking",
@@ -73,7 +69,7 @@ _HOMES = {
     "evaluate": "training.evaluation",
     "load_adapter": "adapters.adapter_file",
     "load_from_shira": "adapters.shira",
-    "masked_linear_reference": "engine.layer",
+    "masked_linear_reference": "engine.reference",
     "ratio_to_density": "masks.sample",
     "resume_run": "runs.run",
     "sample_mask": "masks.sample",

@@ -1,4 +1,4 @@
-"""How the book's figures look: readable on light and dark pages, and without colour."""
+"""The look of the book's figures: readable on light and dark pages, and without colour."""
 
 import itertools
 from collections.abc import Iterator
@@ -36,6 +36,6 @@ def use_style() -> None:
 
 
 def line_styles() -> Iterator[dict]:
-    """Colour, marker and dash pattern for one curve after the other; any one of the three tells them apart."""
+    """Yield colour, marker and dash pattern for one curve after the other; any one of the three tells them apart."""
     for color, marker, dashes in itertools.cycle(zip(COLORS, MARKERS, DASHES, strict=True)):
         yield {"color": color, "marker": marker, "linestyle": dashes}

@@ -25,7 +25,7 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def stamp(command: str) -> dict[str, Any]:
-    """Where and with what a result is being made: date (UTC), hardware, versions, commit, command."""
+    """Return where and with what a result is being made: date (UTC), hardware, versions, commit, command."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "hardware": {
@@ -45,7 +45,7 @@ def stamp(command: str) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device | None = None) -> int:
-    """Most bytes in use so far: of a CUDA device as PyTorch counts them, else of this process."""
+    """Return the most bytes in use so far: on a CUDA device as PyTorch counts them, else by this process."""
     if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -57,7 +57,7 @@ def peak_memory(device: torch.device | None = None) -> int:
 
 
 def describe_stamp(record: dict[str, Any]) -> str:
-    """One line for a caption: when, where, with which versions and by which command a record was made."""
+    """Return one line for a caption: when, where, with which versions and by which command a result was made."""
     stamp, hardware = record["stamp"], record["stamp"]["hardware"]
     machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
     return (
@@ -111,7 +111,7 @@ def source_fingerprint(*modules: str, package: Path = PACKAGE) -> str:
 
 
 def reachable_sources(*modules: str, package: Path = PACKAGE) -> dict[str, str]:
-    """Syntax trees of modules and of all that they import from their package, by full name, as text."""
+    """Return syntax trees of modules and of all that they import from their package, by full name, as text."""
     found, waiting = {}, list(modules)
     while waiting:
         name = waiting.pop()

@@ -6,72 +6,50 @@ OPT-13b at ratio 1e-5 (128,535 values) that makes 1.03 MB with positions and flo
 0.26 MB from the seed with bfloat16 values.
 """
 
-import hashlib
 import json
-import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from rmbook.engine.layer import MaskedLinear
-from rmbook.engine.masking import MaskRecipe, RandomMask, apply_masks
-from rmbook.files import digest_tensors, write_safetensors
+from rmbook.adapters.adapter_header import (
+    ADAPTER_FORMAT,
+    BUFFERS,
+    FIELDS,
+    VALUES_DTYPES,
+    AdapterHeader,
+    read_adapter_header,
+)
+from rmbook.adapters.base import base_fingerprint, check_base, check_sum, find_misfit
+from rmbook.adapters.errors import AdapterCorruptError, AdapterError
+from rmbook.engine.buffers import running_statistics, saved_buffers, write_buffers
+from rmbook.engine.masking import RandomMask, apply_masks
+from rmbook.engine.targets import check_targets, named_layers
+from rmbook.files import UnreadableFileError, digest_tensors, read_safetensors, write_safetensors
+from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask
 from rmbook.version import __version__
-
-ADAPTER_FORMAT = "rmbook-adapter-3"
-FIELDS = ("format", "rmbook_version", "base_fingerprint", "recipe", "scale", "layers")
-VALUES_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-class AdapterError(Exception):
-    """An adapter file cannot be used; the model is unchanged."""
-
-
-class AdapterCorruptError(AdapterError):
-    """The file is truncated, altered or no rmbook adapter."""
-
-
-class AdapterBaseError(AdapterError):
-    """The file is sound, but was trained on another base model."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """The content of an adapter file, checked; belongs to no model yet.
+    """Content of an adapter file, checked; no model is changed yet.
 
     Attributes:
         masks: by layer name.
         values: (nnz,) by layer name, in the dtype in which they are stored; S = scale * values.
         scale: of the values.
         recipe: how the masks were drawn; None if they were given.
-        base_fingerprint: of the model that it was trained on; see `base_fingerprint`.
+        buffers: of the model, by name, that training changed, such as a batch norm's running statistics.
     """
 
     masks: dict[str, Mask]
     values: dict[str, torch.Tensor]
     recipe: MaskRecipe | None
-    base_fingerprint: str
-    scale: float = 1.0
-
-
-def base_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes of the whole base model; values of masks do not count.
-
-    Reads every weight once (about a second a gigabyte). A model loaded in another dtype is another base.
-    """
-    own = {f"{name}.values" for name, module in model.named_modules() if isinstance(module, MaskedLinear)}
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name not in own and isinstance(tensor, torch.Tensor):
-            tensor = tensor.detach().cpu().contiguous()
-            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    scale: float
+    buffers: dict[str, torch.Tensor]
 
 
 def save_adapter(
@@ -81,7 +59,8 @@ def save_adapter(
 
     Args:
         masking: what `apply_random_mask` or `apply_masks` returned.
-        path: the file; its folder must exist. An older file is replaced in one step.
+        path: the file; its folder must exist. An older file is replaced in one step; through a symbolic link, the
+            file that it points to. The file holds running statistics of norm layers, too.
         dtype: of the stored values, which are rounded to it; as they are if None. bfloat16 halves the file.
         store_positions: store the positions (int32) although the seed would do, for readers without rmbook. Masks
             without a recipe are always stored with their positions.
@@ -90,6 +69,7 @@ def save_adapter(
         ValueError: if the mask was removed from its model already, values are not finite (in `dtype`), or `dtype` is no
             floating type.
         FileNotFoundError: if the folder does not exist.
+        OSError: if the path is a FIFO, a socket, a device or a folder, or writing fails (a full disk).
     """
     if not masking.layers:
         raise ValueError("this mask was removed from its model; save the adapter before remove() or merge().")
@@ -110,113 +90,136 @@ def save_adapter(
         if store_positions or masking.recipe is None:
             tensors[f"{name}.positions"] = layer.mask.positions.cpu().contiguous()
         layers[name] = {"shape": layer.mask.shape, "digest": layer.mask.digest()}
+    kept = running_statistics(masking.model)
+    buffers = {name: buffer for name, buffer in saved_buffers(masking.model).items() if name in kept}
+    buffers |= masking.buffers.changed()
+    tensors |= {f"{BUFFERS}:{name}": buffer.detach().cpu().contiguous() for name, buffer in buffers.items()}
     metadata = {
         "format": ADAPTER_FORMAT,
         "rmbook_version": __version__,
-        "base_fingerprint": base_fingerprint(masking.model),
+        "base_fingerprint": base_fingerprint(masking.model, masking.buffers.before),
         "recipe": json.dumps(masking.recipe and asdict(masking.recipe)),
         "scale": json.dumps(next(iter(masking.layers.values())).scale),
         "layers": json.dumps(layers),
+        **({BUFFERS: json.dumps(sorted(buffers))} if buffers else {}),
     }
     metadata["content"] = _content_digest(tensors, metadata)
     write_safetensors(path, tensors, metadata)
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike) -> RandomMask:
+def load_adapter(model: nn.Module, path: str | os.PathLike, *, unused: str = "error") -> RandomMask:
     """Apply the masks and the values of an adapter file to `model`, in place.
 
     Args:
         model: the base model the adapter was trained on, unmasked, in the same dtype.
-        path: a file that `save_adapter` wrote.
+        path: a file of `save_adapter`, also a stranger's: it is checked before it is used.
+        unused: for training that goes on; see `rmbook.apply_random_mask`.
 
     Returns:
-        The `RandomMask`, with the stored values; training can go on.
+        The `RandomMask`, with the stored values; training can go on. `remove` gives the model its own buffers back.
 
     Raises:
-        FileNotFoundError, AdapterCorruptError, AdapterError: as for `read_adapter`.
-        AdapterBaseError: `model` is not the base that the adapter was trained on.
+        FileNotFoundError, AdapterCorruptError, AdapterError, AdapterBaseError: as for `read_adapter`.
         TargetError: the model cannot be masked, for example because it is masked already.
     """
-    adapter = read_adapter(path)
-    check_base(adapter, base_fingerprint(model), path)
-    masking = apply_masks(model, adapter.masks, adapter.recipe, scale=adapter.scale)
+    adapter = read_adapter(path, model)
+    masking = apply_masks(model, adapter.masks, adapter.recipe, scale=adapter.scale, unused=unused)
     with torch.no_grad():
         for name, layer in masking.layers.items():
             layer.values.copy_(adapter.values[name])
+    write_buffers(model, adapter.buffers)
     return masking
 
 
-def check_base(adapter: Adapter, fingerprint: str, path: str | os.PathLike) -> None:
-    """Raise AdapterBaseError unless the adapter was trained on the base with this fingerprint."""
-    if fingerprint != adapter.base_fingerprint:
-        raise AdapterBaseError(
-            f"{path} was trained on a base model with fingerprint {adapter.base_fingerprint[:12]}..., this model "
-            f"has {fingerprint[:12]}...: load the same pretrained weights, in the same dtype, unchanged."
-        )
-
-
-def read_adapter(path: str | os.PathLike) -> Adapter:
+def read_adapter(path: str | os.PathLike, model: nn.Module | None = None, fingerprint: str | None = None) -> Adapter:
     """Read and check an adapter file; masks that it does not hold are drawn again.
+
+    Args:
+        path: the file.
+        model: the base model; stays as it is. The file's layers are compared with it before anything is read, drawn or
+            allocated by them, so give it for every file that may be a stranger's.
+        fingerprint: of the base model, if it is known.
 
     Raises:
         FileNotFoundError: there is no such file.
-        AdapterCorruptError: the file is truncated, altered or no rmbook adapter.
+        AdapterCorruptError: the file is truncated, altered, forged or no rmbook adapter.
+        AdapterBaseError: it was trained on another base model.
         AdapterError: this installation draws other positions from the seed than the one that wrote the file.
+        TargetError: the model cannot be masked.
     """
-    path = Path(path)
-    metadata, tensors = _read(path)
-    recipe, scale, layers = (json.loads(metadata[field]) for field in ("recipe", "scale", "layers"))
-    try:
-        recipe = recipe and MaskRecipe(**recipe | {"targets": tuple(recipe["targets"])})
-        shapes = {name: tuple(layer["shape"]) for name, layer in layers.items()}
-        stored = {name: tensors[f"{name}.positions"] for name in layers if f"{name}.positions" in tensors}
-        masks = (
-            {name: Mask.checked(shapes[name], positions) for name, positions in stored.items()}
-            if stored.keys() == layers.keys()
-            else recipe.draw(shapes)
-        )
-        values = {name: tensors[f"{name}.values"] for name in layers}
-        sound = all(
-            values[name].shape == (mask.nnz,) and values[name].dtype in VALUES_DTYPES and values[name].isfinite().all()
-            for name, mask in masks.items()
-        )
-        sound = sound and isinstance(scale, float) and 0 < scale < math.inf
-        same = all(mask.digest() == layers[name]["digest"] for name, mask in masks.items())
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # made to deceive: its hash is right
-        raise AdapterCorruptError(f"{path} does not describe an adapter: {error!r}.") from None
-    if not same:
+    header, base = read_adapter_header(path), fingerprint
+    if model is not None:
+        base = base or base_fingerprint(model)
+        if misfit := find_misfit(header.shapes, model):
+            check_base(header.base_fingerprint, base, path)
+            raise AdapterCorruptError(f"{path} {misfit}; it is forged.")
+    tensors = _read_tensors(path, header)
+    if model is not None:
+        check_base(header.base_fingerprint, base, path)
+        check_targets(model, {name: named_layers(model)[name] for name in header.shapes})
+    values = {name: tensors[f"{name}.values"] for name in header.shapes}
+    if header.positions:
+        try:
+            masks = {name: Mask.checked(header.shapes[name], tensors[f"{name}.positions"]) for name in values}
+        except ValueError as error:
+            raise AdapterCorruptError(f"{path} does not describe an adapter: {error}") from None
+    else:
+        masks = header.recipe.draw(header.shapes)
+    if any(mask.digest() != header.digests[name] for name, mask in masks.items()):
+        if header.positions:
+            raise AdapterCorruptError(f"{path} has positions that are not those of its masks; fetch it again.")
         raise AdapterError(
             f"{path}: this installation draws other mask positions from its seed than the one that wrote the file "
-            f"(rmbook {metadata['rmbook_version']}); install that version to load it."
+            f"(rmbook {header.metadata['rmbook_version']!r}); install that version to load it."
         )
-    if not sound:
-        raise AdapterCorruptError(f"{path} has values that do not fit its masks or are not finite.")
-    return Adapter(masks, values, recipe, metadata["base_fingerprint"], scale)
+    for name, mask in masks.items():
+        if len(values[name]) != mask.nnz:
+            raise AdapterCorruptError(f"{path} has {len(values[name])} values for {mask.nnz} entries of {name[:80]!r}.")
+    buffers = {name: tensors[f"{BUFFERS}:{name}"] for name in header.buffers}
+    adapter = Adapter(masks, values, header.recipe, header.scale, buffers)
+    if model is not None:
+        _check_numbers(adapter, model, path)
+    return adapter
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no adapter file at {path}.")
-    metadata, tensors = read_safetensors(path)
-    if metadata.get("format") != ADAPTER_FORMAT or set(metadata) != {*FIELDS, "content"}:
-        raise AdapterCorruptError(
-            f"{path} is no rmbook adapter: its format is {metadata.get('format')!r}, expected {ADAPTER_FORMAT!r}."
-        )
-    if _content_digest(tensors, metadata) != metadata["content"]:
+def _check_numbers(adapter: Adapter, model: nn.Module, path: str | os.PathLike) -> None:
+    layers, own = named_layers(model), saved_buffers(model)
+    for name, mask in adapter.masks.items():
+        wide = torch.promote_types(layers[name].weight.dtype, torch.float32)  # the dtype of a layer's values
+        check_sum(name, layers[name], mask.positions, adapter.scale * adapter.values[name].to(wide), path)
+    for name, buffer in adapter.buffers.items():
+        if name not in own or own[name].shape != buffer.shape or own[name].dtype != buffer.dtype:
+            raise AdapterCorruptError(f"{path} has a buffer {name[:80]!r}, which the model does not have so.")
+
+
+def check_adapter(path: str | os.PathLike) -> AdapterHeader:
+    """Check all of an adapter file that can be checked without its model, and return its header.
+
+    Raises:
+        FileNotFoundError, AdapterCorruptError: as for `read_adapter`.
+    """
+    header = read_adapter_header(path)
+    _read_tensors(path, header)
+    return header
+
+
+def _read_tensors(path: str | os.PathLike, header: AdapterHeader) -> dict[str, torch.Tensor]:
+    _, tensors = read_contents(path)
+    if _content_digest(tensors, header.metadata) != header.metadata["content"]:
         raise AdapterCorruptError(f"{path} was altered after it was saved: its content hash differs; fetch it again.")
-    return metadata, tensors
+    if not all(tensor.isfinite().all() for name, tensor in tensors.items() if name.endswith(".values")):
+        raise AdapterCorruptError(f"{path} has values that are not finite.")
+    return tensors
 
 
 def _content_digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
-    return digest_tensors(tensors, json.dumps([metadata[field] for field in FIELDS]))
+    fields = FIELDS if BUFFERS not in metadata else (*FIELDS, BUFFERS)
+    return digest_tensors(tensors, json.dumps([metadata[field] for field in fields]))
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    """Metadata and tensors of a file; raises AdapterCorruptError if it is no readable safetensors file."""
+def read_contents(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Read metadata and tensors of a safetensors file; raise AdapterCorruptError if it is none."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise AdapterCorruptError(f"{path} is no readable safetensors file ({error}); fetch it again.") from None
-
-
+        return read_safetensors(path)
+    except UnreadableFileError as error:
+        raise AdapterCorruptError(str(error)) from None

@@ -1,13 +1,16 @@
 """Several adapters on one model: switch between them, or combine them, at a cost that does not depend on its size."""
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
-from rmbook.adapters.adapter_file import base_fingerprint, check_base, read_adapter
-from rmbook.engine.targets import check_targets
+from rmbook.adapters.adapter_file import read_adapter
+from rmbook.adapters.base import base_fingerprint
+from rmbook.engine.buffers import BufferSnapshot, write_buffers
+from rmbook.engine.targets import check_targets, named_layers
 
 
 class AdapterBank:
@@ -31,7 +34,9 @@ class AdapterBank:
         self.model = model
         self.active: dict[str, float] = {}
         self._fingerprint = base_fingerprint(model)
-        self._modules = dict(model.named_modules())
+        self._modules = named_layers(model)
+        self._base_buffers = BufferSnapshot(model)
+        self._buffers: dict[str, dict[str, torch.Tensor]] = {}  # adapter: buffers that training changed
         self._entries: dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]] = {}  # adapter: layer: positions, values
         self._originals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # of what is active: layer: positions, W
 
@@ -45,14 +50,16 @@ class AdapterBank:
 
         Raises:
             ValueError: the name is taken.
-            FileNotFoundError, AdapterError: as for `rmbook.adapters.adapter_file.read_adapter`; AdapterBaseError for another base.
+            FileNotFoundError, AdapterError: as for `rmbook.adapters.adapter_file.read_adapter`;
+                AdapterCorruptError for layers, shapes or values that do not fit the model, AdapterBaseError for
+                another base.
             TargetError: one of its layers is no plain linear layer, or is tied.
         """
         if name in self._entries:
             raise ValueError(f"there is an adapter {name!r} already; remove it first, or choose another name.")
-        adapter = read_adapter(path)
-        check_base(adapter, self._fingerprint, path)
-        check_targets(self.model, {layer: self._modules[layer] for layer in adapter.masks})
+        with self._inactive():  # the file is checked against W, not against what is active on it
+            adapter = read_adapter(path, self.model, self._fingerprint)
+        self._buffers[name] = adapter.buffers
         self._entries[name] = {}
         for layer, mask in adapter.masks.items():
             weight = self._modules[layer].weight
@@ -65,7 +72,7 @@ class AdapterBank:
         self._check([name])
         if name in self.active:
             raise ValueError(f"the adapter {name!r} is active; activate others first.")
-        del self._entries[name]
+        del self._entries[name], self._buffers[name]
 
     @torch.no_grad()
     def activate(self, *names: str, strengths: Mapping[str, float] | None = None) -> None:
@@ -77,15 +84,29 @@ class AdapterBank:
 
         Raises:
             KeyError: an unknown name; nothing has changed then.
-            ValueError: a strength that is not finite.
+            ValueError: a strength that is not finite, sums that are not, or several adapters with running statistics of
+                norm layers; nothing has changed then.
         """
         strengths = dict(strengths or {})
         self._check([*names, *strengths])
         if not all(abs(float(strength)) < float("inf") for strength in strengths.values()):
             raise ValueError(f"strengths must be finite, got {strengths}.")
-        wanted = {name: float(strengths.get(name, 1.0)) for name in sorted(set(names))}
+        wanted, before = {name: float(strengths.get(name, 1.0)) for name in sorted(set(names))}, self.active
+        if len(trained := [name for name in wanted if self._buffers[name]]) > 1:
+            raise ValueError(
+                f"{', '.join(map(repr, trained))} each bring running statistics of norm layers, which do not add up; "
+                "activate one of them at a time."
+            )
+        try:
+            self._write(wanted)
+        except ValueError:
+            self._write(before)
+            raise
+
+    def _write(self, wanted: dict[str, float]) -> None:
         for layer, (positions, original) in self._originals.items():
             self._modules[layer].weight.data.view(-1).index_copy_(0, positions, original)
+        self._base_buffers.restore()
         self._originals, self.active = {}, wanted
         for layer in dict.fromkeys(layer for name in wanted for layer in self._entries[name]):
             parts = [(*self._entries[name][layer], wanted[name]) for name in wanted if layer in self._entries[name]]
@@ -95,8 +116,23 @@ class AdapterBank:
             for part_places, (_, values, strength) in zip(places.split([len(p[0]) for p in parts]), parts, strict=True):
                 change[part_places] += values * strength  # an adapter has each position once
             original = weight.index_select(0, positions)
+            changed = (original.to(change.dtype) + change).to(weight.dtype)
+            if not (changed.isfinite() | ~original.isfinite()).all():
+                raise ValueError(f"these strengths make weights of {layer!r} infinite; nothing was changed.")
             self._originals[layer] = positions, original
-            weight.index_copy_(0, positions, (original.to(change.dtype) + change).to(weight.dtype))
+            weight.index_copy_(0, positions, changed)
+        for name in wanted:
+            write_buffers(self.model, self._buffers[name])
+
+    @contextlib.contextmanager
+    def _inactive(self) -> Iterator[None]:
+        active = self.active
+        with torch.no_grad():
+            self._write({})
+            try:
+                yield
+            finally:
+                self._write(active)
 
     def _check(self, names: list[str]) -> None:
         if unknown := [name for name in names if name not in self._entries]:

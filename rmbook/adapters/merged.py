@@ -6,16 +6,19 @@ import os
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedModel
 
+from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.masking import RandomMask
+from rmbook.engine.targets import named_layers
 from rmbook.files import replacing_folder
 
 
 def save_merged(masking: RandomMask, folder: str | os.PathLike) -> None:
     """Write a copy of the model with W + S in plain weights, for `AutoModel...from_pretrained(folder)` without rmbook.
 
-    The masked model stays as it is and can be trained on; the copies of its masked weights are the memory this takes.
+    The masked model stays as it is and can be trained on. A model of GPT-2's kind is written in its own form (Conv1D).
     Dtypes are kept, and large models are cut into the shards that transformers makes by default. Save a tokenizer into
     the same folder afterwards, if it is needed there.
 
@@ -30,9 +33,9 @@ def save_merged(masking: RandomMask, folder: str | os.PathLike) -> None:
         FileNotFoundError: the folder's parent does not exist.
         OSError: the disk is full, or another failure to write.
     """
-    model = masking.model
     if not masking.layers:
         raise ValueError("this mask was removed from its model; save before remove(), or after merge() as any model.")
+    model = _unwrapped(masking.model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"expected a transformers model, got {type(model).__module__}.{type(model).__qualname__}, which has no "
@@ -56,12 +59,18 @@ def save_merged(masking: RandomMask, folder: str | os.PathLike) -> None:
 
 
 def merged_state_dict(masking: RandomMask) -> dict[str, torch.Tensor]:
-    """The base model's `state_dict` with W + S in place of W: no values, the base's names, dtypes and shapes."""
-    state = masking.model.state_dict()  # masked layers report copies of W here, so that they may be written to
-    for name, layer in masking.layers.items():
-        values = state.pop(f"{name}.values") * layer.scale
-        weight, original = state[f"{name}.weight"], layer.original
-        # Rounded once, as in rmbook.engine.tap.merge.
-        merged = original.to(torch.promote_types(original.dtype, values.dtype)) + values
-        weight.view(-1).index_copy_(0, layer.mask.positions.long(), merged.to(weight.dtype))
-    return state
+    """Return the base model's `state_dict` with W + S in place of W: no values, the base's names, dtypes and shapes.
+
+    Masked weights are copies, the rest are the model's own tensors. Layers that stand in for GPT-2's Conv1D have its
+    form.
+    """
+    state = _unwrapped(masking.model).state_dict()  # masked layers report W + S
+    masked = {name for name, module in _unwrapped(masking.model).named_modules() if isinstance(module, MaskedLinear)}
+    own = {f"{name}.{part}" for name in {*masked, *masking.layers} for part in ("values", "original")}
+    weights = {f"{name}.weight" for name in {*masked, *masking.layers}}
+    return {n: tensor.clone() if n in weights else tensor for n, tensor in state.items() if n not in own}
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    # The model inside torch.compile, DistributedDataParallel and the like.
+    return named_layers(model)[""]

@@ -7,16 +7,17 @@ number. A mask with fewer entries is written with zeros at further positions, wh
 
 import math
 import os
-import re
 
 import numpy as np
 import torch
 from torch import nn
 
-from rmbook.adapters.adapter_file import AdapterBaseError, AdapterCorruptError, base_fingerprint, check_base
+from rmbook.adapters.base import base_fingerprint, check_base, check_sum
+from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError
 from rmbook.adapters.shira_folder import Origin, ShiraError, ShiraFolder, read_folder, write_folder
+from rmbook.engine.conv1d import is_conv1d
 from rmbook.engine.masking import RandomMask, apply_masks
-from rmbook.engine.targets import check_targets
+from rmbook.engine.targets import check_targets, named_layers
 from rmbook.masks.sample import Mask, positions_dtype
 
 
@@ -25,6 +26,9 @@ def save_as_shira(masking: RandomMask, folder: str | os.PathLike) -> int:
 
     r is the smallest that holds the fullest layer. Layers with fewer than r (in + out) entries get zeros at further
     random positions. Training that is continued in peft trains these too; `load_from_shira` leaves them out.
+
+    Load the folder with `peft.PeftModel.from_pretrained`, not with transformers' own `model.load_adapter`, which drops
+    SHiRA's positions: the adapter then fails at the model's first call (KeyError), rather than give other outputs.
 
     Args:
         masking: what `apply_random_mask` or `apply_masks` returned; it stays as it is.
@@ -35,12 +39,20 @@ def save_as_shira(masking: RandomMask, folder: str | os.PathLike) -> int:
 
     Raises:
         ValueError: the mask was removed from its model already.
-        ShiraError: a layer is too small for the r that another one needs, or a value is not finite.
+        ShiraError: a layer is too small for the r that another one needs, is GPT-2's Conv1D, which SHiRA in peft does
+            not know, or has a value that is not finite; or training changed buffers, which SHiRA does not hold.
         FileExistsError: the folder has content, or is a file.
         FileNotFoundError: the folder's parent does not exist.
     """
     if not masking.layers:
         raise ValueError("this mask was removed from its model; save it before remove() or merge().")
+    if conv1d := [name for name, layer in masking.layers.items() if is_conv1d(layer)]:
+        raise ShiraError(
+            f"{conv1d[0]!r} is a Conv1D in the model's own form, and SHiRA in peft has only linear layers: use "
+            "save_adapter or save_merged."
+        )
+    if changed := list(masking.buffers.changed()):
+        raise ShiraError(f"training changed {changed[0]!r}, which SHiRA cannot hold: use save_adapter or save_merged.")
     rank, entries = _common_rank(masking), {}
     for name, layer in masking.layers.items():
         out, columns = layer.mask.shape
@@ -53,8 +65,7 @@ def save_as_shira(masking: RandomMask, folder: str | os.PathLike) -> int:
     # The origin lets load_from_shira give back the very mask, and refuse another base.
     counts = {name: layer.mask.nnz for name, layer in masking.layers.items()}
     origin = Origin(base_fingerprint(masking.model), masking.recipe, counts)
-    targets = "|".join(re.escape(name) for name in entries)  # whole names: a list would mean endings
-    contents = ShiraFolder(rank, targets, entries, origin)
+    contents = ShiraFolder(rank, frozenset(entries), True, entries, origin)
     write_folder(folder, contents, base_model_name=getattr(masking.model, "name_or_path", None) or None)
     return rank
 
@@ -80,14 +91,16 @@ def load_from_shira(model: nn.Module, folder: str | os.PathLike) -> RandomMask:
     contents = read_folder(folder)
     origin, entries = contents.origin, contents.entries
     if origin:
-        check_base(origin, base_fingerprint(model), folder)
-    meant = [name for name, _ in model.named_modules() if name and _is_target(name, contents.targets)]
+        check_base(origin.base_fingerprint, base_fingerprint(model), folder)
+    modules = named_layers(model)
+    meant = [name for name in modules if name and _is_target(name, contents.targets, contents.whole_names)]
     if differing := sorted(set(meant) ^ set(entries)):
         raise AdapterBaseError(
             f"{folder} holds entries of {len(entries)} layers, its target_modules mean {len(meant)} layers of this "
-            f"model; they differ at {', '.join(differing[:3])}: load the base model that it was trained on."
+            f"model; they differ at {', '.join(name[:80] for name in differing[:3])}: load the base model that it was "
+            "trained on."
         )
-    layers = {name: model.get_submodule(name) for name in meant}
+    layers = {name: modules[name] for name in meant}
     check_targets(model, layers)
     masks, values = {}, {}
     for name, layer in layers.items():
@@ -96,6 +109,8 @@ def load_from_shira(model: nn.Module, folder: str | os.PathLike) -> RandomMask:
         count = origin.counts[name] if origin else positions.numel()  # what follows is save_as_shira's padding
         ordered, order = positions[:count].sort()
         masks[name], values[name] = Mask(shape, ordered), entries[name][1][:count][order]
+        wide = torch.promote_types(layer.weight.dtype, torch.float32)
+        check_sum(name, layer, ordered, values[name].to(wide), folder)
     masking = apply_masks(model, masks, origin and origin.recipe)
     with torch.no_grad():
         for name, layer in masking.layers.items():
@@ -126,11 +141,10 @@ def _padded(mask: Mask, count: int) -> torch.Tensor:
     return torch.cat([own, drawn + torch.searchsorted(free_before, drawn, right=True)])
 
 
-def _is_target(name: str, targets: str | list[str]) -> bool:
-    # peft's rule; that for lists is also find_targets'.
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith("." + target) for target in targets)
+def _is_target(name: str, targets: frozenset[str], whole_names: bool) -> bool:
+    # peft's rule; that for lists, which hold endings of names, is also find_targets'.
+    parts = name.split(".")
+    return name in targets or (not whole_names and any(".".join(parts[i:]) in targets for i in range(1, len(parts))))
 
 
 def _positions(name, shape: tuple[int, int], rank: int, indices: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

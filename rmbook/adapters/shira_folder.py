@@ -7,18 +7,22 @@ adapter_config.json names r and the layers; adapter_model.safetensors holds, for
 import json
 import os
 import re
+import reprlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from rmbook.adapters.adapter_file import AdapterCorruptError, AdapterError, read_safetensors
-from rmbook.engine.masking import MaskRecipe
-from rmbook.files import digest_tensors, replacing_folder
+from rmbook.adapters.adapter_file import read_contents
+from rmbook.adapters.adapter_header import is_hash, parse_recipe
+from rmbook.adapters.errors import AdapterCorruptError, AdapterError
+from rmbook.files import UnreadableFileError, digest_tensors, read_bytes, replacing_folder
+from rmbook.masks.recipe import MaskRecipe
 from rmbook.version import __version__
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+CONFIG_LIMIT = 2**20  # bytes
 # Fields of peft's ShiraConfig that do not matter here: most say how a mask is drawn, but the positions are in the file.
 IRRELEVANT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "init_weights", "mask_type", "peft_version"}
 IRRELEVANT |= {"random_seed", "revision", "task_type"}
@@ -31,7 +35,7 @@ class ShiraError(AdapterError):
 
 @dataclass(frozen=True)
 class Origin:
-    """What rmbook notes in a folder that it writes; peft reads past it.
+    """Origin of a folder that rmbook wrote, noted in it; peft reads past it.
 
     Attributes:
         base_fingerprint: of the base model; see `rmbook.adapters.adapter_file.base_fingerprint`.
@@ -46,17 +50,19 @@ class Origin:
 
 @dataclass(frozen=True)
 class ShiraFolder:
-    """What a SHiRA adapter's folder says.
+    """Content of a SHiRA adapter's folder.
 
     Attributes:
         rank: SHiRA's r: every layer has r (in + out) entries.
-        targets: peft's target_modules: a regular expression for whole names, or a list of their endings.
+        targets: names of peft's target_modules.
+        whole_names: whether these are whole names of layers, or their endings.
         entries: by layer name, the indices (2, n) and the weight (n,).
         origin: None if peft wrote the folder.
     """
 
     rank: int
-    targets: str | list[str]
+    targets: frozenset[str]
+    whole_names: bool
     entries: dict[str, tuple[torch.Tensor, torch.Tensor]]
     origin: Origin | None
 
@@ -66,8 +72,9 @@ def write_folder(folder: str | os.PathLike, contents: ShiraFolder, base_model_na
     config = {
         "peft_type": "SHIRA",
         "r": contents.rank,
-        "mask_type": "random",
-        "target_modules": contents.targets,
+        # Not "random": for that, a reader that drops the positions in the file draws others, and says nothing.
+        "mask_type": "positions in the file",
+        "target_modules": "|".join(map(re.escape, sorted(contents.targets))),  # whole names; a list would mean endings
         "fan_in_fan_out": False,
         "init_weights": True,
         "inference_mode": True,
@@ -95,39 +102,54 @@ def read_folder(folder: str | os.PathLike) -> ShiraFolder:
     return ShiraFolder(*_read_config(Path(folder) / CONFIG), *_read_entries(Path(folder) / WEIGHTS))
 
 
-def _read_config(path: Path) -> tuple[int, str | list[str]]:
-    # r and target_modules; what else peft's configuration can say is refused or does not matter.
-    if not path.is_file():
+def _read_config(path: Path) -> tuple[int, frozenset[str], bool]:
+    # r and target_modules, and whether these are whole names. Other settings of peft are refused or do not matter.
+    if not path.exists():
         raise FileNotFoundError(f"there is no adapter configuration at {path}; give a local folder that peft saved.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_bytes(path, CONFIG_LIMIT))
         kind, rank, targets = config.pop("peft_type"), config.pop("r", None), config.pop("target_modules", None)
-        re.compile(targets if isinstance(targets, str) else "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, re.error) as error:
-        raise AdapterCorruptError(f"{path} is no configuration of peft ({error!r}); fetch it again.") from None
+    except UnreadableFileError as error:
+        raise AdapterCorruptError(str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AdapterCorruptError(f"{path} is no configuration of peft ({str(error)[:80]}); fetch it again.") from None
     if kind != "SHIRA":
-        raise ShiraError(f"{path} describes an adapter of type {kind!r}; only SHIRA is a sparse mask. Use peft for it.")
-    if unknown := sorted(field for field, value in config.items() if value and field not in IRRELEVANT):
-        raise ShiraError(f"{path} sets {', '.join(unknown)}, which a mask of linear layers cannot express; use peft.")
-    names = [targets] if isinstance(targets, str) else targets
-    sound = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
-    if not sound or type(rank) is not int or rank < 1:
-        raise AdapterCorruptError(
-            f"{path}: expected r of at least 1 and target_modules of names, got r = {rank!r}, {targets!r}."
+        raise ShiraError(
+            f"{path} describes an adapter of type {str(kind)[:40]!r}; only SHIRA is a sparse mask. Use peft for it."
         )
-    return rank, targets
+    if unknown := sorted(field for field, value in config.items() if value and field not in IRRELEVANT):
+        some = ", ".join(field[:40] for field in unknown[:5])
+        raise ShiraError(f"{path} sets {some}, which a mask of linear layers cannot express; use peft.")
+    names = _alternatives(targets, path) if targets and isinstance(targets, str) else targets
+    sound = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    if not sound or type(rank) is not int or not 1 <= rank < 2**31:
+        raise AdapterCorruptError(
+            f"{path}: expected r of at least 1 and target_modules of names, got r = {reprlib.repr(rank)}, "
+            f"{reprlib.repr(targets)}."
+        )
+    return rank, frozenset(names), isinstance(targets, str)
+
+
+def _alternatives(pattern: str, path: Path) -> list[str]:
+    # The names in "a|b|c". A stranger's regular expression is never run: some take for ever.
+    if not re.fullmatch(r"(?:[\w.|-]|\\[.-])+", pattern):
+        raise ShiraError(
+            f"{path}: target_modules is the regular expression {pattern[:60]!r}; only a list of names, or names "
+            "separated by |, are read: write the names of the layers instead."
+        )
+    return pattern.replace("\\", "").split("|")
 
 
 def _read_entries(path: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], Origin | None]:
     # By layer: indices (2, n) and weight (n,). And what save_as_shira wrote about their origin, if it did.
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"there is no {path}; an adapter in pickle format (.bin) is not read: save it anew.")
-    metadata, tensors = read_safetensors(path)
+    metadata, tensors = read_contents(path)
     entries = {}
     for key, weight in tensors.items():
         name, _, part = key.removeprefix(PREFIX).rpartition(".")
         if part not in ("shira_weight", "shira_indices") or not key.startswith(PREFIX):
-            raise ShiraError(f"{path} holds {key!r}, which a mask of linear layers cannot express; use peft for it.")
+            raise ShiraError(f"{path} holds {key[:80]!r}, which a mask of linear layers cannot express; use peft.")
         if part == "shira_weight":
             indices = tensors.get(f"{PREFIX}{name}.shira_indices", weight)  # if absent: refused for its shape
             kinds = weight.dtype in FLOATS and indices.dtype in (torch.int32, torch.int64, torch.float32)
@@ -152,10 +174,10 @@ def _read_entries(path: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tenso
     try:
         origin = json.loads(metadata["rmbook"])
         fingerprint, recipe, counts = origin["base_fingerprint"], origin["recipe"], origin["counts"]
-        recipe = recipe and MaskRecipe(**recipe | {"targets": tuple(recipe["targets"])})
+        recipe = parse_recipe(recipe)
         fitting = all(type(counts[name]) is int and 0 <= counts[name] <= len(entries[name][1]) for name in entries)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:  # made to deceive: its hash fits
-        raise AdapterCorruptError(f"{path} does not describe its origin: {error!r}.") from None
-    if not fitting or not isinstance(fingerprint, str):
+        raise AdapterCorruptError(f"{path} does not describe its origin: {str(error)[:120]}.") from None
+    if not fitting or not is_hash(fingerprint):
         raise AdapterCorruptError(f"{path} notes an origin that does not fit its entries.")
     return entries, Origin(fingerprint, recipe, counts)

@@ -28,7 +28,7 @@ def one_line_errors() -> Iterator[None]:
 
 def _exit_code(error: Exception) -> int | None:
     """None for what is a defect of this program, and deserves its trace."""
-    from rmbook.adapters.adapter_file import AdapterError
+    from rmbook.adapters.errors import AdapterError
     from rmbook.runs.folder import RunError
     from rmbook.runs.run import MemoryShortage
     from rmbook.training.checkpoint import CheckpointError, TrainingInterrupted

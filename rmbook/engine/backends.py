@@ -1,4 +1,4 @@
-"""Who computes the sampled product: the choice of a backend, and the reason for it."""
+"""The choice of a backend, which computes the sampled product, and the reason for the choice."""
 
 from collections.abc import Callable
 from functools import cache
@@ -12,7 +12,7 @@ BACKENDS = ("auto", "torch", "triton", "spops", "dense")
 
 
 def choose_backend(wanted: str, weight: torch.Tensor) -> tuple[str, str]:
-    """The backend that serves a layer, and why.
+    """Choose the backend that serves a layer, and say why.
 
     Args:
         wanted: "torch" (any device), "triton" (CUDA GPUs), "spops" (IST-DASLab's library, where it was built), "dense"
@@ -51,7 +51,7 @@ def choose_backend(wanted: str, weight: torch.Tensor) -> tuple[str, str]:
 
 @cache  # it is looked up in every backward pass of every layer
 def product(backend: str, device_type: str) -> Callable[..., torch.Tensor]:
-    """The function with the signature of `rmbook.engine.product_torch.sampled_product` that a backend stands for."""
+    """Return the function of a backend; it has the signature of `rmbook.engine.product_torch.sampled_product`."""
     if backend == "spops":
         from rmbook.engine import product_spops
 
@@ -64,7 +64,7 @@ def product(backend: str, device_type: str) -> Callable[..., torch.Tensor]:
 
 
 def explain_way(backend: str, shape: tuple[int, int], nnz: int, dtype: torch.dtype, device: torch.device) -> str:
-    """How a backend computes a product of these sizes, in words."""
+    """Say in words how a backend computes a product of these sizes."""
     if backend == "torch":
         way, reason = product_torch.cheapest_way(shape, nnz, dtype, device.type)
         return f"{way}: {reason}"

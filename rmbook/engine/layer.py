@@ -6,12 +6,14 @@ the gradient of the values by a sampled product. No dense copy of W and no dense
 """
 
 from functools import partial
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from rmbook.engine.backends import choose_backend
+from rmbook.engine.reference import masked_linear_reference
 from rmbook.engine.tap import Tap, merge
 from rmbook.masks.sample import Mask
 
@@ -20,29 +22,6 @@ OWN_ATTRIBUTES = (
     *("wanted_backend", "backend", "backend_reason", "scale", "writes", "up_to_date"),
 )
 COMPACT_BELOW = 0.3  # keep only the touched columns of the input when they are at most this share of all columns
-
-
-def masked_linear_reference(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, mask: Mask, values: torch.Tensor
-) -> torch.Tensor:
-    """y = x (W + S)^T + b with a dense S, differentiable any number of times.
-
-    The reference that the fast layer is tested against, and the form to use for curvature (Hessian-vector
-    products), which the fast layer refuses. It costs a dense copy and a dense gradient.
-
-    Args:
-        input: (..., in).
-        weight: (out, in), the unmasked weight W.
-        bias: (out,) or None.
-        mask: positions of S in an (out, in) matrix.
-        values: (nnz,) entries of S at the mask's positions.
-
-    Returns:
-        (..., out).
-    """
-    delta = torch.zeros(mask.numel, dtype=values.dtype, device=values.device)
-    delta = delta.index_put((mask.positions.long(),), values).view(mask.shape)  # (out, in)
-    return F.linear(input, (weight + delta).to(weight.dtype), bias)  # rounded once, as the fast layer does
 
 
 def _values_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -56,10 +35,11 @@ class MaskedLinear(nn.Linear):
     hooks and references to it stay valid. `detach` turns it back, with the original weight bit for bit.
 
     Attributes:
-        weight: (out, in), frozen; holds W + S, brought up to date by each forward pass. `state_dict` reports W.
+        weight: (out, in), frozen; holds W + S, brought up to date by each forward pass. `state_dict` holds it with
+            the values and the original entries: a plain model that loads it has the trained weights.
         values: (nnz,) parameter, the entries of S / scale; float32, or float64 for a float64 weight.
         scale: S = scale * values; 1 unless asked for.
-        backend: who computes the values' gradient (`rmbook.engine.backends`); backend_reason says why.
+        backend: what computes the values' gradient (`rmbook.engine.backends`); backend_reason says why.
         mask: positions of S.
         original: (nnz,) entries of W at the mask's positions, in W's dtype.
         dense_form: whether forward is `masked_linear_reference` (slow, differentiable any number of times).
@@ -85,7 +65,7 @@ class MaskedLinear(nn.Linear):
             raise ValueError(f"the mask has shape {mask.shape}, the weight {tuple(linear.weight.shape)}.")
         chosen = choose_backend(backend, linear.weight)
         weight = linear.weight.requires_grad_(False)
-        linear.__class__ = cls
+        _change_class(linear, cls)
         linear.wanted_backend, (linear.backend, linear.backend_reason) = backend, chosen
         linear.scale = scale
         linear.writes, linear.up_to_date = 0, frozenset()
@@ -114,7 +94,7 @@ class MaskedLinear(nn.Linear):
 
     @property
     def delta(self) -> torch.Tensor:
-        """(nnz,) entries of S: the values times the scale."""
+        """Entries of S, (nnz,): the values times the scale."""
         return self.values if self.scale == 1 else self.scale * self.values
 
     @torch.no_grad()
@@ -169,14 +149,14 @@ class MaskedLinear(nn.Linear):
         return Tap.apply(output, delta, input.detach(), self.row_starts, self.columns, self.backend, merge_again)
 
     def train(self, mode: bool = True) -> "MaskedLinear":
-        """As `nn.Module.train`; also refreshes, for callers that read `weight` without calling the layer."""
+        """Set the mode; also refresh, for callers that read `weight` without calling the layer."""
         if not self.dense_form:
             self.refresh()
         return super().train(mode)
 
     @property
     def product_shape(self) -> tuple[int, int]:
-        """(out, in) of the product of which the values' gradient is a sample: `in` counts the kept columns alone."""
+        """Shape (out, in) of the product that is sampled for the values' gradient; `in` counts the kept columns alone."""
         return self.mask.shape[0], self.mask.shape[1] if self.touched is None else self.touched.numel()
 
     def set_dense_form(self, dense_form: bool) -> None:
@@ -186,7 +166,7 @@ class MaskedLinear(nn.Linear):
         self.dense_form = dense_form
 
     def extra_repr(self) -> str:
-        """Sizes, as in `nn.Linear`, and how many entries are trained."""
+        """Return the sizes, as in `nn.Linear`, and how many entries are trained."""
         return f"{super().extra_repr()}, trained={self.mask.nnz} of {self.mask.numel}"
 
     # -- state: everything below keeps W, the values and the merged weight consistent --------------------------
@@ -215,7 +195,7 @@ class MaskedLinear(nn.Linear):
         for name in OWN_ATTRIBUTES:
             delattr(self, name)
         self.__dict__.pop("dense_form", None)
-        self.__class__ = nn.Linear
+        _change_class(self, nn.Linear)
         return self
 
     def _apply(self, fn, recurse=True):
@@ -231,16 +211,36 @@ class MaskedLinear(nn.Linear):
         self._save_original()
         return self
 
+    # A plain model that loads this state has the trained weights, W + S; a masked layer finds W in it as well.
+
+    @torch.no_grad()
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        original = self.weight.detach().clone()  # the base's own weight: the values are saved beside it
-        original.view(-1).index_copy_(0, self.mask.positions.long(), self.original)
-        destination[prefix + "weight"] = original
+        if self.dense_form or not torch.equal(self.delta, self.merged):  # saving changes nothing: merge into a copy
+            weight = destination[prefix + "weight"] = self.weight.detach().clone()
+            merge(weight, torch.full_like(self.merged, torch.nan), self.delta, self.original, self.mask.positions)
+        destination[prefix + "original"] = self.original
 
-    def _load_from_state_dict(self, *args, **kwargs):
+    @torch.no_grad()
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        original = state_dict.pop(prefix + "original", None)  # absent where the weight is W
+        if original is not None and original.shape != self.original.shape:
+            args[-1].append(f"{prefix}original has {len(original)} entries, this mask has {len(self.original)}.")
+            original = None
         self._restore()
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if original is not None:
+            original = original.to(self.weight.device, self.weight.dtype)
+            self.weight.view(-1).index_copy_(0, self.mask.positions.long(), original)
         self._save_original()
+
+
+def _change_class(linear: nn.Linear, cls: type[nn.Linear]) -> None:
+    # accelerate's hooks (a device_map) keep the method `forward` of the class in the instance: it follows.
+    for name in ("forward", "_old_forward"):
+        if getattr(linear.__dict__.get(name), "__func__", None) is type(linear).forward:
+            linear.__dict__[name] = MethodType(cls.forward, linear)
+    linear.__class__ = cls
 
 
 def check_maskable(linear: nn.Module) -> None:
@@ -251,6 +251,11 @@ def check_maskable(linear: nn.Module) -> None:
         raise TypeError(
             f"expected a plain torch.nn.Linear, got {type(linear).__module__}.{type(linear).__qualname__}; quantised, "
             "embedding, convolution and other layers are not supported: name targets that are linear layers."
+        )
+    inner = linear.__dict__.get("_old_forward", linear.__dict__.get("forward"))
+    if "forward" in linear.__dict__ and getattr(inner, "__func__", None) is not nn.Linear.forward:
+        raise TypeError(
+            "its forward was replaced on this one instance, so the masked layer would never run; restore it first."
         )
     weight = linear.weight
     if weight.is_meta:

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -11,46 +10,13 @@ from torch import nn
 
 from rmbook.checks import check_density, check_seed
 from rmbook.engine.backends import choose_backend, explain_way
+from rmbook.engine.buffers import BufferSnapshot
+from rmbook.engine.gradient_check import REACTIONS, GradientCheck
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.merge import Refresh
-from rmbook.engine.targets import TargetError, check_targets, find_targets
-from rmbook.masks.sample import Mask, ratio_to_density, sample_mask
-from rmbook.masks.structured import leading_columns, random_columns
-
-STRUCTURES = {
-    "entries": sample_mask,
-    "random_columns": random_columns,
-    "leading_columns": lambda shape, density, seed, name: leading_columns(shape, density),
-}
-
-
-@dataclass(frozen=True)
-class MaskRecipe:
-    """How the masks of a model are drawn; a stored recipe draws the same ones again.
-
-    Attributes:
-        targets: names of the target layers, as given.
-        density: probability that an entry of a target matrix is trained.
-        seed: each layer's mask depends on it and on the parameter's name alone.
-        structure: "entries" (each on its own, the paper's random masking), "leading_columns" (the paper's structured
-            masking) or "random_columns".
-    """
-
-    targets: tuple[str, ...]
-    density: float
-    seed: int
-    structure: str = "entries"
-
-    def __post_init__(self):
-        check_density(self.density)
-        check_seed(self.seed)
-        if self.structure not in STRUCTURES:
-            raise ValueError(f"structure must be one of {', '.join(STRUCTURES)}, got {self.structure!r}.")
-
-    def draw(self, shapes: dict[str, tuple[int, int]]) -> dict[str, Mask]:
-        """The masks of layers of these shapes, by layer name."""
-        sample = STRUCTURES[self.structure]
-        return {name: sample(shape, self.density, self.seed, f"{name}.weight") for name, shape in shapes.items()}
+from rmbook.engine.targets import TargetError, check_targets, find_targets, named_layers, plain_names
+from rmbook.masks.recipe import MaskRecipe
+from rmbook.masks.sample import Mask, ratio_to_density
 
 
 def apply_random_mask(
@@ -63,12 +29,14 @@ def apply_random_mask(
     structure: str = "entries",
     backend: str = "auto",
     scale: float | str = 1.0,
+    unused: str = "error",
 ) -> "RandomMask":
     """Freeze `model` and make a random subset of the entries of some linear layers trainable, in place.
 
     This is the paper's method (section 3.1): W + S with S zero outside a Bernoulli mask and zero at the start.
     Afterwards the model's only parameters that require a gradient are one vector of values per target layer, so any
-    optimiser and any training loop works, `transformers.Trainer` included. On an error the model is unchanged.
+    optimiser and any training loop works, `transformers.Trainer` included: the folder that `trainer.save_model` writes
+    loads as the trained model. On an error the model is unchanged.
 
     Args:
         model: any `nn.Module` with `nn.Linear` layers.
@@ -80,6 +48,8 @@ def apply_random_mask(
         backend: who computes the values' gradient; see `rmbook.engine.backends.choose_backend`.
         scale: S = scale * values. "inverse_density" is 1 / density: then Adam at one learning rate C does at every
             density what C / density does at scale 1, the rate that the law of `rmbook.suggest_learning_rate` wants.
+        unused: what happens when the first backward pass gives some masked layers no gradient: "error" at the model's
+            next call, or "warn" where that may be (experts, branches that some batches do not take).
 
     Raises:
         TargetError: no layer matches, or a match is not a plain linear layer, shares its weight with another
@@ -102,7 +72,7 @@ def apply_random_mask(
     if scale == "inverse_density":
         scale = 1 / density if density else 1.0
     masks = recipe.draw({name: tuple(layer.weight.shape) for name, layer in layers.items()})
-    return apply_masks(model, masks, recipe, backend, scale)
+    return apply_masks(model, masks, recipe, backend, scale, unused)
 
 
 def apply_masks(
@@ -111,14 +81,15 @@ def apply_masks(
     recipe: MaskRecipe | None = None,
     backend: str = "auto",
     scale: float = 1.0,
+    unused: str = "error",
 ) -> "RandomMask":
-    """As `apply_random_mask`, with masks that are there already, by layer name.
+    """Mask a model as `apply_random_mask` does, with masks that are there already.
 
     Args:
         model: any `nn.Module` with `nn.Linear` layers.
         masks: by the full name of a layer; shape (out, in) as its weight.
         recipe: how they were drawn, if they were.
-        backend: as for `apply_random_mask`.
+        backend, unused: as for `apply_random_mask`.
         scale: S = scale * values.
 
     Raises:
@@ -127,7 +98,10 @@ def apply_masks(
     """
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
         raise ValueError(f'scale must be a positive number or "inverse_density", got {scale!r}.')
-    modules = dict(model.named_modules())
+    if unused not in REACTIONS:
+        raise ValueError(f"unused must be one of {', '.join(REACTIONS)}, got {unused!r}.")
+    modules, plain = named_layers(model), plain_names(model)
+    masks = {plain.get(name, name): mask for name, mask in masks.items()}
     if not masks or (unknown := [name for name in masks if name not in modules]):
         raise TargetError(
             f"masks must name layers of the model; unknown: {', '.join(unknown) if masks else 'no masks'}."
@@ -144,7 +118,7 @@ def apply_masks(
     were_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     masked = {name: MaskedLinear.attach(layer, masks[name], backend, float(scale)) for name, layer in layers.items()}
-    return RandomMask(model, masked, recipe, were_trainable)
+    return RandomMask(model, masked, recipe, were_trainable, unused)
 
 
 class RandomMask:
@@ -152,14 +126,15 @@ class RandomMask:
 
     Attributes:
         model: the model, changed in place.
-        layers: masked layers by module name.
+        layers: masked layers by name, without what wrappers add to it (`rmbook.engine.targets.plain_names`).
         recipe: how the masks were drawn; None if they were given.
         targets: the target names, or the layers' names if the masks were given.
         density: Bernoulli probability inside the target matrices; None if the masks were given.
         seed: of the masks; None if they were given.
+        buffers: the model's buffers as they were before, which training may change (batch norm).
     """
 
-    def __init__(self, model, layers, recipe, were_trainable):
+    def __init__(self, model, layers, recipe, were_trainable, unused="error"):
         self.model: nn.Module = model
         self.layers: dict[str, MaskedLinear] = layers
         self.recipe: MaskRecipe | None = recipe
@@ -167,15 +142,16 @@ class RandomMask:
         self.density: float | None = recipe.density if recipe else None
         self.seed: int | None = recipe.seed if recipe else None
         self._were_trainable: list[nn.Parameter] = were_trainable
-        self._refresh = Refresh(model, layers.values())
+        self.buffers = BufferSnapshot(model)
+        self._refresh = Refresh(model, layers.values(), GradientCheck(layers, unused))
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The values of each layer, (nnz,), with their names in the model."""
+        """Yield the values of each layer, (nnz,), with their names."""
         for name, layer in self.layers.items():
             yield f"{name}.values", layer.values
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What to give to an optimiser: the values of each layer, (nnz,)."""
+        """Return what an optimiser is to train: the values of each layer, (nnz,)."""
         return (values for _, values in self.named_parameters())
 
     @property
@@ -194,7 +170,7 @@ class RandomMask:
         return self.trainable / self.total
 
     def table(self) -> pd.DataFrame:
-        """What is trained, one row a layer: shape, entries, trained entries, their share."""
+        """Return a table of what is trained, one row a layer: shape, entries, trained entries, their share."""
         rows = [
             {
                 "layer": name,
@@ -208,7 +184,7 @@ class RandomMask:
         return pd.DataFrame(rows).set_index("layer")
 
     def explain(self) -> pd.DataFrame:
-        """Who computes the gradient of each layer's values, how, and why; one row a layer."""
+        """Return a table of what computes the gradient of each layer's values, how, and why; one row a layer."""
         rows = [
             {
                 "layer": name,
@@ -224,12 +200,12 @@ class RandomMask:
 
     @torch.no_grad()
     def distance(self) -> float:
-        """Distance from the pretrained weights: the Frobenius norm of S over all layers."""
+        """Return the distance from the pretrained weights: the Frobenius norm of S over all layers."""
         return sum(float(layer.delta.double().square().sum()) for layer in self.layers.values()) ** 0.5
 
     @contextlib.contextmanager
     def dense_form(self) -> Iterator[None]:
-        """Within this context the layers run as `masked_linear_reference`: slow, and differentiable twice.
+        """Run the layers as `masked_linear_reference` within this context: slow, and differentiable twice.
 
         For Hessians and other curvature with respect to the values. Forward and backward pass both belong inside.
         """
@@ -242,11 +218,17 @@ class RandomMask:
                 layer.set_dense_form(False)
 
     def remove(self) -> nn.Module:
-        """Take the mask off: plain linear layers again, original weights bit for bit, `requires_grad` as before."""
-        return self._end(MaskedLinear.detach)
+        """Take the mask off: plain linear layers again, and the model as it was, bit for bit.
+
+        That is its weights, `requires_grad`, and the buffers that training changed, such as a batch norm's running
+        statistics (those of more than a million elements stay as they are).
+        """
+        model = self._end(MaskedLinear.detach)
+        self.buffers.restore()
+        return model
 
     def merge(self) -> nn.Module:
-        """Keep the result: plain linear layers again whose weights hold W + S; for inference without rmbook."""
+        """Keep the result: plain linear layers again whose weights hold W + S, and buffers as training left them."""
         return self._end(MaskedLinear.bake)
 
     def _end(self, how) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Bringing all masked layers of a model up to date at once, at the start of its forward pass.
+"""The update of all masked layers of a model at once, at the start of its forward pass.
 
 A layer that is called on its own merges its values itself. Called by its model, it finds them merged: on a GPU that is
 one launch for the whole model, where each layer would need one of its own.
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from rmbook.engine.gradient_check import GradientCheck
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.tap import HAS_TRITON
 
@@ -19,10 +20,12 @@ class Refresh:
     Args:
         model: whose call it waits for.
         layers: masked layers of the model. While the model runs they trust this merge, and do not look for themselves.
+        check: looked at on each call until it has finished.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[MaskedLinear]):
+    def __init__(self, model: nn.Module, layers: Iterable[MaskedLinear], check: GradientCheck | None = None):
         self._layers = list(layers)
+        self._check = check
         self._up_to_date: set[int] = set()  # shared with the layers
         self._state = None  # of the layers when they were arranged
         for layer in self._layers:
@@ -35,6 +38,8 @@ class Refresh:
     def remove(self) -> None:
         """Take the hooks off the model."""
         self._up_to_date.clear()
+        if self._check is not None:
+            self._check.remove()
         for hook in self._hooks:
             hook.remove()
 
@@ -42,6 +47,8 @@ class Refresh:
     def _open(self, *_) -> None:
         if torch.compiler.is_compiling():  # a compiled graph holds the merge of each layer
             return
+        if self._check is not None and self._check.finished():
+            self._check = None
         state = [_state(layer) for layer in self._layers]
         if state != self._state:
             self._arrange()

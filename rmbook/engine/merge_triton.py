@@ -1,8 +1,8 @@
 """Merging values into weights on a CUDA GPU without waiting for it: `rmbook.engine.tap.merge` as a Triton kernel.
 
-`rmbook.engine.tap.merge` asks whether any value changed before it writes, and on a GPU the host waits for that answer at
-every forward pass. Here each entry asks for itself, on the GPU: those whose value has other bits than the one merged
-last are written, the others only read. So the merge costs one launch, or, with `MergeLayers`, one for all layers.
+`rmbook.engine.tap.merge` compares values before it writes, and on a GPU the host waits for the result at every forward
+pass. Here each entry is compared on the GPU: those whose value has other bits than the one merged last are written, the
+others only read. So the merge costs one launch, or, with `MergeLayers`, one for all layers.
 
 Importing this module needs the package `triton`; TRITON_INTERPRET=1 in the environment runs it on the CPU, for tests.
 """
@@ -29,10 +29,10 @@ ELEMENT = {
 def merge(
     weight: torch.Tensor, merged: torch.Tensor, values: torch.Tensor, original: torch.Tensor, positions: torch.Tensor
 ) -> None:
-    """Make `weight` hold W + values, in place, as `rmbook.engine.tap.merge` does, without a question to the GPU.
+    """Make `weight` hold W + values, in place, as `rmbook.engine.tap.merge` does, without waiting for the GPU.
 
     Bits are compared, so NaN equals itself. Each written entry is overwritten from the original and rounded once. The
-    one difference: a value that has stayed 0 leaves a weight of -0 alone, where `rmbook.engine.tap.merge` makes it -0 + 0 = 0.
+    one difference: a value that has stayed 0 leaves a weight of -0 alone, which `rmbook.engine.tap.merge` makes 0.
 
     Args:
         weight: (out, in), contiguous, on a GPU; holds W + merged.
@@ -101,7 +101,9 @@ class MergeLayers:
 def _check(tensors):
     weight, merged, values, _, _ = tensors
     if not (weight.is_cuda or INTERPRETED):
-        raise RuntimeError(f"the Triton merge needs tensors on a GPU, got {weight.device}: use rmbook.engine.tap.merge there.")
+        raise RuntimeError(
+            f"the Triton merge needs tensors on a GPU, got {weight.device}: use rmbook.engine.tap.merge there."
+        )
     if values.dtype != merged.dtype:
         raise TypeError(f"values have dtype {values.dtype}, the values merged last {merged.dtype}: they must agree.")
 

@@ -1,6 +1,7 @@
-"""What the ways to compute a sampled product cost on a GPU, and the rule that chooses one of them.
+"""Costs of the ways to compute a sampled product on a GPU, and the rule that chooses one of them.
 
-The product has nnz entries, each a dot product of `tokens` numbers of `itemsize` bytes (see `rmbook.engine.product_torch`).
+The product has nnz entries, each a dot product of `tokens` numbers of `itemsize` bytes; `rmbook.engine.product_torch`
+says what it is.
 
 - **direct**: read both operands where they lie, tokens first. Neighbours of a column are a whole row apart, so every
   number costs a memory sector of 32 bytes: 64 * nnz * tokens bytes. Only for a handful of entries.
@@ -35,7 +36,7 @@ UNALIGNED = 4  # times the work of a dense product that a side costs which is no
 
 
 def product_seconds(shape: tuple[int, int], tokens: int, nnz: int, dtype: torch.dtype) -> dict[str, float]:
-    """Predicted seconds of each way on an H200.
+    """Predict the seconds of each way on an H200.
 
     Args:
         shape: (out, in).
@@ -58,15 +59,15 @@ def product_seconds(shape: tuple[int, int], tokens: int, nnz: int, dtype: torch.
     }
 
 
-@lru_cache(1024)  # it is asked in every backward pass of every layer
+@lru_cache(1024)  # it is called in every backward pass of every layer
 def cheapest_way(shape: tuple[int, int], tokens: int, nnz: int, dtype: torch.dtype) -> str:
-    """The way that `product_seconds` finds cheapest. Sizes alone decide, so results do not depend on timing."""
+    """Return the way that `product_seconds` finds cheapest. Sizes alone decide, so results do not depend on timing."""
     seconds = product_seconds(shape, tokens, nnz, dtype)
     return min(seconds, key=seconds.get)
 
 
 def crossover_density(shape: tuple[int, int], tokens: int, dtype: torch.dtype) -> float:
-    """The smallest density at which the dense product is cheapest, to one entry."""
+    """Return the smallest density at which the dense product is cheapest, to one entry."""
     low, high = 0, shape[0] * shape[1]  # with no entry dense never wins; with all it always does
     while high - low > 1:
         middle = (low + high) // 2

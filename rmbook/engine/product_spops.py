@@ -1,7 +1,7 @@
 """The sampled product through spops, IST-DASLab's library of sparse operations (the kernels of RoSA).
 
-For people who have it built; `rmbook.engine.product_torch` needs nothing beyond torch. The package of that name on PyPI is another
-one, for astronomers: `check_spops` tells them apart.
+For people who have it built; `rmbook.engine.product_torch` needs nothing beyond torch. The package of that name on
+PyPI is another one, for astronomers: `check_spops` tells them apart.
 """
 
 import importlib
@@ -51,7 +51,7 @@ def check_spops(device_type: str = "cpu") -> ModuleType:
 def sampled_product(
     grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """Entries of grad_output^T @ input at given positions, by `spops.sddmm`.
+    """Compute entries of grad_output^T @ input at given positions, by `spops.sddmm`.
 
     Args:
         grad_output: (tokens, out) float32, bfloat16 or float16, on a CPU or a CUDA GPU.

@@ -28,7 +28,7 @@ DENSE_AT_ONCE = 2**26  # entries of a dense product on a GPU, where splitting it
 def sampled_product_reference(
     grad_output: torch.Tensor, input: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """What `sampled_product` computes, written densely: for tests and teaching.
+    """Compute `sampled_product` densely: for tests and teaching.
 
     Args:
         grad_output: (tokens, out).
@@ -43,7 +43,7 @@ def sampled_product_reference(
 
 
 def cheapest_way(shape: tuple[int, int], nnz: int, dtype: torch.dtype, device_type: str) -> tuple[str, str]:
-    """How `sampled_product` computes, and why: fixed thresholds, never a clock, so results do not depend on timing.
+    """Choose how `sampled_product` computes, by fixed thresholds: results never depend on timing.
 
     Args:
         shape: (out, in) of the product.
@@ -69,7 +69,7 @@ def cheapest_way(shape: tuple[int, int], nnz: int, dtype: torch.dtype, device_ty
 def sampled_product(
     grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """Entries of grad_output^T @ input at given positions, in O(tokens * nnz) where that pays (see `cheapest_way`).
+    """Compute entries of grad_output^T @ input at given positions, in O(tokens * nnz) where that pays.
 
     Args:
         grad_output: (tokens, out), any floating dtype.
@@ -93,7 +93,7 @@ def sampled_product(
 def dense_product(
     grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """As `sampled_product`, by dense products of blocks of rows from which the entries are picked."""
+    """Compute `sampled_product` by dense products of blocks of rows from which the entries are picked."""
     common = torch.promote_types(grad_output.dtype, input.dtype)
     grad_output, input = grad_output.to(common), input.to(common)
     out, nnz = grad_output.shape[1], columns.numel()
@@ -108,7 +108,7 @@ def dense_product(
 
 
 def expand_rows(row_starts: torch.Tensor, nnz: int) -> torch.Tensor:
-    """Row of each entry, (nnz,) int32, from a CSR row pointer (out + 1,)."""
+    """Return the row of each entry, (nnz,) int32, from a CSR row pointer (out + 1,)."""
     return torch.repeat_interleave(row_starts.diff(), output_size=nnz)
 
 
@@ -147,7 +147,7 @@ def _sparse(grad_output, input, row_starts, columns):
 
 
 def _scratch(side: int, size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Memory for one operand, (size,), which the next call of this thread uses again: at most a few megabytes."""
+    """Return memory for one operand, (size,), used again by the next call of this thread: a few megabytes."""
     buffers = _memory.__dict__.setdefault("buffers", {})
     key = (side, dtype, device)
     if key not in buffers or buffers[key].numel() < size:

@@ -38,7 +38,7 @@ def sampled_product(
     columns: torch.Tensor,
     way: str | None = None,
 ) -> torch.Tensor:
-    """Entries of grad_output^T @ input at given positions.
+    """Compute entries of grad_output^T @ input at given positions.
 
     Args:
         grad_output: (tokens, out) on a GPU; float16, bfloat16, float32 or float64.
@@ -91,7 +91,7 @@ def sampled_product(
 def dense_product(
     grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """As `sampled_product`, by matrix products of blocks of rows from which the entries are picked.
+    """Compute `sampled_product` by matrix products of blocks of rows from which the entries are picked.
 
     Sums of 16-bit operands are kept in float32, as in the other ways. Unlike a gather with tensor indices, picking
     needs no list of rows and no sizes on the host.
@@ -114,7 +114,7 @@ def dense_product(
 def cheapest_product(
     grad_output: torch.Tensor, input: torch.Tensor, row_starts: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """As `sampled_product`, by the way that `rmbook.engine.product_costs` predicts to be fastest, the dense one included."""
+    """Compute `sampled_product` by the way that `product_costs` predicts to be fastest, the dense one included."""
     shape, wider = (grad_output.shape[1], input.shape[1]), torch.promote_types(grad_output.dtype, input.dtype)
     way = cheapest_way(shape, grad_output.shape[0], columns.numel(), wider)
     if way == "dense":
@@ -131,7 +131,7 @@ def _check_device(tensor: torch.Tensor) -> None:
 
 
 def _transpose(grad_output, input, padded):
-    """Copies of both with the tokens last, (out, padded) and (in, padded), zero beyond the tokens: in one launch."""
+    """Copy both with the tokens last, (out, padded) and (in, padded), zero beyond the tokens: in one launch."""
     grad_output, input = grad_output.contiguous(), input.contiguous()
     (tokens, out), width = grad_output.shape, input.shape[1]
     left = torch.empty(out, padded, dtype=grad_output.dtype, device=input.device)

@@ -1,4 +1,4 @@
-"""The two mechanisms of the masked layer: the tap on its output's gradient, and the merge into its weight.
+"""The two mechanisms of the masked layer: the tap on the gradient of its output, and the merge into its weight.
 
 Both are also registered as operations of torch (`torch.ops.rmbook`), so that torch.compile keeps them whole.
 """
@@ -31,7 +31,10 @@ class Tap(torch.autograd.Function):
         """Return `output` (..., out); `merge_again(values)` is called before the backward pass, if not None."""
         ctx.save_for_backward(values, input, row_starts, columns)  # values: autograd refuses if they change in place
         ctx.backend, ctx.merge_again = backend, merge_again
-        return output.view_as(output)
+        # The output itself, not a view of it: autograd forbids to change a custom function's view in place, which
+        # models do to a linear layer's output (ReLU(inplace=True), clamp_, +=).
+        ctx.mark_dirty(output)
+        return output
 
     @staticmethod
     def backward(ctx, grad_output):

@@ -1,11 +1,13 @@
-"""Which layers of a model are meant, and whether they can be masked."""
+"""Finding the layers that are meant by names, and checking that they can be masked."""
 
-import difflib
 from collections.abc import Sequence
 
 from torch import nn
 
 from rmbook.engine.layer import MaskedLinear, check_maskable
+from rmbook.errors import closest
+
+WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 class TargetError(ValueError):
@@ -13,7 +15,9 @@ class TargetError(ValueError):
 
 
 def find_targets(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn.Module]:
-    """Modules whose name is one of `targets` or ends with "." and one of them, in the model's order.
+    """Find the modules whose name is one of `targets` or ends with "." and one of them, in the model's order.
+
+    Names are those of `named_layers`: what wrappers add to them does not count.
 
     Raises:
         TargetError: if a target matches nothing; the message lists names that are close.
@@ -21,18 +25,40 @@ def find_targets(model: nn.Module, targets: Sequence[str] | str) -> dict[str, nn
     targets = [targets] if isinstance(targets, str) else list(targets)
     if not targets or not all(isinstance(target, str) and target for target in targets):
         raise TargetError(f"targets must be module names such as ['q_proj', 'v_proj'], got {targets!r}.")
-    modules = {name: module for name, module in model.named_modules() if name}
+    modules = {name: module for name, module in named_layers(model).items() if name}
     for target in targets:
         if not any(_matches(name, target) for name in modules):
             linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
-            suffixes = {".".join(name.split(".")[-parts:]) for name in linear for parts in (1, 2, 3)}
-            close = difflib.get_close_matches(target, sorted(suffixes), n=5, cutoff=0.5)
-            known = close or sorted({name.rsplit(".", 1)[-1] for name in linear})[:10]
+            ends = {".".join(name.split(".")[-parts:]) for name in linear for parts in (1, 2, 3)}
+            ends = sorted(end for end in ends if not any(part.isdigit() for part in end.split(".")[:-1]))
             raise TargetError(
-                f"no layer matches the target {target!r}; {'close names' if close else 'linear layers'}: "
-                f"{', '.join(known) or 'none, the model has no linear layer'}."
+                f"no layer matches the target {target!r}; "
+                + (closest(target, ends) if linear else "the model has no linear layer.")
             )
     return {name: module for name, module in modules.items() if any(_matches(name, target) for target in targets)}
+
+
+def plain_names(model: nn.Module) -> dict[str, str]:
+    """Names of a model's modules without what wrappers add to them, by the names that `named_modules` gives.
+
+    torch.compile, DistributedDataParallel, FSDP and checkpoint_wrapper put the module that they wrap under a name of
+    their own. Masks, adapters and fingerprints leave it out, so that they are the same with and without a wrapper.
+    """
+    modules, plain = dict(model.named_modules()), {"": ""}
+    for name in modules:
+        if name:
+            parent, _, last = name.rpartition(".")
+            holder = modules[parent]
+            own = [tensor for tensor in (*holder._parameters.values(), *holder._buffers.values()) if tensor is not None]
+            wraps = last in WRAPPERS and len(holder._modules) == 1 and not own
+            plain[name] = plain[parent] if wraps else f"{plain[parent]}.{last}".removeprefix(".")
+    return plain
+
+
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules of a model by their plain names; under the name of a wrapper stands the module that it wraps."""
+    names = plain_names(model)
+    return {names[name]: module for name, module in model.named_modules()}
 
 
 def _matches(name: str, target: str) -> bool:

@@ -1,56 +1,17 @@
-"""Masks that are not drawn entry by entry: of rows, of blocks, and of the entries that a score ranks first.
+"""Masks for one question of the paper (section 4.3): does it matter which entries are trained, at the same number?
 
-They answer one question of the paper (section 4.3): does it matter which entries are trained, if their number is the
-same? Columns are in `rmbook.masks.structured`.
+Masks that are drawn (`rmbook.masks`) are compared with those of the entries that a score ranks first or last.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
-from rmbook.checks import check_density, check_seed, check_shape
 from rmbook.engine.targets import find_targets
-from rmbook.masks.sample import Mask, positions_dtype, sample_mask
-from rmbook.masks.structured import random_columns
+from rmbook.masks.sample import Mask, sample_mask
+from rmbook.masks.structured import entry_count, random_blocks, random_columns, random_rows, sorted_mask
 from rmbook.training.objectives import Objective
-
-BLOCK = 4  # rows and columns of a block
-
-
-def random_rows(shape: tuple[int, int], density: float, seed: int, name: str) -> Mask:
-    """Whole rows in a random order, until int(out * in * density) entries are used: `random_columns`, transposed.
-
-    Args:
-        shape: (out, in), both at least 1.
-        density: share of the entries, in [0, 1].
-        seed, name: the order depends on them and on the shape alone.
-    """
-    out, width = check_shape(shape)
-    columns = random_columns((width, out), density, seed, name).positions.long()
-    return _sorted_mask((out, width), columns % out * width + columns // out)
-
-
-def random_blocks(shape: tuple[int, int], density: float, seed: int, name: str, size: int = BLOCK) -> Mask:
-    """Whole squares of `size` rows and columns in a random order, until int(out * in * density) entries are used.
-
-    Squares at the lower and right edges are cut; of the last one the first entries are used.
-
-    Args:
-        shape: (out, in), both at least 1.
-        density: share of the entries, in [0, 1].
-        seed, name: the order depends on them and on the shape alone.
-        size: of a square.
-    """
-    (out, width), count = check_shape(shape), _count(shape, density)
-    across = -(-width // size)
-    rows, columns = np.divmod(np.arange(out * width), width)
-    block = rows // size * across + columns // size
-    place = _stream(f"rmbook blocks 1\0{check_seed(seed)}\0{name}").random_raw(int(block.max()) + 1).argsort().argsort()
-    order = np.argsort(place[block], kind="stable")  # entries block by block, blocks in random order
-    return _sorted_mask((out, width), torch.from_numpy(order[:count]))
 
 
 def largest_scores(scores: torch.Tensor, density: float) -> Mask:
@@ -66,7 +27,7 @@ def largest_scores(scores: torch.Tensor, density: float) -> Mask:
     if scores.isnan().any():
         raise ValueError("a score is not a number; scores must be comparable.")
     order = scores.reshape(-1).argsort(descending=True, stable=True)
-    return _sorted_mask(tuple(scores.shape), order[: _count(scores.shape, density)].cpu())
+    return sorted_mask(tuple(scores.shape), order[: entry_count(scores.shape, density)].cpu())
 
 
 def squared_gradients(
@@ -154,15 +115,3 @@ def choose_masks(
         scores = squared_gradients(model, targets, objective, data)
     sign = 1 if choice.startswith("large") else -1
     return {name: largest_scores(sign * score, density) for name, score in scores.items()}
-
-
-def _count(shape: Sequence[int], density: float) -> int:
-    return int(shape[0] * shape[1] * check_density(density))
-
-
-def _stream(text: str) -> np.random.Philox:
-    return np.random.Philox(key=int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little"))
-
-
-def _sorted_mask(shape: tuple[int, int], positions: torch.Tensor) -> Mask:
-    return Mask(shape, positions.sort().values.to(positions_dtype(shape[0] * shape[1])))

@@ -4,5 +4,5 @@ In: a model with a method on it, and examples. Out: the norm of the Hessian, sli
 
     landscape  `Landscape`: loss, gradient, products with the Hessian
     curvature  the Hessian's norm
-    slices     the loss along a line and over a plane
+    slices     the loss along a line
 """

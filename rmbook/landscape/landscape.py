@@ -7,7 +7,6 @@ same to these tools. The model is called with the point's numbers in place of it
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -157,24 +156,9 @@ class Landscape:
         return vector.detach().to(self.device, self.dtype, copy=True)
 
 
-@dataclass(frozen=True)
-class GradientNorms:
-    """Norms of the gradient of the mean loss, l1 and l2, over `size` entries."""
-
-    l1: float
-    l2: float
-    size: int
-
-
-def gradient_norms(landscape: Landscape, point: torch.Tensor | None = None) -> GradientNorms:
-    """Norms of the gradient at a point (n,), the model's own if None."""
-    gradient = landscape.gradient(point).double()
-    return GradientNorms(gradient.abs().sum().item(), gradient.norm().item(), landscape.size)
-
-
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, twice: bool = False) -> Iterator[None]:
-    """Within this context a model is in evaluation mode and may be called with other values; then it is as before.
+    """Keep a model in evaluation mode within this context, and open to calls with other values; then it is as before.
 
     Args:
         model: any; its masked layers are found.

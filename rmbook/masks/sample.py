@@ -19,7 +19,7 @@ from rmbook.checks import check_density, check_seed, check_shape
 
 
 def positions_dtype(numel: int) -> torch.dtype:
-    """The type of flat positions in a matrix: int32 while it can hold them."""
+    """Return the type of flat positions in a matrix: int32 while it can hold them."""
     return torch.int32 if numel <= 2**31 else torch.int64
 
 
@@ -80,7 +80,7 @@ class Mask:
 
     @classmethod
     def checked(cls, shape: tuple[int, int], positions: torch.Tensor) -> "Mask":
-        """A mask at positions that come from outside; raises ValueError if they are not as described above."""
+        """Return a mask at positions that come from outside; raise ValueError if they are not as described above."""
         shape, numel = check_shape(shape), shape[0] * shape[1]
         if positions.dim() != 1 or positions.dtype not in (torch.int32, torch.int64):
             raise ValueError(
@@ -152,10 +152,17 @@ def sample_mask(shape: tuple[int, int], density: float, seed: int, name: str) ->
         ValueError: for a density outside [0, 1], a seed that is no integer or a shape that is no matrix.
     """
     shape, density, seed = check_shape(shape), check_density(density), check_seed(seed)
-    # A counter-based generator keyed by a hash: NumPy guarantees the raw stream of Philox across versions.
-    key = hashlib.sha256(f"rmbook mask 1\0{seed}\0{name}".encode()).digest()[:16]
-    raw = np.random.Philox(key=int.from_bytes(key, "little"))
+    raw = keyed_stream(f"rmbook mask 1\0{seed}\0{name}")
     return Mask(shape, _bernoulli_positions(math.prod(shape), density, raw))
+
+
+def keyed_stream(text: str) -> np.random.Philox:
+    """Return a stream of random bits that depends on `text` alone.
+
+    The generator counts, and a hash of the text is its key. NumPy guarantees the raw stream of Philox across versions
+    (`random_raw`), and that alone: not what its `Generator` makes of it.
+    """
+    return np.random.Philox(key=int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little"))
 
 
 def _bernoulli_positions(numel: int, density: float, raw: np.random.BitGenerator) -> torch.Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rmbook.engine.conv1d import keep_as_conv1d
 from rmbook.engine.targets import TargetError, find_targets
 
 PRESETS = ("qv", "attention", "o_proj", "mlp", "all_linear")
@@ -125,8 +126,8 @@ def conv1d_to_linear(model: nn.Module) -> nn.Module:
     """Replace GPT-2's `Conv1D` layers by `nn.Linear` ones with the same numbers; in place.
 
     A `Conv1D` stores its weight as (in, out), a linear layer as (out, in), and masks live in the latter. Weights are
-    copied one layer at a time, exactly; outputs differ by rounding at most. GPT-2's own checkpoints no longer load
-    into the result.
+    copied one layer at a time, exactly; outputs differ by rounding at most. `state_dict` and what is saved with it keep
+    GPT-2's own form, so checkpoints go both ways.
     """
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
@@ -136,5 +137,6 @@ def conv1d_to_linear(model: nn.Module) -> nn.Module:
             linear = nn.Linear(inputs, outputs, device="meta")
             linear.weight = nn.Parameter(layer.weight.t().contiguous(), requires_grad=layer.weight.requires_grad)
             linear.bias = layer.bias
+            keep_as_conv1d(linear)
             setattr(parent, name, linear.train(layer.training))
     return model

@@ -3,24 +3,21 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from rmbook.adapters.adapter_file import (
-    ADAPTER_FORMAT,
-    AdapterBaseError,
-    AdapterCorruptError,
-    base_fingerprint,
-    load_adapter,
-    read_safetensors,
-    save_adapter,
-)
+from rmbook.adapters.adapter_file import load_adapter, read_contents, save_adapter
+from rmbook.adapters.adapter_header import ADAPTER_FORMAT
+from rmbook.adapters.base import base_fingerprint
+from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError
 from rmbook.engine.masking import RandomMask
-from rmbook.files import digest_tensors, write_safetensors
+from rmbook.files import UnreadableFileError, digest_tensors, read_header, write_safetensors
 from rmbook.methods.applied_method import AppliedMethod
 from rmbook.methods.apply import apply_method
 
 FORMAT = "rmbook-method-1"
+ABOUT = {"method": str, "settings": dict, "base_fingerprint": str}
 
 
 def save_trained(method: AppliedMethod, path: str | os.PathLike, fingerprint: str | None) -> None:
@@ -49,17 +46,42 @@ def load_trained(model: nn.Module, path: str | os.PathLike) -> AppliedMethod | R
         AdapterBaseError: it was trained on another base model.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no adapter file at {path}.")
-    metadata, tensors = read_safetensors(path)
-    if metadata.get("format") == ADAPTER_FORMAT:
+    about = read_about(path)
+    if about is None:
         return load_adapter(model, path)
-    if metadata.get("format") != FORMAT or digest_tensors(tensors, metadata["about"]) != metadata.get("content"):
-        raise AdapterCorruptError(f"{path} is damaged, or not written by rmbook: its content hash does not fit.")
-    about = json.loads(metadata["about"])
+    _, tensors = read_contents(path)
     if about["base_fingerprint"] != base_fingerprint(model):
         raise AdapterBaseError(f"{path} was trained on another base model: load the same weights, in the same dtype.")
     settings = {name: value for name, value in about["settings"].items() if value is not None}
     method = apply_method(model, about["method"], **settings)
     method.load_state(tensors)
     return method
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """Return what a file says of the method whose parameters it holds; None if it is the adapter of a mask.
+
+    Returns:
+        "method" (str), "settings" (dict) and "base_fingerprint" (str).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        AdapterCorruptError: it is damaged, or of another kind.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no adapter file at {path}.")
+    try:
+        metadata, _ = read_header(path)
+        if metadata.get("format") == ADAPTER_FORMAT:
+            return None
+        if metadata.get("format") != FORMAT:
+            raise AdapterCorruptError(f"{path} is no adapter of rmbook: it names no format that is known.")
+        about = json.loads(metadata["about"])
+        sound = all(type(about[name]) is kind for name, kind in ABOUT.items())
+    except UnreadableFileError as error:
+        raise AdapterCorruptError(str(error)) from None
+    except (KeyError, RecursionError, TypeError, ValueError):
+        sound = False
+    if not sound or digest_tensors(read_contents(path)[1], metadata["about"]) != metadata.get("content"):
+        raise AdapterCorruptError(f"{path} is damaged, or not written by rmbook: its content hash does not fit.")
+    return about

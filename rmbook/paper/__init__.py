@@ -4,5 +4,5 @@ In: the tables as CSV files (results/paper). Out: data frames, parameter counts,
 
     tables      the nine tables as they are printed
     models      parameter counts of the paper's models, without their weights
-    statistics  intervals and paired comparisons
+    statistics  intervals, paired comparisons, parts of a variance
 """

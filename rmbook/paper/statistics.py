@@ -1,6 +1,6 @@
-"""How much a printed score can tell: intervals, the grid of possible means, repetition noise, paired comparisons.
+"""Statistics of printed scores: intervals, possible means, noise of repetition, pairs, parts of a variance.
 
-Scores are in percent throughout, as tables print them. A score over `count` records is 100 k / count.
+Scores are in percent, as tables print them. A score over `count` examples is 100 k / count.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ MOST_PAIRS = 20  # all 2**pairs assignments of signs are enumerated
 def wilson_interval(score: ArrayLike, count: ArrayLike, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's score interval of a proportion, the two roots of (s - p)^2 = z^2 p (1 - p) / count.
 
-    Source: Wilson, Journal of the American Statistical Association 22, 1927. For a mean F1, whose records score between
-    0 and 100, it is wide enough, too: no quantity in [0, 1] of mean p has a variance above p (1 - p).
+    Source: Wilson, Journal of the American Statistical Association 22, 1927. For a mean F1, whose examples score
+    between 0 and 100, it is wide enough, too: no quantity in [0, 1] of mean p has a variance above p (1 - p).
 
     Args:
         score: s, in percent; broadcast against `count`.
-        count: test records, at least 1.
+        count: test examples, at least 1.
         confidence: in (0, 1).
 
     Returns:
@@ -41,14 +41,14 @@ def wilson_interval(score: ArrayLike, count: ArrayLike, confidence: float = 0.95
 
 
 def possible_mean(score: ArrayLike, count: int, runs: int = 1, decimals: int = 1) -> np.ndarray:
-    """Whether a printed score can be the mean accuracy of `runs` runs over `count` records each.
+    """Tell whether a printed score can be the mean accuracy of `runs` runs over `count` examples each.
 
     Such a mean is 100 k / (count * runs) for a whole k. Source: the GRIM test of Brown and Heathers, Social
     Psychological and Personality Science 8, 2017. A half may have been rounded up or down.
 
     Args:
         score: in percent, as printed; any shape.
-        count: test records of one run.
+        count: test examples of one run.
         runs: of the mean.
         decimals: printed digits after the point.
 
@@ -66,7 +66,7 @@ def possible_mean(score: ArrayLike, count: int, runs: int = 1, decimals: int = 1
 
 
 def repetition_spread(series: ArrayLike) -> tuple[np.ndarray, float]:
-    """Standard deviation of one score when all is repeated, from neighbours in series of scores.
+    """Standard deviation of one score under repetition, estimated from neighbours in series of scores.
 
     s^2 is half the mean square of the differences between neighbours, so a slow trend along a series hardly counts, and
     what it does count for makes s larger. Source: von Neumann, Annals of Mathematical Statistics 12, 1941.
@@ -128,6 +128,67 @@ def compare_paired(differences: ArrayLike) -> PairedComparison:
     sign_p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     return PairedComparison(
         float(mean), float(mean - half), float(mean + half), wins, losses, float(sign_p), _signed_rank(differences)
+    )
+
+
+@dataclass(frozen=True)
+class VarianceComponents:
+    """Result of `variance_components`; deviations in the unit of the scores.
+
+    Attributes:
+        between: standard deviation of the groups' own levels; 0 if the groups differ less than repeats would make them.
+        within: standard deviation of repeats in a group.
+        share: between^2 / (between^2 + within^2), the intraclass correlation: how well one repeat predicts another.
+        low, high: interval of the share, exact for normal levels and repeats; cut at 0.
+        p_value: of the F test that all groups have one level.
+    """
+
+    between: float
+    within: float
+    share: float
+    low: float
+    high: float
+    p_value: float
+
+
+def variance_components(scores: ArrayLike, confidence: float = 0.95) -> VarianceComponents:
+    """Split the variance of repeated scores into that between groups and that within them.
+
+    Model: score = mean + level of the group + rest, both normal and independent. With the mean squares B between and W
+    within, F = B / W, and (1 + k share / (1 - share)) times the quantiles of the F distribution are F's own; from them
+    the interval of the share. Source: Searle, Casella and McCulloch, Variance Components, 1992, chapter 3.
+
+    Args:
+        scores: (n, k), n groups of k repeats, both at least 2.
+        confidence: of the interval, in (0, 1).
+
+    Raises:
+        ValueError: another shape, scores that are not finite, a confidence outside (0, 1).
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or min(scores.shape) < 2 or not np.isfinite(scores).all():
+        raise ValueError(f"scores must be finite, (groups, repeats) with at least 2 of each, got {scores.shape}.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence!r}.")
+    groups, repeats = scores.shape
+    degrees = groups - 1, groups * (repeats - 1)
+    means = scores.mean(1, keepdims=True)
+    among = repeats * means.var(ddof=1)
+    inside = ((scores - means) ** 2).sum() / degrees[1]
+    if inside == 0:
+        raise ValueError("the repeats of every group are equal, so there is nothing to compare the groups with.")
+    ratio, tail = among / inside, (1 - confidence) / 2
+
+    def share(f: float) -> float:
+        return float(max(f - 1, 0) / (max(f, 1) + repeats - 1))
+
+    return VarianceComponents(
+        between=float(np.sqrt(max(among - inside, 0) / repeats)),
+        within=float(np.sqrt(inside)),
+        share=share(ratio),
+        low=share(ratio / stats.f.isf(tail, *degrees)),
+        high=share(ratio / stats.f.ppf(tail, *degrees)),
+        p_value=float(stats.f.sf(ratio, *degrees)),
     )
 
 

@@ -19,8 +19,8 @@ TABLES = {
     8: "OPT: scores of structured masking at nine ratios",
     9: "OPT: best learning rates of structured masking",
 }
-# What one run is tested on: all records of the validation split, at most 1,000 (`rmbook.tasks.splits`). CB, WSC, COPA, RTE,
-# WiC and SST-2 have fewer, so there every run and every method meets the same records.
+# One run is tested on all examples of the validation split, at most 1,000 (`rmbook.tasks.splits`). CB, WSC, COPA, RTE,
+# WiC and SST-2 have fewer, so there every run and every method meets the same examples.
 TEST_RECORDS = {
     "SST-2": 872,
     "RTE": 277,

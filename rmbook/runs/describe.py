@@ -1,18 +1,21 @@
 """What a run or an adapter holds, and what a method would train in a model, in words."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, CLIPConfig
 
-from rmbook.adapters.adapter_file import ADAPTER_FORMAT, AdapterCorruptError, read_adapter, read_safetensors
-from rmbook.engine.masking import MaskRecipe
+from rmbook.adapters.adapter_file import check_adapter
 from rmbook.engine.targets import find_targets
+from rmbook.files import read_header
+from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import ratio_to_density
 from rmbook.methods.apply import apply_method
 from rmbook.methods.architectures import conv1d_to_linear, resolve_targets
+from rmbook.methods.saved import read_about
 from rmbook.models.clip import ClipClassifier, classifier_without_weights
 from rmbook.models.files import check_files, find_folder
 from rmbook.models.language import read_configuration
@@ -102,20 +105,18 @@ def _run_lines(folder: Path) -> list[str]:
 
 
 def _adapter_lines(path: Path) -> list[str]:
-    metadata, tensors = read_safetensors(path)
+    about = read_about(path)
     size = f"{path.stat().st_size:,} bytes"
-    if metadata.get("format") != ADAPTER_FORMAT:
-        if "about" not in metadata:
-            raise AdapterCorruptError(f"{path} is no adapter of rmbook: it names no format that is known.")
-        about, count = json.loads(metadata["about"]), sum(tensor.numel() for tensor in tensors.values())
+    if about is not None:
+        count = sum(math.prod(layout.shape) for layout in read_header(path)[1].values())
         base = about["base_fingerprint"][:12]
         return [f"adapter {path}: {size}", f"  {about['method']}, {count:,} numbers, base {base}..."]
-    adapter = read_adapter(path)
-    dtypes = ", ".join(sorted({str(values.dtype).removeprefix("torch.") for values in adapter.values.values()}))
-    trained = sum(mask.nnz for mask in adapter.masks.values())
-    lines = [f"adapter {path}: {size}", f"  {trained:,} values ({dtypes}) in {len(adapter.masks)} layers"]
-    if adapter.recipe:
-        recipe, targets = adapter.recipe, ", ".join(adapter.recipe.targets)
+    header = check_adapter(path)
+    dtypes = ", ".join(sorted({str(values.dtype).removeprefix("torch.") for values in header.values.values()}))
+    trained = sum(math.prod(values.shape) for values in header.values.values())
+    lines = [f"adapter {path}: {size}", f"  {trained:,} values ({dtypes}) in {len(header.shapes)} layers"]
+    if header.recipe:
+        recipe, targets = header.recipe, ", ".join(header.recipe.targets)
         drawn = f"{recipe.structure}, density {recipe.density:.6g}, seed {recipe.seed}, targets {targets}"
         lines.append(f"  drawn: {drawn}")
-    return [*lines, f"  base {adapter.base_fingerprint[:12]}..."]
+    return [*lines, f"  base {header.base_fingerprint[:12]}..."]

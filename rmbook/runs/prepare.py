@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rmbook.adapters.adapter_file import base_fingerprint
+from rmbook.adapters.base import base_fingerprint
 from rmbook.methods.applied_method import AppliedMethod
 from rmbook.methods.apply import apply_method
 from rmbook.models.clip_preprocessing import Preprocessing

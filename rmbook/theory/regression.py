@@ -9,7 +9,6 @@ Functions take the masks of a whole grid of densities and seeds (`ColumnMasks`) 
 them: `masks.shape` is the first part of every result's shape. All numbers are float64.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rmbook.checks import check_density, check_scale, check_seed, check_size
-from rmbook.masks.sample import sample_mask
+from rmbook.masks.sample import keyed_stream, sample_mask
 
 COLUMN_BLOCK = 1024  # columns copied at a time: 512 KiB for 64 examples, which stays in cache
 MASK_NAME = "rmbook.regression"  # a key of random numbers, whatever this module is called: never change it
@@ -78,8 +77,7 @@ class ColumnMasks:
 
 def seeded_generator(seed: int, purpose: str) -> np.random.Generator:
     """Random numbers that depend on a seed (any integer) and on what they are for."""
-    key = hashlib.sha256(f"rmbook {purpose} 1\0{check_seed(seed)}".encode()).digest()[:16]
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+    return np.random.Generator(keyed_stream(f"rmbook {purpose} 1\0{check_seed(seed)}"))
 
 
 def sample_regression(

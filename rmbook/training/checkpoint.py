@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from rmbook.adapters.adapter_file import AdapterCorruptError, read_safetensors
-from rmbook.files import digest_tensors, write_safetensors
+from rmbook.files import UnreadableFileError, digest_tensors, read_safetensors, write_safetensors
 
 FORMAT = "rmbook-checkpoint-1"
 
@@ -71,7 +70,7 @@ class Checkpoint:
             return None
         try:
             metadata, tensors = read_safetensors(self.path)
-        except AdapterCorruptError as error:
+        except UnreadableFileError as error:
             raise CheckpointError(f"{error} Remove it to start this run from the beginning.") from None
         if metadata.get("format") != FORMAT or metadata["content"] != digest_tensors(tensors, metadata["info"]):
             raise CheckpointError(

@@ -4,5 +4,6 @@ In: results, as data frames. Out: a widget of anywidget, with a picture and a pa
 
     explorer             curves of a result over sliders
     regression_explorer  the explorer of masked linear regression
-    table_comparison     two tables side by side
+    table_comparison     two rows of a table of scores, side by side
+    page                 the HTML that both kinds are on a page without a kernel
 """

@@ -7,12 +7,9 @@ Without JavaScript it is a small table. An `Explorer` is an anywidget, so everyt
 """
 
 import base64
-import hashlib
-import html
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import anywidget
 import ipywidgets
@@ -20,7 +17,8 @@ import numpy as np
 import traitlets
 from numpy.typing import ArrayLike
 
-HERE = Path(__file__).parent
+from rmbook.widgets.page import HERE, standalone_html, table_html
+
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 DECADE, MISSING = 200, 65535  # levels of a stored curve in a decade of loss; the one that is no number (also in .js)
 DECADES = 12  # of loss that the curve's frame shows, counted down from the start
@@ -28,7 +26,7 @@ DECADES = 12  # of loss that the curve's frame shows, counted down from the star
 
 @dataclass(frozen=True)
 class Runs:
-    """What the explorer shows of runs at each of R learning rates, D densities and T steps; float64.
+    """Runs that the explorer shows, at each of R learning rates, D densities and T steps; float64.
 
     Attributes:
         losses: (R, D, T); infinite where a run left all bounds, NaN where there is no run. A run whose last loss lies
@@ -162,30 +160,27 @@ class Explorer(anywidget.AnyWidget):
     def to_html(self) -> str:
         """The explorer as HTML for a page without a kernel: complete in itself, and the same text on each call."""
         state = {"data": self.data | {"live": False}, "density": self.density, "learning_rate": self.learning_rate}
-        text = json.dumps(state, sort_keys=True, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-        key = hashlib.sha256(text.encode()).hexdigest()[:10]
-        code = "\n".join(line.strip() for line in self._esm.replace("export default", "return").splitlines())
-        style = "\n".join(line.strip() for line in self._css.splitlines())
-        return (
-            f'<div data-rmx="{key}">{self._table()}</div><style>{style}</style>'
-            f"<script>(()=>{{const front=(()=>{{{code}\n}})();const state={text};"
-            f"for(const el of document.querySelectorAll('[data-rmx=\"{key}\"]')){{el.removeAttribute('data-rmx');"
-            "el.textContent='';front.render({el,model:{get:(name)=>state[name],on(){},off(){}}})}})()</script>"
+        return standalone_html(
+            name="rmx",
+            state=json.dumps(state, sort_keys=True, separators=(",", ":"), allow_nan=False),
+            table=self._table(),
+            style=self._css.rstrip(),
+            code=f"const front=(()=>{{{self._esm.rstrip().replace('export default', 'return')}\n}})();",
+            draw="front.render({el,model:{get:(name)=>state[name],on(){},off(){}}})",
         )
 
     def _table(self) -> str:
-        """What a reader without JavaScript gets: the final losses at some grid points."""
+        """Table of the final losses at some grid points, for readers without JavaScript."""
         densities, rates = self.data["densities"], self.data["rates"]
         finals = np.frombuffer(base64.b64decode(self.data["finals"]), "<f4").reshape(len(rates), len(densities))
         columns = np.unique(np.linspace(0, len(densities) - 1, 5).round().astype(int))
         rows = np.unique(np.linspace(0, len(rates) - 1, 7).round().astype(int))
         cells = [["learning rate"] + [f"density {densities[j]:.3g}" for j in columns]]
         cells += [[f"{rates[i]:.3g}"] + [self._words(finals[i, j]) for j in columns] for i in rows[::-1]]
-        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in cells)
         caption = (
             f"{self.data['title']}: final {self.data['loss_label']}. With JavaScript, this is an interactive figure."
         )
-        return f"<table><caption>{html.escape(caption)}</caption>{body}</table>"
+        return table_html(caption, cells)
 
     def _words(self, loss: float) -> str:
         if np.isnan(loss):

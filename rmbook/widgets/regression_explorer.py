@@ -1,4 +1,4 @@
-"""The explorer over masked linear regression: any method of `rmbook.theory.descent`, with the border that theory names."""
+"""The explorer over masked linear regression: any method of `rmbook.theory.descent`, with the border of the theory."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def explore_regression(
     border_label: str = "largest stable rate",
     title: str = "Masked linear regression",
 ) -> Explorer:
-    """An explorer of the loss of equation (1) and of the distance |w_t| under one of the methods of `rmbook.theory.descent`.
+    """Make an explorer of the loss of equation (1) and of the distance |w_t| under a method of `rmbook.theory.descent`.
 
     Args:
         features: X, (n, d).

@@ -4,18 +4,16 @@ The figure is plain HTML with a short script, complete in itself: it needs no ke
 JavaScript it is a table of its first choice.
 """
 
-import hashlib
-import html
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-HERE = Path(__file__).parent
+from rmbook.widgets.page import HERE, standalone_html, table_html
+
 VERDICTS = ("cannot be told", "on these records", "distinguishable")  # also in table_comparison.js
 LEGEND = (
     "Thick bar: what repeating both rows on the same test records would change (95 %). Thin bar: the same on other "
@@ -92,25 +90,17 @@ class TableComparison:
         state = {"rows": rows, "tasks": list(self.scores.columns), "first": list(self.first), "title": self.title,
                  "spreads": self.spreads.round(4).tolist(), "counts": self.counts.tolist(), "legend": LEGEND,
                  "quantile": round(self.quantile, 4), "verdicts": VERDICTS}  # fmt: skip
-        text = json.dumps(state, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-        key = hashlib.sha256(text.encode()).hexdigest()[:10]
         style, code = ((HERE / f"table_comparison.{kind}").read_text("utf8").strip() for kind in ("css", "js"))
-        style, code = ("\n".join(line.strip() for line in part.splitlines()) for part in (style, code))
-        return (
-            f'<div data-rmt="{key}">{self._table()}</div><style>{style}</style><script>(()=>{{{code}\n'
-            f"const state={text};for(const el of document.querySelectorAll('[data-rmt=\"{key}\"]'))"
-            "{el.removeAttribute('data-rmt');el.textContent='';draw(state,el)}})()</script>"
-        )
+        text = json.dumps(state, separators=(",", ":"), allow_nan=False)
+        return standalone_html("rmt", text, self._table(), style, code + "\n", draw="draw(state,el)")
 
     def _table(self) -> str:
-        """What a reader without JavaScript gets: the first choice."""
+        """Table of the first choice, for readers without JavaScript."""
         lines = [["task", *self.first[1:], "difference", "same records", "other records", "verdict"]]
         for task, line in self.compare(*self.first).iterrows():
             lines.append([task, f"{line['row']:.1f}", f"{line['other']:.1f}", f"{line['difference']:+.1f}",
                           f"±{line['inner']:.1f}", f"±{line['outer']:.1f}", line["verdict"]])  # fmt: skip
-        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
-        caption = f"{self.title}: {self.first[0]}. With JavaScript, model and rows can be chosen."
-        return f"<table><caption>{html.escape(caption)}</caption>{body}</table>"
+        return table_html(f"{self.title}: {self.first[0]}. With JavaScript, model and rows can be chosen.", lines)
 
     def __repr__(self) -> str:
         models = self.scores.index.get_level_values(0)

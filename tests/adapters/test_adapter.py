@@ -21,8 +21,11 @@ from rmbook import (
     load_adapter,
     save_adapter,
 )
-from rmbook.adapters.adapter_file import FIELDS, _content_digest, base_fingerprint, read_adapter
-from rmbook.engine.masking import STRUCTURES, apply_masks
+from rmbook.adapters.adapter_file import _content_digest, read_adapter
+from rmbook.adapters.adapter_header import FIELDS
+from rmbook.adapters.base import base_fingerprint
+from rmbook.engine.masking import apply_masks
+from rmbook.masks.recipe import STRUCTURES
 
 
 def trained(dtype=torch.float32):

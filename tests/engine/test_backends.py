@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from rmbook import MaskedLinear, apply_random_mask, sample_mask
 from rmbook.engine import backends, product_torch
 from rmbook.engine.backends import BACKENDS, choose_backend
-from rmbook.engine.masking import STRUCTURES
+from rmbook.masks.recipe import STRUCTURES
 
 
 def gradients(density, structure, backend="auto", dense_form=False):

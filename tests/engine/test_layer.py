@@ -225,20 +225,27 @@ def test_pitfall_4_torch_compile_gives_the_same_losses_without_graph_breaks(back
     assert losses[0][-1] < losses[0][0]
 
 
-def test_pitfall_7_state_dict_holds_the_unmerged_weight_and_round_trips():
+def test_pitfall_7_a_plain_layer_gets_the_trained_weight_from_state_dict_and_a_masked_one_both():
     layer, _ = layer_and_reference(0.2)
     weight = layer.weight.detach().clone()
     with torch.no_grad():
         layer.values.normal_()
     x = torch.randn(3, IN, dtype=torch.float64)
-    output, state = layer(x), copy.deepcopy(layer.state_dict())
-    assert torch.equal(state["weight"], weight) and not torch.equal(layer.weight, weight)
+    state = copy.deepcopy(layer.state_dict())  # no forward pass came between
+    assert torch.equal(layer.weight, weight), "saving changes nothing"
+    output = layer(x)
+    plain = nn.Linear(IN, len(weight), bias=layer.bias is not None, dtype=torch.float64)
+    plain.load_state_dict(state, strict=False)
+    assert torch.equal(plain(x), output)
+    layer.set_dense_form(True)
+    assert torch.equal(layer.state_dict()["weight"], state["weight"])
     fresh, _ = layer_and_reference(0.2)
     fresh(x)
     fresh.load_state_dict(state)
     assert torch.equal(fresh(x), output)
+    assert torch.equal(fresh.original, layer.original)
     base = torch.randn_like(weight)  # another base under the same values
-    fresh.load_state_dict({**state, "weight": base})
+    fresh.load_state_dict({"weight": base, **{k: v for k, v in state.items() if k not in ("weight", "original")}})
     assert (fresh(x) - masked_linear_reference(x, base, fresh.bias, fresh.mask, fresh.values)).abs().max() < 1e-12
     assert torch.equal(fresh.detach().weight, base)
 

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from rmbook import sample_mask  # noqa: E402
-from rmbook.engine import merge_triton, product_triton
+from rmbook.engine import merge_triton, product_triton  # noqa: E402
 
 KERNELS = Path(__file__).with_name("triton_kernels.py")
 

@@ -1,4 +1,4 @@
-"""Masks of rows and blocks, and masks by a score: counts, wholeness, nesting, and scores against closed forms."""
+"""Masks by a score: counts, and scores against closed forms."""
 
 import copy
 
@@ -15,32 +15,11 @@ from rmbook.evidence.mask_choices import (
     RANKED,
     choose_masks,
     largest_scores,
-    random_blocks,
-    random_rows,
     squared_gradients,
 )
-from rmbook.masks.structured import random_columns
 from rmbook.training.objectives import Objective
 
-shapes = st.tuples(st.integers(1, 23), st.integers(1, 23))
 densities = st.floats(0, 1)
-
-
-@given(shapes, densities, st.integers(0, 5))
-def test_rows_are_columns_of_the_transposed_matrix(shape, density, seed):
-    rows = random_rows(shape, density, seed, "a")
-    columns = random_columns((shape[1], shape[0]), density, seed, "a")
-    assert torch.equal(rows.dense(), columns.dense().T)
-
-
-@given(shapes, densities, st.integers(0, 5), st.integers(1, 6))
-def test_blocks_are_whole_but_for_one_and_grow_with_the_density(shape, density, seed, size):
-    mask = random_blocks(shape, density, seed, "a", size).dense()
-    assert mask.sum() == int(shape[0] * shape[1] * density)
-    tiles = [tile for band in mask.split(size, 0) for tile in band.split(size, 1)]
-    assert sum(bool(tile.any() and not tile.all()) for tile in tiles) <= 1
-    more = random_blocks(shape, min(1.0, 1.5 * density), seed, "a", size).dense()
-    assert not (mask & ~more).any()
 
 
 def test_drawn_masks_depend_on_seed_and_name():

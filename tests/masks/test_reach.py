@@ -1,4 +1,4 @@
-"""Laws of `rmbook.masks.reach`: counts by brute force, generic rank by linear algebra, and what a confined mask holds."""
+"""Laws of `rmbook.masks.reach`: counts by brute force, generic rank by linear algebra; laws of confined masks."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbook.evidence.mask_choices import random_rows
-from rmbook.masks.reach import Reach, confined_mask, reach
+from rmbook.masks.reach import Reach, reach
 from rmbook.masks.sample import Mask, sample_mask
-from rmbook.masks.structured import random_columns
+from rmbook.masks.structured import confined_mask, random_columns, random_rows
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 

@@ -1,13 +1,13 @@
-"""Structured masks: the authors' rule, counted by hand, and what random columns must obey."""
+"""Structured masks: the rule of the authors, counted by hand, and laws of random columns, rows and blocks."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmbook.engine.masking import STRUCTURES
+from rmbook.masks.recipe import STRUCTURES
 from rmbook.masks.sample import Mask
-from rmbook.masks.structured import leading_columns, random_columns
+from rmbook.masks.structured import leading_columns, random_blocks, random_columns, random_rows
 
 SHAPES = st.tuples(st.integers(1, 30), st.integers(1, 30))
 DENSITIES = st.floats(0, 1)
@@ -71,3 +71,20 @@ def test_bad_input_is_refused(structure, shape, density, seed):
 def test_positions_from_outside_are_checked(positions):
     with pytest.raises(ValueError, match="positions must"):
         Mask.checked((3, 4), torch.tensor(positions))
+
+
+@given(SHAPES, DENSITIES, st.integers(0, 5))
+def test_rows_are_columns_of_the_transposed_matrix(shape, density, seed):
+    rows = random_rows(shape, density, seed, "a")
+    columns = random_columns((shape[1], shape[0]), density, seed, "a")
+    assert torch.equal(rows.dense(), columns.dense().T)
+
+
+@given(SHAPES, DENSITIES, st.integers(0, 5), st.integers(1, 6))
+def test_blocks_are_whole_but_for_one_and_grow_with_the_density(shape, density, seed, size):
+    mask = random_blocks(shape, density, seed, "a", size).dense()
+    assert mask.sum() == int(shape[0] * shape[1] * density)
+    tiles = [tile for band in mask.split(size, 0) for tile in band.split(size, 1)]
+    assert sum(bool(tile.any() and not tile.all()) for tile in tiles) <= 1
+    more = random_blocks(shape, min(1.0, 1.5 * density), seed, "a", size).dense()
+    assert not (mask & ~more).any()

@@ -141,7 +141,7 @@ def test_lora_and_full_finetuning_train_what_they_say(minilm):
     assert sum(p.numel() for p in trained.values()) == 12 * 2 * 8 * 384 and all("lora_" in n for n in trained)
     model = full_finetuning(copy.deepcopy(minilm), exclude=["embeddings"])
     assert all(p.requires_grad == ("embeddings" not in n) for n, p in model.named_parameters())
-    with pytest.raises(ValueError, match="close names: query"):
+    with pytest.raises(ValueError, match="did you mean query"):
         lora(copy.deepcopy(minilm), ["querry"])
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rmbook.paper.variance_components import variance_components
+from rmbook.paper.statistics import variance_components
 
 shapes = st.tuples(st.integers(2, 12), st.integers(2, 5))
 seeds = st.integers(0, 10_000)

@@ -1,0 +1,89 @@
+"""The base model of an adapter: its fingerprint, and the checks that an adapter fits it."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError
+from rmbook.engine.buffers import running_statistics
+from rmbook.engine.conv1d import is_conv1d
+from rmbook.engine.layer import MaskedLinear
+from rmbook.engine.targets import named_layers, plain_names
+from rmbook.files import hash_tensor
+
+
+def base_fingerprint(model: nn.Module, buffers: Mapping[str, torch.Tensor] | None = None) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and bytes of the whole base model.
+
+    Values of masks do not count, nor do running statistics of norm layers, nor what wrappers add to names. Reads every
+    weight once (about a second a gigabyte). A model loaded in another dtype is another base.
+
+    Args:
+        model: with or without a mask.
+        buffers: by name, in place of the model's own: as they were before training changed them.
+    """
+    names, layers = plain_names(model), named_layers(model)
+    tensors = {}
+    for key, tensor in model.state_dict().items():
+        owner, _, part = key.rpartition(".")
+        tensors[f"{names.get(owner, owner)}.{part}".removeprefix(".")] = tensor
+    for name, module in layers.items():
+        prefix = f"{name}." if name else ""
+        if is_conv1d(module):
+            tensors[f"{prefix}weight"] = tensors[f"{prefix}weight"].t().contiguous()
+        if isinstance(module, MaskedLinear):
+            del tensors[f"{prefix}values"]
+            weight = tensors[f"{prefix}weight"].detach().clone()
+            weight.view(-1).index_copy_(0, module.mask.positions.long(), tensors.pop(f"{prefix}original"))
+            tensors[f"{prefix}weight"] = weight
+    for name in running_statistics(model):
+        tensors.pop(name, None)
+    tensors |= {n: value.to(tensors[n].dtype) for n, value in (buffers or {}).items() if n in tensors}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        if isinstance(tensor, torch.Tensor):
+            hash_tensor(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def check_base(wanted: str, fingerprint: str, path: str | os.PathLike) -> None:
+    """Raise AdapterBaseError unless the base that an adapter was trained on is the one with this fingerprint."""
+    if fingerprint != wanted:
+        raise AdapterBaseError(
+            f"{path} was trained on a base model with fingerprint {wanted[:12]}..., this model "
+            f"has {fingerprint[:12]}...: load the same pretrained weights, in the same dtype, unchanged."
+        )
+
+
+def find_misfit(shapes: Mapping[str, tuple[int, int]], model: nn.Module) -> str | None:
+    """Say in words which layer the model does not have as a linear layer of its shape (out, in); None if it has all."""
+    layers = named_layers(model)
+    for name, shape in shapes.items():
+        layer = layers.get(name)
+        if not isinstance(layer, nn.Linear):
+            return f"is for a layer {name[:80]!r}, which this model does not have"
+        if tuple(layer.weight.shape) != tuple(shape):
+            return f"gives {name[:80]!r} the shape {tuple(shape)}, in the model it has {tuple(layer.weight.shape)}"
+    return None
+
+
+@torch.no_grad()
+def check_sum(name: str, layer: nn.Linear, positions: torch.Tensor, delta: torch.Tensor, path) -> None:
+    """Raise AdapterCorruptError if W + S is not finite in the weight's dtype, where W is.
+
+    Args:
+        name: of the layer.
+        layer: unmasked.
+        positions: (nnz,) flat positions of S.
+        delta: (nnz,) entries of S, of at least the weight's precision.
+        path: of the file, for the message.
+    """
+    weight = layer.weight.detach()
+    before = weight.reshape(-1)[positions.to(weight.device, torch.int64)]
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    after = (before.to(wide) + delta.to(weight.device, wide)).to(weight.dtype)
+    if not (after.isfinite() | ~before.isfinite()).all():
+        raise AdapterCorruptError(f"{path} makes weights of {name[:80]!r} infinite in {weight.dtype}; it is forged.")

@@ -1,0 +1,72 @@
+"""The check that every masked layer gets a gradient: one that does not would stay as it is, and nobody would notice."""
+
+import warnings
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+
+from rmbook.engine.layer import MaskedLinear
+from rmbook.engine.targets import TargetError
+
+REACTIONS = ("error", "warn")
+
+
+class GradientCheck:
+    """Wait for the first backward pass, and then look once which layers it has not reached.
+
+    It looks at the start of the model's next forward pass, not at the end of the backward pass: a checkpointed model
+    runs several backward passes inside one another. Until then it costs one call of Python a layer and backward pass,
+    afterwards nothing.
+
+    Args:
+        layers: masked layers by name; those without an entry to train are not waited for.
+        unused: "error" or "warn", what to do about layers without a gradient.
+
+    Raises:
+        ValueError: `unused` is neither.
+    """
+
+    def __init__(self, layers: Mapping[str, MaskedLinear], unused: str):
+        if unused not in REACTIONS:
+            raise ValueError(f"unused must be one of {', '.join(REACTIONS)}, got {unused!r}.")
+        self._unused, self._began = unused, False
+        self._waiting = {name: layer.values for name, layer in layers.items() if layer.mask.nnz}
+        self._hooks = [
+            values.register_post_accumulate_grad_hook(partial(self._arrived, name))
+            for name, values in self._waiting.items()
+        ]
+
+    def __deepcopy__(self, memo):
+        return None  # a copied model has other values, which have no hooks
+
+    def _arrived(self, name: str, _) -> None:
+        self._began = True
+        self._waiting.pop(name, None)
+
+    def finished(self) -> bool:
+        """Tell whether there is no more to wait for.
+
+        Raises:
+            TargetError: a backward pass has not reached some layers, which are named, and "error" was asked for.
+        """
+        if not self._began or torch._C._current_graph_task_id() != -1:  # inside a backward pass: a recomputation
+            return False
+        missing = [name for name, values in self._waiting.items() if values.requires_grad]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            message = (
+                f"no gradient reached the masked layers {', '.join(missing[:3])}{more} in the first backward pass, so "
+                "they do not train: the model reads their weight without calling them, or the loss does not depend on "
+                "them. Choose other targets; if other batches may use them, mask with unused='warn'."
+            )
+            if self._unused == "error":
+                raise TargetError(message)
+            warnings.warn(message, stacklevel=2)
+        self.remove()
+        return True
+
+    def remove(self) -> None:
+        """Take the hooks off the values."""
+        for hook in self._hooks:
+            hook.remove()
