@@ -258,7 +258,7 @@ def hash_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
 
 
 def digest_files(paths: dict[str, Path]) -> str:
-    """SHA-256 of files' contents and of the names that they have in `paths`, not of where they are."""
+    """Return the SHA-256 of files' contents and of the names that they have in `paths`, not of where they are."""
     digests = {}
     for name, path in paths.items():
         with open(path, "rb") as file:

@@ -20,7 +20,7 @@ WEIGHTS = "The packaged weights of the tiny models: they are pretrained anew."
 def record(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Recorded grids, YAML files or weights; what there is, is listed without.", show_default=False),
+        typer.Argument(help="Grids or YAML files; without any, all names are listed.", show_default=False),
     ] = None,
     output: Annotated[
         str | None, typer.Option("--output", help="Folder of the sweep [in rmbook's cache].", show_default=False)
@@ -63,8 +63,9 @@ def record(
 def _record_weights() -> None:
     from rmbook.offline import digits, tiny_language
 
-    digits._write_weights()
-    tiny_language._write_packaged()
+    digits.record_weights("rmbook record weights")
+    for kind in tiny_language.WEIGHTS:
+        tiny_language.record_weights(kind, "rmbook record weights")
     typer.echo(f"written: {', '.join(map(str, (digits.WEIGHTS, *tiny_language.WEIGHTS.values())))}")
 
 

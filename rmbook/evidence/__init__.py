@@ -1,13 +1,17 @@
 """Recorded results, and what they say of the paper's claims.
 
-In: experiments. Out: stamped JSON files under results/, the list of claims and its page.
+In: grids of experiments, as YAML files in recorded/. Out: stamped JSON files under results/, the list of claims and its
+page.
 
-    experiment    one run of the vision and MiniLM chapters; backbones holds its models and data
-    mask_choices  ways to choose which entries are trained
-    grids         the recorded grids
-    interference  what merging adapters does
-    recording     writing and reading recorded results
-    tiers         which model and data a chapter uses on this machine
-    claim, claim_list, claim_evidence, claim_theory, claims_page
-                  the paper's claims, one by one
+    experiment      one run of the vision and MiniLM chapters; backbones holds its models and data
+    mask_choices    ways to choose which entries are trained
+    changes         what training did to the weights, added up and compared
+    interference    what becomes of two tasks when their changes are added
+    language_grids  runs of a language model on a task
+    grids           the recorded grids: their runs, and their results as tables
+    record          recording a grid anew, as a sweep (`rmbook record`)
+    recording       where recorded results are, and reading them
+    tiers           which model a chapter uses on this machine; record_source finds its examples
+    claim           a claim, its evidence and the ledger of all (`rmbook claims`); claim_list has the paper's claims,
+                    claim_evidence and claim_theory compute their evidence, claims_page shows them
 """

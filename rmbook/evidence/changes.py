@@ -66,7 +66,7 @@ def flip_signs(changes: Changes, seed: int) -> Changes:
 
 @torch.no_grad()
 def combine(base: nn.Module, *parts: tuple[Changes, float]) -> nn.Module:
-    """Return a copy of a model in which each weight W is W + the sum over parts (changes, strength) of both's product.
+    """Return a copy of a model with each part, (changes, strength), added to its weights: strength times changes.
 
     What `rmbook.adapters.bank.AdapterBank` does in place and for trained entries alone; this takes any method's changes.
     """

@@ -1,4 +1,4 @@
-"""Evidence for the paper's experiments: each function computes it from the recorded grids of `rmbook.evidence.grids`."""
+"""Evidence for the paper's experiments: each function computes it from recorded grids, see `rmbook.evidence.grids`."""
 
 import numpy as np
 import pandas as pd

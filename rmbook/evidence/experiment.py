@@ -19,6 +19,7 @@ from rmbook.landscape.landscape import Landscape
 from rmbook.methods.apply import full_finetuning, lora
 from rmbook.models.reuse import BaseModels
 from rmbook.training.config import TrainingConfig
+from rmbook.training.evaluation import evaluate
 from rmbook.training.objectives import Objective
 from rmbook.training.train import train
 
@@ -63,7 +64,8 @@ class Experiment:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
         if (self.density is None) == (self.method == "mask"):
-            raise ValueError(f"a mask needs a density and no other method takes one, got {self.method}, {self.density}.")
+            got = f"{self.method}, density {self.density}"
+            raise ValueError(f"a mask needs a density and no other method takes one, got {got}.")
 
 
 def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tuple[dict, nn.Module]:
@@ -141,12 +143,9 @@ def epochs(backbone: Backbone, steps: int | None, examples: int) -> int:
     return max(1, round((steps or backbone.steps) / math.ceil(examples / backbone.batch_size)))
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, objective: Objective, data: Sequence, batch_size: int = 100) -> float:
+def accuracy(model: nn.Module, objective: Objective, data: Sequence) -> float:
     """Return the share of right answers in percent."""
-    model.eval()
-    batches = ([data[i] for i in range(a, min(a + batch_size, len(data)))] for a in range(0, len(data), batch_size))
-    return 100 * sum(objective.evaluate(model, batch)[1] for batch in batches) / len(data)
+    return 100 * evaluate(model, data, objective)[1]
 
 
 def perform_experiment(config: dict, work: Path, bases: BaseModels | None = None, stop: Callable | None = None) -> None:

@@ -1,17 +1,19 @@
 """The recorded grids: which runs they have, and their results as tables.
 
-A grid is a small YAML file in rmbook/evidence/recorded, of the form that `rmbook.sweeps.grid` explains, with two more
-parts: `kind` says what a run is (see `rmbook.evidence.record`), and an axis can be taken from another recorded grid:
+A grid is a small YAML file in rmbook/evidence/recorded, of the form that `rmbook.sweeps.grid` explains, with three
+additions. `kind` says what a run is, see `rmbook.evidence.record`. A list in an axis of mappings stands for all its
+values, and may hold mappings itself. And an axis can be taken from another recorded grid:
 
     axes:
       method: {best_in: vit_grid, density: [0.01, 0.001]}
 
-stands for each method and density there (or those listed) at its best learning rate. `rmbook record NAME` records a grid
-anew.
+stands for each method and density there (or those listed) at its best learning rate. `rmbook record NAME` records a
+grid anew.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from rmbook.errors import ConfigError, closest
 from rmbook.evidence.experiment import Experiment
 from rmbook.evidence.recording import load_recorded
 from rmbook.sweeps.best_rate import DIVERGED, best_rate
-from rmbook.sweeps.grid import read_grid_file
+from rmbook.yaml_files import read_yaml
 
 MEASURES = {
     "dev": ("dev_accuracy", "mean"),
@@ -36,7 +38,7 @@ MEASURES = {
 def recorded_grids() -> dict[str, dict]:
     """Return the recorded grids by name, in alphabetical order, as their files have them."""
     paths = sorted(Path(str(files("rmbook.evidence"))).glob("recorded/*.yaml"))
-    return {path.stem: read_grid_file(path, path.stem) for path in paths}
+    return {path.stem: read_yaml(path) for path in paths}
 
 
 def read_recorded_grid(source: str) -> dict:
@@ -50,10 +52,27 @@ def read_recorded_grid(source: str) -> dict:
     if grid is None:
         if not Path(source).is_file():
             raise ConfigError(f"{source} is neither a file nor a recorded grid: {closest(source, recorded_grids())}")
-        grid = read_grid_file(Path(source), source)
-    axes = grid.get("axes") or {}
-    taken = {name: _best_in(**axis) for name, axis in axes.items() if isinstance(axis, dict)}
-    return {"description": "", "fixed": {}} | grid | {"axes": axes | taken}
+        grid = read_yaml(source, f"the grid {source}")
+    if not isinstance(grid, dict) or not isinstance(grid.get("axes", {}), dict):
+        raise ConfigError(f"the grid {source} must map names to values, and so must its axes.")
+    axes = {name: _written_out(values) for name, values in grid.get("axes", {}).items()}
+    return {"description": "", "fixed": {}} | grid | {"axes": axes}
+
+
+def _written_out(values: list | dict) -> list:
+    if isinstance(values, dict):
+        return _best_in(**values)
+    return [entry for value in values for entry in (_spread(value) if isinstance(value, dict) else [value])]
+
+
+def _spread(mapping: dict) -> Iterator[dict]:
+    """Yield all combinations of the lists in a mapping, without lists."""
+    parts = []
+    for name, values in mapping.items():
+        entries = _written_out(values if isinstance(values, list) else [values])
+        parts.append([entry if isinstance(entry, dict) else {name: entry} for entry in entries])
+    for chosen in itertools.product(*parts):
+        yield {name: value for part in chosen for name, value in part.items()}
 
 
 def _best_in(best_in: str, **only: list) -> list[dict]:

@@ -22,7 +22,6 @@ from rmbook.models.reuse import BaseModels
 from rmbook.offline.digits import VIEWS, Digits
 
 TASKS = ("mirrored", "upside_down", "turned", "negative")
-SEEDS = (0, 1, 2)
 STRENGTHS = (0.5, 0.7, 1.0)
 
 
@@ -33,6 +32,7 @@ class Cell:
     method: str
     density: float | None
     learning_rate: float
+    seeds: list[int]
 
 
 def learn_task(
@@ -114,33 +114,34 @@ def _here_and_upright(model: nn.Module, view: str) -> list[float]:
     return [view_accuracy(model, view), view_accuracy(model)]
 
 
-def run_cell(method: str, density: float | None, learning_rate: float, learn: Callable = learn_task) -> dict:
+def run_cell(cell: Cell, learn: Callable = learn_task) -> dict:
     """Measure all tasks, seeds and pairs of one method at one density.
 
     A pair of one seed has one mask for both tasks; of neighbouring seeds, two independent masks. Methods without masks
     need the first kind alone.
 
     Args:
-        method, density, learning_rate: as for `learn_task`.
-        learn: learns one view.
+        cell: what to measure.
+        learn: learns one view, as `learn_task`.
 
     Returns:
         The settings, tasks (one `measure_task` each) and pairs (one `measure_pair` each).
     """
     base = load_backbone("vit").model()
-    settings = {"method": method, "density": density, "learning_rate": learning_rate}
-    learned = {(view, seed): learn(view, **settings, seed=seed) for seed in SEEDS for view in TASKS}
+    settings = {"method": cell.method, "density": cell.density, "learning_rate": cell.learning_rate}
+    seeds = cell.seeds
+    learned = {(view, seed): learn(view, **settings, seed=seed) for seed in seeds for view in TASKS}
     tasks = [
         {"seed": seed, "trainable": run["trainable"], "status": run["status"], "dev": run["dev_accuracy"]}
         | measure_task(base, view, changes, seed)
         for (view, seed), (changes, run) in learned.items()
     ]
-    kinds = (("same", 0), ("independent", 1)) if method == "mask" else (("none", 0),)
+    kinds = (("same", 0), ("independent", 1)) if cell.method == "mask" else (("none", 0),)
     pairs = [
         {"seed": seed, "masks": masks}
-        | measure_pair(base, (a, b), (learned[a, seed][0], learned[b, (seed + shift) % len(SEEDS)][0]), seed)
+        | measure_pair(base, (a, b), (learned[a, seed][0], learned[b, seeds[(place + shift) % len(seeds)]][0]), seed)
         for masks, shift in kinds
-        for seed in SEEDS
+        for place, seed in enumerate(seeds)
         for a, b in combinations(TASKS, 2)
     ]
     return settings | {"tasks": tasks, "pairs": pairs}
@@ -155,7 +156,7 @@ def perform_cell(config: dict, work: Path, bases: BaseModels | None = None, stop
         bases, stop: not used.
     """
     work.mkdir(parents=True, exist_ok=True)
-    write_json(work / "result.json", run_cell(**config) | {"status": "completed", "config": config})
+    write_json(work / "result.json", run_cell(Cell(**config)) | {"status": "completed", "config": config})
 
 
 def base_accuracies() -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Recorded grids of a language model on a task's real examples: methods, learning rates and seeds.
 
-The chapters on OPT and Llama show them. `rmbook record fine_tuning_tiny` records the tiny models that the package makes,
-`rmbook record fine_tuning_hub --model NAME` any model of the hub, on a GPU.
+The chapters on OPT and Llama show them. `rmbook record fine_tuning_tiny` records the tiny models that the package
+makes, `rmbook record fine_tuning_hub --model NAME` any model of the hub, on a GPU.
 """
 
 import hashlib

@@ -15,7 +15,7 @@ from rmbook.training.objectives import Objective
 
 
 def largest_scores(scores: torch.Tensor, density: float) -> Mask:
-    """The int(out * in * density) entries of largest score; of equal ones the first.
+    """Return the int(out * in * density) entries of largest score; of equal ones the first.
 
     Args:
         scores: (out, in).
@@ -33,7 +33,7 @@ def largest_scores(scores: torch.Tensor, density: float) -> Mask:
 def squared_gradients(
     model: nn.Module, targets: Sequence[str], objective: Objective, data: Sequence
 ) -> dict[str, torch.Tensor]:
-    """The empirical Fisher information of each entry: the mean over examples of the squared gradient of its loss.
+    """Return each entry's empirical Fisher information: the mean over examples of the squared gradient of their loss.
 
     The score by which FISH masks are chosen (Sung et al., 2021), with the labels that the data have.
 
@@ -84,7 +84,7 @@ def choose_masks(
     objective: Objective | None = None,
     data: Sequence = (),
 ) -> dict[str, Mask]:
-    """Masks for `rmbook.engine.masking.apply_masks`, of the same density in each target layer.
+    """Choose masks for `rmbook.engine.masking.apply_masks`, of the same density in each target layer.
 
     Args:
         model: as it is before training.

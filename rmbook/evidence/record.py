@@ -1,4 +1,4 @@
-"""Recording a grid anew: its runs as a sweep, which resumes and can be shared, and their results in one stamped file."""
+"""Recording a grid anew: its runs as a sweep, which resumes and can be shared, its results in one stamped file."""
 
 import dataclasses
 import hashlib

@@ -1,17 +1,13 @@
 """What the chapters on language models run, by the hardware and the records at hand, in one place and in words.
 
-There are three tiers: a laptop's CPU (a tiny model that the package makes), one GPU, and a big GPU (the paper's largest
-models). The rules (`choose_tier`, and `choose_records` in `rmbook.evidence.record_source`) look at their arguments alone;
-`make_plan` looks around.
+There are three tiers: a laptop's CPU (a tiny model that the package makes), one GPU, and a big GPU (the paper's
+largest models). The rules (`choose_tier`, and `choose_records` in `rmbook.evidence.record_source`) look at their
+arguments alone; `make_plan` looks at the machine.
 """
 
-import atexit
 import math
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,8 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rmbook.evidence.record_source import find_source
 from rmbook.models.files import ModelError, find_folder
 from rmbook.models.language import convert_checkpoint, load_language_model
-from rmbook.offline.made import tiny_checkpoint
-from rmbook.offline.sentences import write_generated_examples
+from rmbook.offline.made import generated_examples, tiny_checkpoint
 from rmbook.offline.store import cache_folder
 
 TINY = "tiny"  # the name of the model that is made here
@@ -73,7 +68,7 @@ class Tier:
 
 
 def choose_tier(family: str, gpu_gigabytes: float | None, model: str | None = None) -> Tier:
-    """The tier of a machine. A rule, and nothing else: it looks at its arguments only.
+    """Return the tier of a machine. A rule, and nothing else: it looks at its arguments only.
 
     Args:
         family: "opt" or "llama".
@@ -135,12 +130,12 @@ class Plan:
         return {"model": self.model, "task": "SST-2", "data_dir": self.data_dir} | self.tier.settings
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The model as it is, on the GPU where there is one, and its tokenizer."""
+        """Return the model as it is, on the GPU where there is one, and its tokenizer."""
         device = "cuda" if torch.cuda.is_available() else None
         return load_language_model(self.model, dtype=getattr(torch, self.tier.settings.get("dtype", "float32")), device=device)
 
     def sentence(self) -> str:
-        """Tier, model, records, sizes and time, for the reader, before anything starts."""
+        """Return tier, model, records, sizes and time in words, for the reader, before anything starts."""
         size, model = self.tier.settings, self.tier.model
         model = f"a tiny {dict(opt='OPT', llama='Llama')[self.family]} made by rmbook" if model == TINY else model
         records = {
@@ -158,7 +153,7 @@ class Plan:
 
 
 def make_plan(family: str) -> Plan:
-    """Look at the hardware, the environment and the network, and get what the tier needs.
+    """Look at the hardware, the environment and the network, and return a plan with what the tier needs.
 
     The variable RMBOOK_MODEL of the environment names a model, instead of the tier's own; for records see
     `rmbook.evidence.record_source.find_source`. A hub that does not answer is waited for some seconds at most.
@@ -185,16 +180,13 @@ def make_plan(family: str) -> Plan:
         if os.environ.get("RMBOOK_RECORDS") != "generated":
             notes.append("SST-2 is out of reach: no hub, and RMBOOK_DATA_DIR is not set")
         sizes = tier.settings
-        folder = Path(tempfile.mkdtemp(prefix="rmbook-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        train = sizes["train_size"] + sizes["dev_size"]
-        data_dir = str(write_generated_examples(folder, train, sizes["test_size"]))
+        data_dir = str(generated_examples(sizes["train_size"] + sizes["dev_size"], sizes["test_size"]))
     model = str(tiny_checkpoint(family)) if model == TINY else model
     return Plan(tier, family, model, source, data_dir, "; ".join(notes))
 
 
 def model_folder(name: str) -> str:
-    """The folder of a model, downloaded if need be; an old format of weights, such as OPT's, is converted once.
+    """Return the folder of a model, downloaded if need be; old formats of weights, such as OPT's, are converted once.
 
     Raises:
         ModelError: no such model, or it is out of reach.

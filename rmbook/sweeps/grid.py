@@ -11,16 +11,13 @@
       - {method: lora, learning_rate: 1e-3}
 
 Every setting is one of `rmbook.RunConfig`. An axis holds values of the setting that it is named after, or mappings that
-set several at once; no two axes may set the same. A list in a mapping stands for all its values, as an axis of its own.
-The runs are all combinations, the last axis running fastest, without those that agree with a line of `except`. `rmbook
-sweep grids` lists the ready-made ones.
+set several at once; no two axes may set the same. The runs are all combinations, the last axis running fastest, without
+those that agree with a line of `except`. `rmbook sweep grids` lists the ready-made ones.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
-import operator
 import os
 import reprlib
 from collections.abc import Iterable, Iterator
@@ -33,7 +30,6 @@ from rmbook.runs.fingerprints import PlannedRun, plan_run
 from rmbook.yaml_files import read_yaml
 
 PARTS = ("description", "fixed", "axes", "except")
-WHOLE = ("settings", "targets")  # settings that are mappings or lists themselves
 MOST_RUNS = 100_000  # combinations that a grid may ask for, unless more are allowed
 # Tables and figures whose runs are those of another one, or among them.
 SAME_RUNS = dict.fromkeys(("table6", "table7", "fig1", "fig6", "fig7", "fig8", "fig9", "fig11"), "table5")
@@ -61,11 +57,6 @@ def read_grid(source: str | os.PathLike) -> dict:
             known = closest(name, [*paths, *SAME_RUNS])
             raise ConfigError(f"{name} is neither a file nor a ready-made grid: {known}")
         path = Path(name)
-    return read_grid_file(path, name)
-
-
-def read_grid_file(path: Path, name: str) -> dict:
-    """Read a grid from a YAML file; raises ConfigError if it is none."""
     grid = read_yaml(path, f"the grid {name}")
     if not isinstance(grid, dict):
         raise ConfigError(f"the grid {name} must hold {', '.join(PARTS)}; got {type(grid).__name__}.")
@@ -105,7 +96,7 @@ def expand(grid: dict, allowed: int = MOST_RUNS) -> list[RunConfig]:
             more combinations than are allowed, no runs at all.
     """
     _check(grid)
-    sizes = {name: _count(name, values) for name, values in (grid.get("axes") or {}).items()}
+    sizes = {name: len(values) for name, values in (grid.get("axes") or {}).items()}
     if (count := math.prod(sizes.values())) > allowed:
         told = " x ".join(f"{size:,} of {name}" for name, size in sizes.items())
         raise ConfigError(f"the grid asks for {count:,} runs ({told}), more than {allowed:,}: --allow-runs {count}.")
@@ -161,34 +152,15 @@ def _settings(axis: str, value: object) -> dict:
 
 
 def combinations(grid: dict) -> Iterator[dict]:
-    """Yield all combinations of a grid's axes with its fixed settings, without those that `except` names."""
+    """Yield the settings of all runs of a grid, in its order and unchecked."""
+    axes = grid.get("axes") or {}
     left_out = grid.get("except") or []
-    for values in _spread(grid.get("axes") or {}):
-        settings = dict(grid.get("fixed") or {}) | values
+    for values in itertools.product(*axes.values()):
+        settings = dict(grid.get("fixed") or {})
+        for name, value in zip(axes, values, strict=True):
+            settings |= _settings(name, value)
         if not any(all(settings.get(name) == value for name, value in line.items()) for line in left_out):
             yield settings
-
-
-def _spread(axes: dict, whole: tuple[str, ...] = ()) -> Iterator[dict]:
-    """Yield all combinations of axes; an entry that is a mapping holds axes in turn, but for the settings in `whole`."""
-    lists = ((name, v if isinstance(v, list) and name not in whole else [v]) for name, v in axes.items())
-    for parts in itertools.product(*([*_entries(name, values)] for name, values in lists)):
-        yield functools.reduce(operator.or_, parts, {})
-
-
-def _entries(name: str, values: list) -> Iterator[dict]:
-    for value in values:
-        if isinstance(value, dict) and name != "settings":
-            yield from _spread(value, WHOLE)
-        else:
-            yield {name: value}
-
-
-def _count(name: str, values: list) -> int:
-    """Count what an axis stands for, without making it."""
-    inner = [value for value in values if isinstance(value, dict) and name != "settings"]
-    lists = ([len(v) for n, v in value.items() if isinstance(v, list) and n not in WHOLE] for value in inner)
-    return len(values) - len(inner) + sum(map(math.prod, lists))
 
 
 def _resolved(settings: dict) -> dict:

@@ -16,6 +16,7 @@ from rmbook.evidence.grids import best_cells, load_runs, read_recorded_grid
 from rmbook.evidence.interference import (
     STRENGTHS,
     TASKS,
+    Cell,
     interference_tables,
     learn_task,
     measure_pair,
@@ -168,7 +169,8 @@ def test_a_recorded_grid_holds_every_task_and_pair(learned):
         result = {"trainable": 1, "status": "completed", "dev_accuracy": 50.0}
         return learned[seed] if method == "mask" else learned[0], result
 
-    cells = [run_cell("lora", None, 1e-3, learn), run_cell("mask", 0.05, 1e-2, learn)]
+    seeds = [0, 1, 2]
+    cells = [run_cell(Cell("lora", None, 1e-3, seeds), learn), run_cell(Cell("mask", 0.05, 1e-2, seeds), learn)]
     results = [cell | {"status": "completed", "config": {}} for cell in cells]
     content = json.loads(json.dumps(interference_content({"description": "Made."}, [], results)))
     tasks, pairs, rest = interference_tables(content | {"stamp": {}})
@@ -191,7 +193,7 @@ def test_the_record_has_the_cells_of_the_grid_and_rates_near_the_best():
     cells = list(combinations(read_recorded_grid("interference")))
     names = ("method", "density", "learning_rate")
     recorded = load_recorded("science/interference")["cells"]
-    assert [{name: cell[name] for name in names} for cell in recorded] == cells
+    assert [{name: cell[name] for name in names} for cell in recorded] == [{n: c[n] for n in names} for c in cells]
     best = best_cells(load_runs("vit_grid").fillna({"density": -1}), ["method", "density"])["learning_rate"]
     for cell in cells:
         assert 0.25 < cell["learning_rate"] / best[cell["method"], cell["density"] or -1] < 4  # within a half decade

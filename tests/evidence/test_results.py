@@ -11,7 +11,7 @@ from rmbook.files import write_json
 from rmbook.stamps import PACKAGES, describe_stamp, stamp
 
 FOLDER = recorded_path("x").parent
-RECORDS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for part in ("", "science/") for path in FOLDER.glob(f"{part}*.json"))
+RECORDS = sorted(f"{part}{path.stem}" for part in ("", "science/") for path in FOLDER.glob(f"{part}*.json"))
 
 
 @pytest.mark.parametrize("name", RECORDS)
