@@ -4,6 +4,7 @@ import ast
 import importlib
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,12 @@ def test_paths_in_the_tables_exist():
     assert all((ROOT / "benchmarks" / name).is_file() for name in re.findall(r"`(\w+\.py)`", benchmarks))
 
 
-def test_the_table_of_rooms_is_complete():
-    rooms = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("rmbook/*/__init__.py")}
-    assert set(re.findall(r"^\| `(rmbook/\w+)` \|", README, re.MULTILINE)) == rooms
+def test_the_table_of_rooms_is_complete_and_in_the_order_of_imports():
+    """It lists the lowest room first; import-linter's layers list it last."""
+    listed = re.findall(r"^\| `rmbook/(\w+)` \|", README, re.MULTILINE)
+    assert sorted(listed) == sorted(path.parent.name for path in ROOT.glob("rmbook/*/__init__.py"))
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    height = {name.strip(): -depth for depth, layer in enumerate(layers) for name in layer.split("|")}
+    heights = [height[f"rmbook.{room}"] for room in listed]
+    assert heights == sorted(heights), "README: a room imports only from rooms above it in the list"
