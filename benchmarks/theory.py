@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/theory.py [--n 64] [--d 1000000] [--masks 200] [--density 0.001 0.01 0.1]
 
-The time is that of `rmbook.theory.regression.gram_eigenvalues` for all masks, drawing them included and making X not. The
+The time is that of `rmbook.theory.regression.gram_eigenvalues` for all masks, drawing them included, making X not. The
 peak is the process's, X and the imports included; it is never reset, so the last density shows the largest.
 """
 

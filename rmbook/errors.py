@@ -48,7 +48,7 @@ def shown(value: object) -> str:
 
 
 def printable(text: str, longest: int) -> str:
-    """Return the text in one line of at most `longest` characters, cut in the middle; what steers a terminal is escaped."""
+    """Return a text as one line, cut in the middle to `longest` characters; what steers a terminal is escaped."""
     if len(text) > 8 * longest:  # of a million characters only the ends matter
         text = text[: 4 * longest] + text[-4 * longest :]
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rmbook.cli.options import path_flag
+
 RECORD = """\b
 Examples:
   rmbook record                                   (lists what can be recorded)
@@ -17,47 +19,36 @@ The same command resumes after Ctrl-C or a kill; started twice, it shares the wo
 """
 WEIGHTS = "The packaged weights of the tiny models: they are pretrained anew."
 
+
 def record(
     names: Annotated[
         list[str] | None,
         typer.Argument(help="Grids or YAML files; without any, all names are listed.", show_default=False),
     ] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", help="Folder of the sweep [in rmbook's cache].", show_default=False)
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Of fine_tuning grids: another model.", show_default=False)
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option("--task", help="Of fine_tuning grids: another task.", show_default=False)
-    ] = None,
-    data_dir: Annotated[
-        str | None,
-        typer.Option("--data-dir", help="Of fine_tuning grids: folder of original files.", show_default=False),
-    ] = None,
+    output: path_flag("--output", help="Folder of the sweep [in rmbook's cache].") = None,
+    model: path_flag("--model", help="Grids of fine-tuning: another model.") = None,
+    task: Annotated[str | None, typer.Option(help="Grids of fine-tuning: another task.", show_default=False)] = None,
+    data_dir: path_flag("--data-dir", help="Grids of fine-tuning: folder of the task's original files.") = None,
 ) -> None:
     """Run recorded grids anew, and write their results with the stamp of this machine."""
-    from rmbook.cli.errors import one_line_errors
+    from rmbook.evidence.grids import recorded_grids
+    from rmbook.evidence.record import record_grid
+    from rmbook.sweeps.display import LineListener, LiveListener
 
-    with one_line_errors():
-        from rmbook.evidence.grids import recorded_grids
-        from rmbook.evidence.record import record_grid
-        from rmbook.sweeps.display import LineListener, LiveListener
-
-        if not names:
-            described = {grid: content["description"] for grid, content in recorded_grids().items()}
-            for grid, description in (described | {"weights": WEIGHTS}).items():
-                typer.echo(f"{grid:<18}{description}")
-            return
-        given = {"model": model, "task": task, "data_dir": data_dir}
-        changes = {setting: value for setting, value in given.items() if value is not None}
-        for name in names:
-            if name == "weights":
-                _record_weights()
-                continue
-            with LiveListener() if sys.stderr.isatty() else contextlib.nullcontext(LineListener()) as listener:
-                path = record_grid(name, output, changes, listener=listener)
-            typer.echo(f"written: {path}")
+    if not names:
+        described = {grid: content["description"] for grid, content in recorded_grids().items()}
+        for grid, description in (described | {"weights": WEIGHTS}).items():
+            typer.echo(f"{grid:<18}{description}")
+        return
+    given = {"model": model, "task": task, "data_dir": data_dir}
+    changes = {setting: value for setting, value in given.items() if value is not None}
+    for name in names:
+        if name == "weights":
+            _record_weights()
+            continue
+        with LiveListener() if sys.stderr.isatty() else contextlib.nullcontext(LineListener()) as listener:
+            path = record_grid(name, output, changes, listener=listener)
+        typer.echo(f"written: {path}")
 
 
 def _record_weights() -> None:
@@ -71,15 +62,12 @@ def _record_weights() -> None:
 
 def claims() -> None:
     """Compute the evidence for the paper's claims from the recorded results, and write the ledger and its page."""
-    from rmbook.cli.errors import one_line_errors
+    from rmbook.evidence.claim import STATUSES, claims_folder, write_ledger
+    from rmbook.evidence.claim_list import CLAIMS
+    from rmbook.evidence.claims_page import PAGE, claims_page
 
-    with one_line_errors():
-        from rmbook.evidence.claim import STATUSES, claims_folder, write_ledger
-        from rmbook.evidence.claim_list import CLAIMS
-        from rmbook.evidence.claims_page import PAGE, claims_page
-
-        written = write_ledger(CLAIMS)
-        PAGE.write_text(claims_page(written), "utf-8")
-        counts = {status: sum(entry["status"] == status for entry in written) for status in STATUSES}
-        told = ", ".join(f"{number} {status}" for status, number in counts.items())
-        typer.echo(f"{len(written)} claims in {claims_folder()} and {PAGE}: {told}")
+    written = write_ledger(CLAIMS)
+    PAGE.write_text(claims_page(written), "utf-8")
+    counts = {status: sum(entry["status"] == status for entry in written) for status in STATUSES}
+    told = ", ".join(f"{number} {status}" for status, number in counts.items())
+    typer.echo(f"{len(written)} claims in {claims_folder()} and {PAGE}: {told}")

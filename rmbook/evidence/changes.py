@@ -68,7 +68,7 @@ def flip_signs(changes: Changes, seed: int) -> Changes:
 def combine(base: nn.Module, *parts: tuple[Changes, float]) -> nn.Module:
     """Return a copy of a model with each part, (changes, strength), added to its weights: strength times changes.
 
-    What `rmbook.adapters.bank.AdapterBank` does in place and for trained entries alone; this takes any method's changes.
+    `rmbook.adapters.bank.AdapterBank` does this in place, for masks alone; this takes the changes of any method.
     """
     model = copy.deepcopy(base)
     parameters = dict(model.named_parameters())

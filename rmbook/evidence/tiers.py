@@ -132,7 +132,8 @@ class Plan:
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return the model as it is, on the GPU where there is one, and its tokenizer."""
         device = "cuda" if torch.cuda.is_available() else None
-        return load_language_model(self.model, dtype=getattr(torch, self.tier.settings.get("dtype", "float32")), device=device)
+        dtype = getattr(torch, self.tier.settings.get("dtype", "float32"))
+        return load_language_model(self.model, dtype=dtype, device=device)
 
     def sentence(self) -> str:
         """Return tier, model, records, sizes and time in words, for the reader, before anything starts."""

@@ -16,7 +16,9 @@ AT_LEAST_ONE = {"least": 1, "most": COUNT, "paper": True}
 class TrainingConfig:
     """Settings of the training loop; checked when made. Defaults are the paper's (appendix B)."""
 
-    learning_rate: float = setting("Learning rate of AdamW, the largest one of the run", above=0, flags=("--learning-rate", "--lr"))
+    learning_rate: float = setting(
+        "Learning rate of AdamW, the largest one of the run", above=0, flags=("--learning-rate", "--lr")
+    )
     epochs: int = setting("Passes over the training examples; the dev set is scored after each", 5, **AT_LEAST_ONE)
     batch_size: int = setting("Examples a step, over all processes", 8, least=1, most=LARGEST_BATCH, paper=True)
     micro_batch_size: int | None = setting(

@@ -1,4 +1,4 @@
-"""How the command ends where the machine, the shell or the user's hands are in the way: one line, the right exit code."""
+"""How the command ends where the machine, the shell or the user's hands are in the way: one line and a code."""
 
 import os
 import signal
@@ -69,7 +69,8 @@ def test_a_home_folder_is_found_and_an_unknown_one_refused(monkeypatch, settings
 
 def test_texts_that_are_not_unicode_are_refused():
     for prompt, given in ((b"\xff\xfe", b""), (b"-", b"\x80abc")):
-        answer = shell("generate", "--model", "nowhere", "--prompt", prompt.decode(errors="surrogateescape"), input=given)
+        text = prompt.decode(errors="surrogateescape")
+        answer = shell("generate", "--model", "nowhere", "--prompt", text, input=given)
         assert answer.returncode == 2 and answer.stderr.count(b"\n") == 1 and b"UTF-8" in answer.stderr
 
 
@@ -90,7 +91,8 @@ def begun(process) -> bool:
 @pytest.mark.parametrize("seconds", [0.0, 0.5, 3.0])
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_ends_in_one_line_while_libraries_load(seconds, times, settings, tmp_path):
-    process = rmbook(*flags(settings | {"epochs": 1000}, tmp_path / "run"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    given = flags(settings | {"epochs": 1000}, tmp_path / "run")
+    process = rmbook(*given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not begun(process):
         time.sleep(0.005)
     time.sleep(seconds)

@@ -20,13 +20,16 @@ COUNT = int(os.environ.get("RMBOOK_COMMAND_LINES", "250"))
 LONGEST = 400
 COMMANDS = ("train", "evaluate", "describe", "generate", "report", "sweep run", "sweep status", "sweep export", "trian")
 SWEEP_FLAGS = tuple(f"--{entry.name.replace('_', '-')}" for entry in fields(SweepFlags))
-FLAGS = tuple(f"--{entry.name.replace('_', '-')}" for entry in fields(RunConfig) if entry.name != "settings") + SWEEP_FLAGS
-FLAGS += ("--set", "--set", "--set", "--config", "--output", "--resume", "--quiet", "--split", "--predictions", "--prompt")
+FLAGS = tuple(f"--{entry.name.replace('_', '-')}" for entry in fields(RunConfig) if entry.name != "settings")
+FLAGS += SWEEP_FLAGS
+FLAGS += ("--set", "--set", "--set", "--config", "--output", "--resume", "--quiet", "--split")
+FLAGS += ("--predictions", "--prompt")
 FLAGS += ("--csv", "--as", "--timing", "--nothing", "-x", "--", "--lr")
 SETTINGS = tuple({entry.name for kind in METHOD_SETTINGS.values() for entry in fields(kind)} | {"seed", "name", "a.b"})
 VALUES = (
     *("", " ", "0", "-1", "1", "0.5", "1e-9", "1e400", "10**30", str(10**30), "9" * 5000, "nan", "inf", "-inf", "NaN"),
-    *("x", "a/b", "nowhere", "~", "~nobody-here/x", "./~", "/", "/dev/null", "/proc/1/mem", "..", "x" * 300, "y/" * 3000),
+    *("x", "a/b", "nowhere", "~", "~nobody-here/x", "./~", "/", "/dev/null", "/proc/1/mem", ".."),
+    *("x" * 300, "y/" * 3000),
     *("[1]", "[" * 5000, '{"a": 1}', '"', "null", "true", "no", "{" * 3, "\udcff", "\x1b[31mred", "a\nb", "\0"),
     *("rte", "RTE", "sst2", "lora", "adalora", "prefix", "random_masking", "cosine", "bf16", "qv", "a,b", ",", "é😀"),
 )
@@ -64,9 +67,11 @@ def test_random_command_lines_end_in_one_line_and_write_nothing(tmp_path, monkey
 
 
 WRONG = {
-    "lora": ["alpha=x", "alpha=NaN", "alpha=0", "rank=1e30", "rank=2.5", "rank=true", "seed=1", "model=a", "targets=qv", "name=a"],
+    "lora": ["alpha=x", "alpha=NaN", "alpha=0", "rank=1e30", "rank=2.5", "rank=true", "seed=1"]
+    + ["model=a", "targets=qv", "name=a"],
     "adalora": ["interval=x", "interval=0", "orthogonality=NaN", "total_steps=x", "final_steps=5", "initial_rank=4"],
-    "random_masking": ["structure=[1]", "structure=1", "scale=x", "scale=Infinity", "backend=gpu", "ratio=1", "density=1"],
+    "random_masking": ["structure=[1]", "structure=1", "scale=x", "scale=Infinity", "backend=gpu", "ratio=1"]
+    + ["density=1"],
     "prefix": ["words=5", 'words=["a"]', "words=[1]", "length=0", "length=1000000", "words=[true,1,1,1,1]"],
     "adapter": ["bias=no", "bias=1", "width=-1", "train_norms=0.5"],
     "bitfit": ["norms=yes", "rank=8"],
