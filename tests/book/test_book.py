@@ -62,7 +62,7 @@ def test_toc_lists_exactly_the_notebooks_and_the_page_of_claims():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     listed = [toc["root"]] + [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
     assert sorted(f"{name}.ipynb" for name in listed if name != "book/claims") == PAGES
-    assert "book/claims" in listed  # written by `python -m rmbook.claims`; tests/evidence/test_claims.py
+    assert "book/claims" in listed  # written by `rmbook claims`; tests/evidence/test_claims.py
     assert listed[0] + ".ipynb" == FRONT_PAGE
 
 
