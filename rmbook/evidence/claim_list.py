@@ -11,9 +11,7 @@ GRID, MINILM, HESSIAN = "science/vit_grid", "science/minilm_grid", "science/hess
 REPEATS = "tests/evidence/test_experiments.py::test_the_recorded_grid_repeats_here"
 BY_DEV = "tests/evidence/test_experiments.py::test_the_best_rate_is_chosen_by_dev_and_edges_are_marked"
 TABLES = "tests/paper/test_paper_tables.py::test_a_table_is_the_one_read_from_the_paper"
-CURVATURE = (
-    "tests/landscape/test_curvature.py::test_norm_and_eigenvalues_of_a_masked_net_are_those_of_the_dense_hessian"
-)
+CURVATURE = "tests/landscape/test_curvature.py::test_the_norm_of_a_masked_net_is_that_of_the_dense_hessian"
 FIFTY = (
     "All seeds train on the same fifty examples, and other fifties move the gap by several points, as the chapter "
     "shows: weak evidence."
