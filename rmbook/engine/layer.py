@@ -156,7 +156,7 @@ class MaskedLinear(nn.Linear):
 
     @property
     def product_shape(self) -> tuple[int, int]:
-        """Shape (out, in) of the product that is sampled for the gradient; `in` counts the kept columns alone."""
+        """Shape (out, in) of the product that is sampled for the values' gradient; `in` counts kept columns."""
         return self.mask.shape[0], self.mask.shape[1] if self.touched is None else self.touched.numel()
 
     def set_dense_form(self, dense_form: bool) -> None:

@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, ShiraConfig, get_peft_model
 from safetensors import safe_open
 from small_language_models import IDS, TARGETS, logits, small, train_a_little
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, OPTForSequenceClassification
+from transformers import GPT2Config, GPT2LMHeadModel, OPTForCausalLM, OPTForSequenceClassification
 
 from rmbook import (
     AdapterBaseError,
@@ -616,3 +616,15 @@ def test_peft_still_has_the_fields_that_are_known_here():
     looked_at = {"peft_type", "r", "target_modules", "fan_in_fan_out", "modules_to_save"}
     assert set(ShiraConfig().to_dict()) <= IRRELEVANT | looked_at, peft.__version__
     assert re.fullmatch(r"SHIRA", ShiraConfig().peft_type.value)
+
+
+def test_transformers_own_loader_fails_rather_than_give_other_outputs(tmp_path):
+    """It drops the positions; `PeftModel.from_pretrained` does not."""
+    model = small("opt")
+    model.save_pretrained(tmp_path / "base")
+    masking = apply_random_mask(model, ["q_proj", "v_proj"], density=0.1)
+    save_as_shira(masking, tmp_path / "shira")
+    other = OPTForCausalLM.from_pretrained(tmp_path / "base")
+    with pytest.raises(KeyError):
+        other.load_adapter(str(tmp_path / "shira"))
+        other(torch.arange(5)[None])
