@@ -3,7 +3,7 @@
     python benchmarks/scoring.py --data-dir FOLDER [--task ReCoRD] [--records 4] [--shape opt-125m]
 
 FOLDER holds the task's original files. Naive scoring runs every option with its whole context, in batches by length
-with padding on the left, as `rmbook.models.likelihood` does. The two take turns in one process, so their ratio holds when
+padded on the left, as `rmbook.models.likelihood` does. The two take turns in one process, so their ratio holds when
 the machine's speed drifts. Weights are random, since speed does not depend on them, and so that nothing has to be
 downloaded the tokenizer is byte-level BPE like OPT's, but trained on the examples themselves (1.34 tokens a word; OPT's
 own was not at hand to compare).

@@ -66,9 +66,9 @@ def flip_signs(changes: Changes, seed: int) -> Changes:
 
 @torch.no_grad()
 def combine(base: nn.Module, *parts: tuple[Changes, float]) -> nn.Module:
-    """Return a copy of a model with each part, (changes, strength), added to its weights: strength times changes.
+    """Return a copy of a model to whose weights each part, (changes, strength), is added: strength times changes.
 
-    `rmbook.adapters.bank.AdapterBank` does this in place, for masks alone; this takes the changes of any method.
+    What `rmbook.adapters.bank.AdapterBank` does in place, for trained entries alone; this takes any method's changes.
     """
     model = copy.deepcopy(base)
     parameters = dict(model.named_parameters())
