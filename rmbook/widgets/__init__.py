@@ -4,5 +4,6 @@ In: results, as data frames. Out: a widget of anywidget, with a picture and a pa
 
     explorer             curves of a result over sliders
     regression_explorer  the explorer of masked linear regression
+    bounds_explorer      deviations of eigenvalues beside what bounds allow
     table_comparison     two tables side by side
 """
