@@ -64,7 +64,7 @@ def closed_form(
 
     Arguments and result are those of `gradient_descent`; the cost does not depend on the step numbers. Along the i-th
     singular vector of X M, the part of w_0 - (XM)^+ y is multiplied by (1 - rate lambda_i / n)^t. The part of w_0 in
-    the null space of X M does not change. Proposition 5.2 follows from this formula: use `gradient_descent` to check it.
+    the null space of X M does not change. Proposition 5.2 follows from this formula: check it by `gradient_descent`.
 
     In the book: `thm-stable-step` in how_large_a_step, `eq-closed-form` in how_large_a_step.
     """
