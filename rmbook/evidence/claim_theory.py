@@ -1,4 +1,7 @@
-"""Evidence for the paper's theory, by simulation, and for what its tables say, from the printed numbers."""
+"""Evidence for the paper's theory, by simulation, and for what its tables say, from the printed numbers.
+
+Each function takes its world as an argument; tests/evidence/test_claims_theory.py hands in worlds that contradict it.
+"""
 
 import math
 import tempfile
