@@ -1,6 +1,6 @@
 """Section 5 of the paper: linear regression with masked columns.
 
-In: features, targets, masks. Out: Hessians, bounds, iterates and limits of gradient descent.
+In: features, targets, masks. Out: eigenvalues, bounds, iterates and limits of gradient descent.
 
     regression  the problem, its masks and their Gram matrices
     bounds      lemma A.1 and theorem 5.1

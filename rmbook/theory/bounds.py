@@ -1,6 +1,6 @@
-"""How far the eigenvalues of a masked problem lie from p times the full ones: Theorem 5.1 and a bound that knows p.
+"""How far the eigenvalues of a masked problem lie from p times the full ones: Theorem 5.1, and a bound that knows p.
 
-All bounds speak about Q = X M X' - p X X': with probability at least 1 - delta over the mask, |Q|_2 is at most the
+All bounds are about Q = X M X' - p X X': with probability at least 1 - delta over the mask, |Q|_2 is at most the
 bound. By Weyl's theorem the same then holds for every |lambda_i - p lambda_i(X'X)|. Both sides have the units of
 |x|^2, the square of X's entries.
 """
@@ -16,7 +16,7 @@ from rmbook.theory.regression import COLUMN_BLOCK, ColumnMasks, check_features, 
 
 
 def theorem_5_1(n: int, d: int, entry_bound: float, delta: ArrayLike) -> np.ndarray:
-    """Theorem 5.1, corrected: 2 sqrt(2 d n^3 r^4) + sqrt(2 d n^2 r^4 log(1/delta)).
+    """Return the bound of Theorem 5.1, corrected: 2 sqrt(2 d n^3 r^4) + sqrt(2 d n^2 r^4 log(1/delta)).
 
     Its proof shows P(|Q|_2 > t + 2 sqrt(2 d n^3 r^4)) <= exp(-t^2 / (2 d n^2 r^4)); setting the right side to delta
     gives the second term. The bound does not depend on p: for entries uniform in [0, 1], where lambda_1(X'X) is
@@ -26,22 +26,22 @@ def theorem_5_1(n: int, d: int, entry_bound: float, delta: ArrayLike) -> np.ndar
 
     Args:
         n, d: shape of X.
-        entry_bound: r, with entries of X in [0, r]; positive. (The proof works for [-r, r] as well.)
+        entry_bound: r, positive: the entries of X lie in [0, r]. (The proof works for [-r, r] as well.)
         delta: allowed probability of failure, in (0, 1); one or an array.
 
     Returns:
-        (*delta.shape).
+        The bound for each delta, (*delta.shape).
     """
     n, d, r, delta = _check(n, d, entry_bound, delta)
     return 2 * math.sqrt(2 * d * n**3) * r**2 + np.sqrt(2 * d * n**2 * np.log(1 / delta)) * r**2
 
 
 def theorem_5_1_as_printed(n: int, d: int, entry_bound: float, delta: ArrayLike) -> np.ndarray:
-    """Theorem 5.1 as printed: 2 sqrt(2 d n^3 r^4) + sqrt(2 log(1/delta) / (d n^2 r^4)). Wrong; see `theorem_5_1`.
+    """Return Theorem 5.1's bound as printed, which is wrong: 2 sqrt(2 d n^3 r^4) + sqrt(2 log(1/delta) / (d n^2 r^4)).
 
-    The second term has the units of 1 / |x|^2 and falls as d grows. The first term is so large that masks of usual
-    confidence never show it, but for n = 1, X = (1, ..., 1), d = 10,000, p = 1/2 and delta = 1e-9 the bound fails
-    with probability 1.6e-8, sixteen times what the theorem allows.
+    The second term has the units of 1 / |x|^2 and falls as d grows; `theorem_5_1` is the corrected bound. The first
+    term is so large that the mistake does not show at ordinary delta. But for n = 1, X = (1, ..., 1), d = 10,000,
+    p = 1/2 and delta = 1e-9 the bound fails with probability 1.6e-8, sixteen times what the theorem allows.
 
     In the book: `thm-concentration` in flatter_landscape, `sec-slips` in proofs.
 
@@ -52,7 +52,7 @@ def theorem_5_1_as_printed(n: int, d: int, entry_bound: float, delta: ArrayLike)
 
 
 def matrix_bernstein(features: ArrayLike, densities: ArrayLike, delta: ArrayLike) -> np.ndarray:
-    """A bound on |Q|_2 that knows p and X: the matrix Bernstein inequality (Tropp 2012, theorem 1.4).
+    """Return a bound on |Q|_2 that knows p and X: the matrix Bernstein inequality (Tropp 2012, theorem 1.4).
 
     Q is the sum over columns z_i of (m_i - p) z_i z_i', independent with mean 0 and norms of at most
     L = max |z_i|^2, and the sum of their mean squares has the norm v = p (1 - p) lambda_max(sum |z_i|^2 z_i z_i').
@@ -67,7 +67,7 @@ def matrix_bernstein(features: ArrayLike, densities: ArrayLike, delta: ArrayLike
         delta: allowed probability of failure, in (0, 1); one or an array.
 
     Returns:
-        (*densities.shape, *delta.shape).
+        The bound for each density and delta, (*densities.shape, *delta.shape).
     """
     features = check_features(features)
     n, d = features.shape
@@ -87,13 +87,13 @@ def matrix_bernstein(features: ArrayLike, densities: ArrayLike, delta: ArrayLike
 
 
 def eigenvalue_deviation(features: ArrayLike, masks: ColumnMasks) -> tuple[np.ndarray, np.ndarray]:
-    """What the bounds are about, measured for each mask.
+    """Measure for each mask what the bounds are about.
 
     In the book: `thm-concentration` in flatter_landscape, `thm-bernstein` in flatter_landscape.
 
     Args:
         features: X, (n, d).
-        masks: of width d.
+        masks: masks of width d.
 
     Returns:
         largest: max over i of |lambda_i - p lambda_i(X'X)|, (*masks.shape).

@@ -29,22 +29,25 @@ def gradient_descent(
     steps: ArrayLike,
     start: ArrayLike = 0.0,
 ) -> np.ndarray:
-    """Gradient descent of section 5.1 by iteration: w_{t+1} = w_t - rate grad L(w_t).
+    """Return iterates of gradient descent (section 5.1), step by step: w_{t+1} = w_t - rate grad L(w_t).
 
     In the book: `thm-stable-step` in how_large_a_step, `prop-reparameterisation` in one_rate_for_every_density.
 
     Args:
         features: X, (n, d).
         targets: y, (n,).
-        masks: of width d.
+        masks: masks of width d.
         rate: the learning rate eta, positive: one, or an array that broadcasts against masks.shape; further leading
             axes run every mask at several rates.
         steps: the step numbers t at which the weights are wanted: an integer or an array of them.
         start: w_0, (d,), or one number for all entries.
 
     Returns:
-        w_t, (*broadcast of rate's shape and masks.shape, *steps.shape, d). A run that diverges far enough ends in
-        infinities or NaN.
+        The weights w_t, (*broadcast of rate's shape and masks.shape, *steps.shape, d). A run that diverges far enough
+        ends in infinities or NaN.
+
+    Raises:
+        ValueError: for a rate that is not positive, steps that are not step numbers, and shapes that do not fit.
     """
     return _descend(features, targets, masks, rate, steps, start, lambda: lambda gradient: gradient)
 
@@ -57,11 +60,11 @@ def closed_form(
     steps: ArrayLike,
     start: ArrayLike = 0.0,
 ) -> np.ndarray:
-    """Equation (3): w_t = (I - (rate / n) M X' X M)^t (w_0 - (XM)^+ y) + (XM)^+ y.
+    """Return what equation (3) says: w_t = (I - (rate / n) M X' X M)^t (w_0 - (XM)^+ y) + (XM)^+ y.
 
-    Arguments and result as for `gradient_descent`; the cost does not depend on the step numbers. In the singular
-    vectors of X M, the part of w_0 - (XM)^+ y along the i-th shrinks by (1 - rate lambda_i / n)^t, and the part of w_0
-    in the null space of X M is multiplied by 1.
+    Arguments and result are those of `gradient_descent`; the cost does not depend on the step numbers. Along the i-th
+    singular vector of X M, the part of w_0 - (XM)^+ y is multiplied by (1 - rate lambda_i / n)^t. The part of w_0 in
+    the null space of X M does not change. Proposition 5.2 follows from this formula: check it by `gradient_descent`.
 
     In the book: `thm-stable-step` in how_large_a_step, `eq-closed-form` in how_large_a_step.
     """
@@ -93,12 +96,12 @@ def sgd(
     *,
     batch_size: int = 1,
 ) -> np.ndarray:
-    """Stochastic gradient descent: each step's gradient is the mean over a random batch instead of all examples.
+    """Return iterates of stochastic gradient descent: each step's gradient is a mean over a random batch.
 
     Batches are drawn afresh for each step, without repetition inside one, from the mask's seed: a seed has the same
     batches at every density and rate. The gradient's mean is grad L; batch_size n is gradient descent.
 
-    Arguments and result as for `gradient_descent`, and batch_size: examples a step, between 1 and n.
+    Arguments and result are those of `gradient_descent`, and batch_size: examples a step, between 1 and n.
 
     In the book: `ex-stochastic` in proofs.
     """
@@ -117,15 +120,15 @@ def adam(
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
 ) -> np.ndarray:
-    """Adam without weight decay; the defaults are the paper's (appendix B).
+    """Return iterates of Adam without weight decay; the defaults are the paper's (appendix B).
 
-    Its first step moves each chosen entry by the rate, whatever the gradient's size, so it changes the loss by about
-    rate * |M grad L|_1, on average rate * p * |grad L|_1: equal progress at all densities asks for a rate
+    Its first step moves each chosen entry by the rate, whatever the gradient's size. So it changes the loss by about
+    rate * |M grad L|_1, on average rate * p * |grad L|_1. Equal progress at all densities therefore asks for a rate
     proportional to 1 / p, as gradient descent's limit 2n / lambda_1 does for another reason.
 
     In the book: `prop-reparameterisation` in one_rate_for_every_density.
 
-    Arguments and result as for `gradient_descent`, and
+    Arguments and result are those of `gradient_descent`, and
 
     Args:
         batch_size: as for `sgd`; all examples if None.
@@ -163,18 +166,18 @@ def sign_descent(
     *,
     batch_size: int | None = None,
 ) -> np.ndarray:
-    """Sign descent: w_{t+1} = w_t - rate sign(grad L(w_t)), which is Adam with both averages switched off.
+    """Return iterates of sign descent: w_{t+1} = w_t - rate sign(grad L(w_t)), Adam with both averages switched off.
 
     In the book: `prop-first-order` in one_rate_for_every_density,
     `prop-reparameterisation` in one_rate_for_every_density.
 
-    Arguments and result as for `gradient_descent`, and batch_size: as for `sgd`; all examples if None.
+    Arguments and result are those of `gradient_descent`, and batch_size: as for `sgd`; all examples if None.
     """
     return _descend(features, targets, masks, rate, steps, start, lambda: np.sign, batch_size)
 
 
 def _descend(features, targets, masks, rate, steps, start, fresh, batch_size=None):
-    """The loop of all methods; `fresh()` makes the function from gradient to direction for one mask."""
+    """Run the loop of all methods; `fresh()` makes the function from gradient to direction for one mask."""
     features, targets, rates, steps, start = _check(features, targets, masks, rate, steps, start)
     n = len(features)
     batch_size = n if batch_size is None else check_size(batch_size, "batch_size")

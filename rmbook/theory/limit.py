@@ -22,7 +22,7 @@ from rmbook.theory.regression import ColumnMasks, check_features, check_targets,
 
 
 def limit_point(features: ArrayLike, targets: ArrayLike, masks: ColumnMasks, start: ArrayLike = 0.0) -> np.ndarray:
-    """The limit of gradient descent at a stable rate: (XM)^+ y, plus what the start has in the null space of X M.
+    """Return the limit of gradient descent at a stable rate: (XM)^+ y plus the start's part in the null space of X M.
 
     The proof of Proposition 5.2 says that it is (XM)^+ y from every start. That holds for starts in the row space of
     X M, such as the paper's w_0 = 0: gradients stay in that space, so the rest of the start never changes.
@@ -32,11 +32,11 @@ def limit_point(features: ArrayLike, targets: ArrayLike, masks: ColumnMasks, sta
     Args:
         features: X, (n, d).
         targets: y, (n,).
-        masks: of width d.
+        masks: masks of width d.
         start: w_0, (d,), or one number for all entries.
 
     Returns:
-        (*masks.shape, d).
+        The limit for each mask, (*masks.shape, d).
     """
     features = check_features(features, masks)
     targets, start = check_targets(targets, features), check_start(start, masks.width)
@@ -52,15 +52,15 @@ def limit_point(features: ArrayLike, targets: ArrayLike, masks: ColumnMasks, sta
 def expected_squared_norm(
     features: ArrayLike, true_weights: ArrayLike, noise: float, masks: ColumnMasks
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Proposition 5.3 with both terms: their sum is the mean of |(XM)^+ y|^2 over the noise, for each mask.
+    """Return both terms of Proposition 5.3; their sum is the mean of |(XM)^+ y|^2 over the noise, for each mask.
 
     In the book: `thm-distance` in further_from_home, `prop-harmonic` in proofs, `prop-peak` in proofs.
 
     Args:
         features: X, (n, d).
         true_weights: w*, (d,); with pretrained weights w~, pass w* - w~.
-        noise: sigma, the standard deviation of the noise.
-        masks: of width d.
+        noise: sigma, the standard deviation of the noise, in units of y.
+        masks: masks of width d.
 
     Returns:
         signal: |(XM)^+ X w*|^2, (*masks.shape).
@@ -78,7 +78,7 @@ def expected_squared_norm(
 def simulated_squared_norm(
     features: ArrayLike, true_weights: ArrayLike, noise: float, masks: ColumnMasks, draws: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same expectation by Monte Carlo: draw the noise, find the limit point, average its squared norm.
+    """Return the same mean by simulation: draw the noise, find the limit point, average its squared norm.
 
     The noise is Gaussian and drawn from the masks' seeds, so a seed has the same noise at every density.
 

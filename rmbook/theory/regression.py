@@ -26,7 +26,7 @@ SHARE_FROM_WIDTH = 2**16  # below this many columns, the sets of columns would b
 
 @dataclass(frozen=True, eq=False)
 class ColumnMasks:
-    """The masks M = diag(m_1, ..., m_d) of section 5.1 for every pair of a density and a seed; drawn when asked for.
+    """Masks M = diag(m_1, ..., m_d) of section 5.1, one for each pair of a density and a seed; drawn when asked for.
 
     A seed decides everything random about its run: the mask, the batches, the noise. Masks of one seed at two
     densities come from the same random numbers, so compare densities on common seeds but do not count them as
@@ -55,35 +55,35 @@ class ColumnMasks:
         return self.densities.shape + self.seeds.shape
 
     def density(self, index: tuple[int, ...]) -> float:
-        """The density of one mask."""
+        """Return the density of one mask."""
         return float(self.densities[index[: self.densities.ndim]])
 
     def columns(self, index: tuple[int, ...]) -> np.ndarray:
-        """Sorted positions of the columns that one mask chooses, (k,); costs O(k), not O(d)."""
+        """Return the sorted positions of the columns that one mask chooses, (k,); this costs O(k), not O(d)."""
         seed = self.seeds[index[self.densities.ndim :]]
         return sample_mask((1, self.width), self.density(index), seed, MASK_NAME).positions.numpy()
 
     def dense(self) -> np.ndarray:
-        """The diagonals m of all masks, (*shape, d) bool: for teaching and tests, it costs O(d) a mask."""
+        """Return the diagonals m of all masks, (*shape, d) bool: for teaching and tests; this costs O(d) a mask."""
         diagonals = np.zeros((*self.shape, self.width), dtype=bool)
         for index in np.ndindex(self.shape):
             diagonals[(*index, self.columns(index))] = True
         return diagonals
 
     def generator(self, index: tuple[int, ...], purpose: str) -> np.random.Generator:
-        """Random numbers that depend on the mask's seed and on what they are for, not on its density."""
+        """Return random numbers that depend on the mask's seed and on what they are for, not on its density."""
         return seeded_generator(self.seeds[index[self.densities.ndim :]], purpose)
 
 
 def seeded_generator(seed: int, purpose: str) -> np.random.Generator:
-    """Random numbers that depend on a seed (any integer) and on what they are for."""
+    """Return random numbers that depend on a seed (any integer) and on what they are for."""
     return np.random.Generator(keyed_stream(f"rmbook {purpose} 1\0{check_seed(seed)}"))
 
 
 def sample_regression(
     n: int, d: int, seed: int, *, entry_bound: float = 1.0, noise: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A random problem that meets the assumptions of Theorem 5.1 and Proposition 5.3: y = X w* + noise.
+    """Draw a random problem that meets the assumptions of Theorem 5.1 and Proposition 5.3: y = X w* + noise.
 
     In the book: `ch-masked-linear-regression` in masked_linear_regression.
 
@@ -95,8 +95,8 @@ def sample_regression(
         noise: sigma, the standard deviation of the Gaussian noise; in units of y.
 
     Returns:
-        features X (n, d), stored column by column, which makes taking columns fast; targets y (n,); and the true
-        weights w* (d,), normal with variance 1 / d.
+        The features X (n, d), stored column by column, which makes taking columns fast; the targets y (n,); and the
+        true weights w* (d,), normal with variance 1 / d. All float64.
     """
     n, d = check_size(n, "n"), check_size(d, "d")
     entry_bound, noise = check_scale(entry_bound, "entry_bound"), check_scale(noise, "noise")
@@ -108,7 +108,9 @@ def sample_regression(
 
 
 def loss(features: ArrayLike, targets: ArrayLike, weights: ArrayLike, masks=1.0, pretrained=0.0) -> np.ndarray:
-    """Equation (1): |y - X (w~ + M w)|^2 / (2n). In the book: `eq-masked-regression` in masked_linear_regression.
+    """Return the loss of equation (1): |y - X (w~ + M w)|^2 / (2n).
+
+    In the book: `eq-masked-regression` in masked_linear_regression.
 
     Args:
         features: X, (n, d).
@@ -118,7 +120,7 @@ def loss(features: ArrayLike, targets: ArrayLike, weights: ArrayLike, masks=1.0,
         pretrained: w~, (d,) or 0. The other functions take 0: merge it into the targets, y - X w~.
 
     Returns:
-        (...), in squared units of y.
+        The loss, (...), in squared units of y.
     """
     features = check_features(features)
     residual = check_targets(targets, features) - (pretrained + np.multiply(masks, weights)) @ features.T  # (..., n)
@@ -126,7 +128,7 @@ def loss(features: ArrayLike, targets: ArrayLike, weights: ArrayLike, masks=1.0,
 
 
 def gram(features: ArrayLike, masks: ColumnMasks) -> np.ndarray:
-    """The Gram matrices X M X' from the chosen columns alone, (*masks.shape, n, n).
+    """Return the Gram matrices X M X' from the chosen columns alone, (*masks.shape, n, n).
 
     M X' X M (d, d) has the eigenvalues of X M X' and d - n zeros. A mask costs O(n^2 k) for its k columns, or less in a
     large grid of dense masks, which share the work for the columns that they share.
@@ -157,7 +159,7 @@ def gram(features: ArrayLike, masks: ColumnMasks) -> np.ndarray:
 
 
 def gram_eigenvalues(features: ArrayLike, masks: ColumnMasks) -> np.ndarray:
-    """The n largest eigenvalues lambda_i of M X' X M (section 5.1), in falling order: (*masks.shape, n).
+    """Return the n largest eigenvalues lambda_i of M X' X M (section 5.1), in falling order: (*masks.shape, n).
 
     Their error is about 1e-15 lambda_1, so an exact zero comes out as 0 or as about that.
     In the book: `lem-gram` in masked_linear_regression.
@@ -166,9 +168,10 @@ def gram_eigenvalues(features: ArrayLike, masks: ColumnMasks) -> np.ndarray:
 
 
 def largest_stable_rate(features: ArrayLike, masks: ColumnMasks) -> np.ndarray:
-    """Proposition 5.2: gradient descent converges from every start if and only if its rate is below 2n / lambda_1.
+    """Return 2n / lambda_1, (*masks.shape): below it, and only there, gradient descent converges from every start.
 
-    (*masks.shape); infinite where the mask leaves nothing to train. In the book: `thm-stable-step` in how_large_a_step.
+    This is Proposition 5.2. The rate is infinite where the mask leaves nothing to train.
+    In the book: `thm-stable-step` in how_large_a_step.
     """
     largest = gram_eigenvalues(features, masks)[..., 0]
     with np.errstate(divide="ignore"):
@@ -176,7 +179,7 @@ def largest_stable_rate(features: ArrayLike, masks: ColumnMasks) -> np.ndarray:
 
 
 def masked_svd(features: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Singular vectors and values of X M that are not zero, on the chosen columns: U (n, r), s (r,), V (k, r).
+    """Return the nonzero singular values of X M and their vectors, on the chosen columns: U (n, r), s (r,), V (k, r).
 
     X M = U diag(s) V' and lambda_i = s_i^2. A value counts as zero below s_1 max(n, k) 2^-52, as in
     `numpy.linalg.matrix_rank`. This costs O(n k min(n, k)), and copies the chosen columns.
@@ -190,7 +193,7 @@ def masked_svd(features: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, n
 
 
 def take_columns(features: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """X[:, columns], (n, k), in the order in which X is stored."""
+    """Return X[:, columns], (n, k), in the order in which X is stored."""
     if features.flags.f_contiguous:
         return features.T.take(columns, axis=0).T  # whole columns, each in one piece
     return features.take(columns, axis=1)

@@ -1,4 +1,4 @@
-"""The explorer over masked linear regression: any method of `rmbook.theory.descent`, with the border of the theory."""
+"""The explorer of masked linear regression: runs of `rmbook.theory.descent`, with the border that theory names."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rmbook.checks import check_size
-from rmbook.theory.descent import closed_form
+from rmbook.theory.descent import gradient_descent
 from rmbook.theory.regression import ColumnMasks, check_features, largest_stable_rate, loss
 from rmbook.widgets.explorer import Explorer, Runs
 
@@ -17,7 +17,7 @@ def explore_regression(
     features: ArrayLike,
     targets: ArrayLike,
     *,
-    method: Callable = closed_form,
+    method: Callable = gradient_descent,
     steps: int = 300,
     seed: int = 0,
     densities: ArrayLike | None = None,
@@ -28,25 +28,29 @@ def explore_regression(
     border_label: str = "largest stable rate",
     title: str = "Masked linear regression",
 ) -> Explorer:
-    """Make an explorer of the loss of equation (1) and of the distance |w_t| under a method of `rmbook.theory.descent`.
+    """Return an explorer of the loss of equation (1) and the distance |w_t| under a method of `rmbook.theory.descent`.
+
+    Every run is iterated, step by step, and the border comes from the eigenvalues alone: one checks the other.
 
     Args:
         features: X, (n, d).
         targets: y, (n,).
-        method: `closed_form` (gradient descent), `gradient_descent`, `sgd`, `adam` or `sign_descent`.
-        steps: of each run; at least 2.
-        seed: of the masks; one mask for each density.
+        method: `gradient_descent`, `sgd`, `adam` or `sign_descent`; `closed_form` is quicker for very many steps.
+        steps: number of steps of each run; at least 2.
+        seed: of the masks; there is one mask for each density.
         densities, learning_rates: the grid; 0.01 to 1 and 1e-4 to 1 if None.
         density, learning_rate: where the sliders stand at first.
-        border: densities (D,) to learning rates (D,); 2n / lambda_1 of each mask (Proposition 5.2) if None.
-        border_label: its name.
+        border: function of densities (D,) that returns learning rates (D,); 2n / lambda_1 of each mask
+            (Proposition 5.2) if None.
+        border_label: name of the border.
         title: what a screen reader calls the figure.
 
     Returns:
-        the explorer; in a kernel it is live.
+        The explorer; in a kernel it is live.
 
     Raises:
-        ValueError: for features or targets that are not finite or do not fit, and for grids that are no log grid.
+        ValueError: for features or targets that are not finite or do not fit each other, and for grids that are not
+            evenly spaced on a logarithmic axis.
     """
     features = check_features(features)
     if check_size(steps, "steps") < 2:
