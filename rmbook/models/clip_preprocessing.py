@@ -16,6 +16,7 @@ from PIL import Image
 from rmbook.models.files import PREPROCESSING, ModelError
 
 BICUBIC = 3  # PIL's number for it, as in the file
+MOST = 50_000_000  # pixels of a resized image; what has more is thinner than any photo
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,14 @@ class Preprocessing:
         shorter = min(image.size)
         width, height = (int(self.size * side / shorter) if side != shorter else self.size for side in image.size)
         left, top = (width - self.crop[1]) // 2, (height - self.crop[0]) // 2
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)  # outside of it PIL's crop is black
-        values = np.asarray(resized.crop((left, top, left + self.crop[1], top + self.crop[0])), dtype=np.float32) / 255
+        if width * height > MOST and left >= 0 <= top:  # a thin image: resize only what stays
+            across, down = image.width / width, image.height / height
+            box = (left * across, top * down, (left + self.crop[1]) * across, (top + self.crop[0]) * down)
+            cut = image.resize(self.crop[::-1], Image.Resampling.BICUBIC, box)
+        else:
+            resized = image.resize((width, height), Image.Resampling.BICUBIC)
+            cut = resized.crop((left, top, left + self.crop[1], top + self.crop[0]))  # black outside of the image
+        values = np.asarray(cut, dtype=np.float32) / 255
         normal = (values - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)
         return torch.from_numpy(normal).permute(2, 0, 1)
 

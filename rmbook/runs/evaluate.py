@@ -49,6 +49,8 @@ def evaluate_run(
     """
     if split not in SPLITS:
         raise ConfigError(f"unknown split {split!r}: {closest(split, SPLITS)}")
+    if predictions is not None and Path(predictions).is_dir():
+        raise ConfigError(f"cannot write {predictions}: it is a folder; name a file.")
     if predictions is not None and not Path(predictions).resolve().parent.is_dir():
         raise ConfigError(f"cannot write {predictions}: its folder does not exist; create it first.")
     changes = changes or {}
