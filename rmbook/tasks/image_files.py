@@ -79,7 +79,8 @@ def load_images(task: Task, split: str, data_dir: str | os.PathLike | None = Non
     examples = []
     for path, label in pairs:
         try:
-            open_image(path).close()  # its head only: a file that is no image should be named before a run begins
+            with open_image(path) as image:  # its head only: what cannot be read should be named before a run begins
+                _check_range(image.mode, image.format)
         except UNREADABLE as error:
             raise _damaged(path, error) from None
         gold = (_class_number(task, label, path),)
@@ -158,16 +159,17 @@ def open_image(file) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
-    """The image with 8 bits a channel; PIL's own conversion would cut off whatever is above 255.
-
-    Raises:
-        ValueError: numbers of which nothing says how large white is.
-    """
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):  # white is 65535
+    """The image with 8 bits a channel; PIL's own conversion would cut off whatever is above 255."""
+    _check_range(image.mode, kind)
+    if image.mode.startswith("I"):  # white is 65535
         return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode}, 32 bits a pixel: save it with 8 or 16 bits")
     return image
+
+
+def _check_range(mode: str, kind: str | None) -> None:
+    """Raise ValueError for numbers of which nothing says how large white is: 32 bits, but not PIL's form of 16."""
+    if mode == "F" or (mode == "I" and kind not in ("PNG", "PPM")):
+        raise ValueError(f"mode {mode}, 32 bits a pixel: save it with 8 or 16 bits")
 
 
 def _table(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, ...]]:
@@ -185,7 +187,7 @@ def _table(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, ...
 
 
 def _class_number(task: Task, label: str, where: object) -> int:
-    """From a class's name, whatever its capitals, spaces and underscores, or from its number."""
+    """The number of a class that is called by its name, whatever the capitals, spaces and signs, or by its number."""
     numbers = _class_numbers(task)
     if plain_name(label) in numbers:
         return numbers[plain_name(label)]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -16,8 +15,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 
 from rmbook.adapters.adapter_file import load_adapter, save_adapter
 from rmbook.engine.targets import TargetError
+from rmbook.errors import TaskError
 from rmbook.methods.apply import apply_method
-from rmbook.models import clip_preprocessing
 from rmbook.models.clip import ClipClassifier, classifier_without_weights, load_image_classifier
 from rmbook.models.clip_preprocessing import Preprocessing, read_preprocessing
 from rmbook.models.files import ModelError
@@ -53,18 +52,11 @@ def test_images_are_prepared_as_by_transformers(width, height, size, seed):
     torch.testing.assert_close(found, theirs(images=image, return_tensors="pt")["pixel_values"][0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [(9, 2500), (2500, 9), (40, 30)])
-def test_of_a_thin_image_only_what_stays_is_resized(size, monkeypatch):
-    colours = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    image, prepare = Image.fromarray(colours), Preprocessing(16, (12, 12), (0, 0, 0), (1, 1, 1))
-    whole = prepare(image)
-    monkeypatch.setattr(clip_preprocessing, "MOST", 0)
-    assert (prepare(image) - whole).abs().max() < 1.5 / 255  # the same but for the last place
-    monkeypatch.undo()
-    tracemalloc.start()
-    assert prepare(Image.new("RGB", (1, 10**6))).shape == (3, 12, 12)
-    assert tracemalloc.get_traced_memory()[1] < 10**7
-    tracemalloc.stop()
+def test_an_image_that_would_fill_the_memory_is_refused():
+    prepare = Preprocessing(224, (224, 224), *COLOURS)
+    with pytest.raises(TaskError, match="1 x 20000 pixels are too thin"):
+        prepare(Image.new("RGB", (1, 20_000)))
+    assert prepare(Image.new("RGB", (20, 19_000))).shape == (3, 224, 224)
 
 
 def test_the_file_is_read_in_its_old_and_its_new_form(tmp_path):

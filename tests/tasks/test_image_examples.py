@@ -247,7 +247,7 @@ def test_numbers_without_a_known_white_are_refused(kind, tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     Image.fromarray((RAMP / 255).astype(kind)).save(tmp_path / "train" / "cat" / "a.tif")
     with pytest.raises(TaskError, match="a.tif is no image.*32 bits a pixel: save it with 8 or 16 bits") as error:
-        one_image(tmp_path).read()
+        one_image(tmp_path)
     one_line(error)
 
 
