@@ -1,6 +1,7 @@
 """Files and folders that are written completely or not at all, and files of others that are read with care."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -261,6 +262,13 @@ def digest_files(paths: dict[str, Path]) -> str:
     """Return the SHA-256 of files' contents and of the names that they have in `paths`, not of where they are."""
     digests = {}
     for name, path in paths.items():
-        with open(path, "rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        found = os.stat(path)
+        digests[name] = _digest_file(path, found.st_ino, found.st_size, found.st_mtime_ns)
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+@functools.cache
+def _digest_file(path: Path, *state: int) -> str:
+    """SHA-256 of a file, read again only if its state is another one."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rmbook.errors import TaskError
 from rmbook.models.files import PREPROCESSING, ModelError
 
 BICUBIC = 3  # PIL's number for it, as in the file
+LARGEST_RESIZED = 50_000_000  # pixels; what has more, before its middle is cut out, is thinner than any photo
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,17 @@ class Preprocessing:
     std: tuple[float, float, float]
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """A tensor (3, height, width), float32, of an image in RGB."""
+        """A tensor (3, height, width), float32, of an image in RGB.
+
+        Raises:
+            TaskError: the image is so thin that it would fill the memory.
+        """
         shorter = min(image.size)
         width, height = (int(self.size * side / shorter) if side != shorter else self.size for side in image.size)
         left, top = (width - self.crop[1]) // 2, (height - self.crop[0]) // 2
+        if width * height > LARGEST_RESIZED:
+            found = f"{image.width} x {image.height} pixels"
+            raise TaskError(f"{found} are too thin: resized, they would be {width * height:,}.")
         resized = image.resize((width, height), Image.Resampling.BICUBIC)  # outside of it PIL's crop is black
         values = np.asarray(resized.crop((left, top, left + self.crop[1], top + self.crop[0])), dtype=np.float32) / 255
         normal = (values - np.array(self.mean, dtype=np.float32)) / np.array(self.std, dtype=np.float32)

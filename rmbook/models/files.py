@@ -29,6 +29,7 @@ KNOWN_MODELS = (  # the paper's first, then open ones whose layers rmbook.method
     "mistralai/Mistral-7B-v0.3",
 )
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"  # of PEFT; transformers applies such an adapter without being asked
 PREPROCESSING = "preprocessor_config.json"  # of models of images
 FILES = (  # what is downloaded: neither other formats of the weights nor the second copies that some repositories have
     *("config.json", "generation_config.json", SAFE, SAFE_INDEX, "model-*.safetensors"),
@@ -206,7 +207,12 @@ def check_files(name: str, folder: Path, whole: bool = True) -> None:
 
     The weights' headers are read, not the weights; with whole=False only config.json need be there.
     """
-    files = {path.name for path in folder.iterdir()}
+    files = {path.name for path in folder.iterdir() if path.is_file()}  # a pipe would be waited for
+    if ADAPTER in files:
+        raise ModelError(
+            f"{name}: there is an {ADAPTER}, so that transformers would change the weights by another adapter: "
+            "give the folder of the base model alone."
+        )
     if problem := _problem(files, name, whole):
         raise ModelError(f"{name}: {problem}")
     if not whole:

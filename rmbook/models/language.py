@@ -3,6 +3,7 @@
 What `transformers` would only warn of, such as weights that the file lacks and that are then random, is an error here.
 """
 
+import inspect
 import os
 import shutil
 from pathlib import Path
@@ -115,6 +116,12 @@ def _read_config(name: str, folder: str | Path) -> PretrainedConfig:
     encoder = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder or getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is of type {family!r}, no causal language model; give one, such as OPT or Llama.")
+    takes = inspect.signature(MODEL_FOR_CAUSAL_LM_MAPPING[kind].forward).parameters
+    if not {"attention_mask", "past_key_values"} <= takes.keys():  # such as Mamba, RWKV and the first GPT
+        raise ModelError(
+            f"{name} is of type {family!r}, without the attention mask and the cache of keys and values that options "
+            "are scored with; give another one, such as OPT or Llama."
+        )
     if getattr(config, "quantization_config", None):
         raise ModelError(f"{name} is quantized, which cannot be trained here: give the model as it was before.")
     return config

@@ -15,7 +15,15 @@ def read_config(name: str, folder: str | Path) -> PretrainedConfig:
     """
     try:
         with quiet():
-            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if kernel := _foreign_attention(config):
+            raise ModelError(
+                f"{name}: config.json asks for the attention {kernel!r}, code of the hub, which is never run here: "
+                "remove that line."
+            )
+        return config
+    except ModelError:
+        raise
     except Exception as error:  # noqa: BLE001 - a dozen kinds; all mean a config.json that cannot be used
         if "trust_remote_code" in str(error):
             raise ModelError(
@@ -23,6 +31,13 @@ def read_config(name: str, folder: str | Path) -> PretrainedConfig:
                 "give a model that transformers itself knows."
             ) from None
         raise ModelError(f"{name}: config.json cannot be used ({first_line(error)}): get it again.") from None
+
+
+def _foreign_attention(config: PretrainedConfig) -> str | None:
+    """The name of an attention that transformers would load from the hub: those have a slash in them."""
+    parts = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))]
+    names = [str(getattr(part, "_attn_implementation", None)) for part in parts]
+    return next((name for name in names if "/" in name), None)
 
 
 def read_tokenizer(name: str, folder: str | Path) -> PreTrainedTokenizerBase:

@@ -4,7 +4,7 @@ In: a `RunConfig`. Out: a folder with config.json, metrics.jsonl, adapter.safete
 
     config        `RunConfig`: every setting of a run
     run           `start_run`, `resume_run`
-    prepare       records, model and method, ready to train
+    prepare       examples, model and method, ready to train
     folder        reading and writing the folder
     evaluate      scoring a finished run
     describe      what a run or a method trains

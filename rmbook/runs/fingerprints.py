@@ -35,7 +35,7 @@ class PlannedRun:
 
 
 def plan_run(config: RunConfig) -> PlannedRun:
-    """Find out what a run depends on; files are read once a process.
+    """Find out what a run depends on; a file is read once a process, unless it changes.
 
     Raises:
         TaskError, ModelError: examples or model cannot be found.
@@ -47,6 +47,16 @@ def plan_run(config: RunConfig) -> PlannedRun:
     data = data_fingerprint(config.task, config.data_dir)
     identity = {"data": data, "weights": weights, "code": code_fingerprint()}
     return PlannedRun(run_key(config, identity), config.to_dict(), identity)
+
+
+def describe_inputs(config: RunConfig) -> dict[str, str]:
+    """Fingerprints of a run's examples, "data", and of its base model, "weights".
+
+    Raises:
+        TaskError, ModelError: examples or model cannot be found.
+    """
+    weights, _ = weights_fingerprint(config.model, config.revision)
+    return {"data": data_fingerprint(config.task, config.data_dir), "weights": weights}
 
 
 def run_key(config: RunConfig, identity: dict[str, str]) -> str:
@@ -63,9 +73,8 @@ def run_key(config: RunConfig, identity: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps([settings, identity], sort_keys=True).encode()).hexdigest()[:32]
 
 
-@functools.cache
 def data_fingerprint(task: str, data_dir: str | None) -> str:
-    """What a task's examples are: `Task.fingerprint`; files are read once a process.
+    """What a task's examples are: see `rmbook.tasks.task.Task.fingerprint`.
 
     Raises:
         TaskError: a file is missing.
@@ -73,7 +82,6 @@ def data_fingerprint(task: str, data_dir: str | None) -> str:
     return find_task(task).fingerprint(data_dir)
 
 
-@functools.cache
 def weights_fingerprint(model: str, revision: str | None) -> tuple[str, str | None]:
     """What a checkpoint with its tokenizer is: a hash of its files, or the hub's name and commit.
 

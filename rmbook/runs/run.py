@@ -1,8 +1,8 @@
 """One fine-tuning run from its settings to its result, in a folder that it can be taken up from at any moment.
 
-A run's folder holds config.json (all settings), metrics.jsonl (a line a step and a line an epoch), adapter.safetensors
-(what was trained, at the best epoch) and result.json, which is written last; and while it is under way
-checkpoint.safetensors.
+A run's folder holds config.json (all settings), inputs.json (fingerprints of examples and base weights), metrics.jsonl
+(a line a step and a line an epoch), adapter.safetensors (what was trained, at the best epoch) and result.json, which is
+written last; and while it is under way checkpoint.safetensors.
 """
 
 import json
@@ -19,6 +19,7 @@ from rmbook.files import write_json
 from rmbook.methods.saved import save_trained
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import RunConfig
+from rmbook.runs.fingerprints import describe_inputs
 from rmbook.runs.folder import MetricsFile, RunError, finite, first_process, run_config
 from rmbook.runs.prepare import PreparedRun, prepare_run, score_examples
 from rmbook.stamps import peak_memory, stamp
@@ -64,10 +65,11 @@ def start_run(
     if first_process() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists: go on with it by `rmbook train --resume {folder}`, or name another --output.")
     _check_place(folder)
+    inputs = describe_inputs(config)
     with _explaining_memory(config):
         prepared = prepare_run(config, bases)
     if prepared.accelerator.is_main_process:
-        _begin_folder(folder, config)
+        _begin_folder(folder, config, inputs)
     prepared.accelerator.wait_for_everyone()
     return _run(prepared, folder, progress, after_epoch)
 
@@ -83,12 +85,13 @@ def resume_run(
 
     Args:
         folder: of the run.
-        changes: of micro_batch_size and gradient_checkpointing, which change the memory and not the outcome.
+        changes: of micro_batch_size and gradient_checkpointing, which change the memory and not the outcome; of model
+            and data_dir, if they were moved: what is there must be the same.
         progress: show progress bars on standard error.
         bases, after_epoch: as for `start_run`.
 
     Raises:
-        RunError: there is no run in the folder.
+        RunError: there is no run in the folder, or its examples or its base model have changed since it began.
         CheckpointError: its checkpoint is damaged.
         Also what `prepare_run` raises.
     """
@@ -97,6 +100,7 @@ def resume_run(
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text())
     config = replace(config, **changes)
+    _check_inputs(folder, describe_inputs(config))
     with _explaining_memory(config):
         prepared = prepare_run(config, bases)
     return _run(prepared, folder, progress, after_epoch)
@@ -112,17 +116,33 @@ def _check_place(folder: Path) -> None:
         raise PermissionError(f"{folder} cannot be made: {nearest} is not for you to write in; name another --output.")
 
 
-def _begin_folder(folder: Path, config: RunConfig) -> None:
-    """Make the folder with config.json in it, or leave nothing."""
+def _begin_folder(folder: Path, config: RunConfig, inputs: dict[str, str]) -> None:
+    """Make the folder with config.json and inputs.json in it, or leave nothing."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "inputs.json", inputs)
         write_json(folder / "config.json", config.to_dict())
     except BaseException:
+        (folder / "inputs.json").unlink(missing_ok=True)
         for path in new:
             with suppress(OSError):
                 path.rmdir()
         raise
+
+
+def _check_inputs(folder: Path, found: dict[str, str]) -> None:
+    """Raise RunError if a run began with other examples or other weights than those that are there now."""
+    try:
+        begun = json.loads((folder / "inputs.json").read_text())
+        changed = [name for name in found if begun[name] != found[name]]
+    except FileNotFoundError:  # of an older version
+        return
+    except (ValueError, TypeError, KeyError):
+        raise RunError(f"{folder / 'inputs.json'} is damaged: start the run again.") from None
+    if changed:
+        what = " and ".join({"data": "the examples", "weights": "the base model's weights"}[name] for name in changed)
+        raise RunError(f"{what} are not those that the run in {folder} began with: restore them, or start a new run.")
 
 
 def _lasting(name: str) -> str:

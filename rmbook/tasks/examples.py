@@ -44,13 +44,23 @@ def _texts(row: dict, *columns: str) -> dict[str, str]:
     for column in columns:
         if not isinstance(row[column], str):
             raise TaskError(f"{column} must be text, got {row[column]!r}.")
+        _check_characters(column, row[column])
     return {column: row[column] for column in columns}
 
 
 def _strings(column: str, value) -> tuple[str, ...]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
         raise TaskError(f"{column} must be a list of texts, got {value!r}.")
+    for text in value:
+        _check_characters(column, text)
     return tuple(value)
+
+
+def _check_characters(column: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TaskError(f"{column} holds half a character at place {error.start}: was the text cut?") from None
 
 
 def _class(task: Task, label) -> int:

@@ -8,6 +8,7 @@ batches are pickles, which can run code when they are read, and are refused.
 import csv
 import functools
 import gzip
+import io
 import math
 import os
 import zlib
@@ -17,14 +18,16 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from rmbook.errors import TaskError
 from rmbook.tasks.hub import hub_table
 from rmbook.tasks.task import Task, plain_name
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF")  # all else that PIL reads, whatever a file is called, is refused
 FOLDERS = {"train": "train", "validation": "test"}  # what runs call validation is the standard test split
+LARGEST_IDX = 10**9  # bytes; MNIST has 47 million
 IDX = {"train": "train", "validation": "t10k"}
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises on damaged files
 
@@ -47,10 +50,10 @@ class ImageExample:
     answers: ClassVar[tuple] = ()  # as examples of language have them
 
     def read(self) -> Image.Image:
-        """The image in RGB; raises TaskError if it is damaged."""
+        """The image in RGB, upright as its EXIF data say; raises TaskError if it is damaged or of an unknown range."""
         try:
             with self.open() as image:
-                return image.convert("RGB")
+                return _eight_bits(ImageOps.exif_transpose(image), image.format).convert("RGB")
         except UNREADABLE as error:
             raise _damaged(self.where, error) from None
 
@@ -76,11 +79,12 @@ def load_images(task: Task, split: str, data_dir: str | os.PathLike | None = Non
     examples = []
     for path, label in pairs:
         try:
-            Image.open(path).close()  # its head only: a file that is no image should be named before a run begins
+            with open_image(path) as image:  # its head only: what cannot be read should be named before a run begins
+                _check_range(image.mode, image.format)
         except UNREADABLE as error:
             raise _damaged(path, error) from None
         gold = (_class_number(task, label, path),)
-        examples.append(ImageExample(task.name, gold, str(path), functools.partial(Image.open, path)))
+        examples.append(ImageExample(task.name, gold, str(path), functools.partial(open_image, path)))
     return examples
 
 
@@ -98,10 +102,11 @@ def _find(task: Task, split: str, data_dir: Path) -> tuple[Path, list[Path], lis
             return base, idx, None
         if task.name == "CIFAR10" and split == "train" and (base / "trainLabels.csv").is_file():
             rows = _table(base / "trainLabels.csv", ",", "id", "label")
-            return base, [base / "trainLabels.csv"], [(base / "train" / f"{name}.png", label) for name, label in rows]
+            pairs = [(_inside(base / "train", f"{name}.png"), label) for name, label in rows]
+            return base, [base / "trainLabels.csv"], pairs
         if task.name == "GTSRB" and (lists := _gtsrb_lists(base, split)):
             rows = [(folder, row) for file, folder in lists for row in _table(file, ";", "Filename", "ClassId")]
-            return base, [file for file, _ in lists], [(folder / name, label) for folder, (name, label) in rows]
+            return base, [file for file, _ in lists], [(_inside(folder, name), label) for folder, (name, label) in rows]
         if pairs := _class_folders(base / FOLDERS[split]):
             return base, [], pairs
         if any(base.glob("data_batch_*")) or any(base.glob("cifar-10-batches-py/*")):
@@ -135,9 +140,41 @@ def _class_folders(folder: Path) -> list[tuple[Path, str]]:
     ]
 
 
+def _inside(folder: Path, name: str) -> Path:
+    """A file that a list names, in the list's own folder and nowhere else."""
+    if name != Path(name).name:
+        raise TaskError(f"a list of {folder} names {name!r}: expected the name of a file in that folder.")
+    return folder / name
+
+
+def open_image(file) -> Image.Image:
+    """An image from a path or an open file, of the formats that are read here; its pixels are decoded later.
+
+    Raises:
+        OSError: it is no such image, or no file at all, such as a pipe, which would be waited for.
+    """
+    if isinstance(file, str | os.PathLike) and not Path(file).is_file():
+        raise OSError("there is no such file")
+    return Image.open(file, formats=FORMATS)
+
+
+def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
+    """The image with 8 bits a channel; PIL's own conversion would cut off whatever is above 255."""
+    _check_range(image.mode, kind)
+    if image.mode.startswith("I"):  # white is 65535
+        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    return image
+
+
+def _check_range(mode: str, kind: str | None) -> None:
+    """Raise ValueError for numbers of which nothing says how large white is: 32 bits, but not PIL's form of 16."""
+    if mode == "F" or (mode == "I" and kind not in ("PNG", "PPM")):
+        raise ValueError(f"mode {mode}, 32 bits a pixel: save it with 8 or 16 bits")
+
+
 def _table(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, ...]]:
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, delimiter=delimiter))
     except (UnicodeDecodeError, csv.Error) as error:
         raise TaskError(f"{path} is no table of text ({' '.join(str(error).split())}): get it again.") from None
@@ -150,7 +187,7 @@ def _table(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, ...
 
 
 def _class_number(task: Task, label: str, where: object) -> int:
-    """From a class's name, whatever its capitals, spaces and underscores, or from its number."""
+    """The number of a class that is called by its name, whatever the capitals, spaces and signs, or by its number."""
     numbers = _class_numbers(task)
     if plain_name(label) in numbers:
         return numbers[plain_name(label)]
@@ -182,20 +219,23 @@ def _idx_examples(task: Task, images_path: Path, labels_path: Path) -> list[Imag
 def _idx(path: Path, dimensions: int) -> np.ndarray:
     """The array in one of MNIST's files: zero, zero, 8 for uint8, number of dimensions; their sizes; the data."""
     try:
-        with gzip.open(path) as file:
-            content = file.read()
+        with gzip.open(path) as file:  # not more than the file's own head promises: little can unpack to very much
+            content = file.read(4 + 4 * dimensions)
+            sizes = np.frombuffer(content[4:], ">u4").tolist() if len(content) == 4 + 4 * dimensions else []
+            if math.prod(sizes) <= LARGEST_IDX:
+                content += file.read(math.prod(sizes) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise TaskError(f"{path} cannot be read ({type(error).__name__}: {error}): get it again.") from None
     head = 4 + 4 * dimensions
-    shape = tuple(int(size) for size in np.frombuffer(content[4:head], ">u4")) if len(content) >= head else ()
-    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != head + math.prod(shape):
+    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != head + math.prod(sizes):
         raise TaskError(f"{path} is no whole idx{dimensions}-ubyte file: get it again.")
-    return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=head).reshape(sizes)
 
 
 def _hub_examples(task: Task, split: str) -> Iterator[ImageExample]:
     source, table = hub_table(task, FOLDERS[split], "image files")
     column, label = task.columns
+    table = _undecoded(table, column)
     numbers, names = table[label], [plain_name(name) for name in getattr(table.features[label], "names", None) or ()]
     classes = _class_numbers(task)
     # Labels of the same names in another order are put in order; other names, such as GTSRB's, are known by number.
@@ -207,8 +247,18 @@ def _hub_examples(task: Task, split: str) -> Iterator[ImageExample]:
         yield ImageExample(task.name, (order[number],), where, functools.partial(_from_table, table, index, column))
 
 
+def _undecoded(table, column: str):
+    """The table with the images' files as bytes, so that they are decoded as those of folders are."""
+    import datasets
+
+    return table.cast_column(column, datasets.Image(decode=False))
+
+
 def _from_table(table, index: int, column: str) -> Image.Image:
-    return table[index][column]
+    content = (table[index][column] or {}).get("bytes")
+    if content is None:  # a path instead would be one on this machine, which a table from elsewhere cannot know
+        raise ValueError("the row holds no image")
+    return open_image(io.BytesIO(content))
 
 
 def _damaged(where: object, error: Exception) -> TaskError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from typing_extensions import override
 
+from rmbook.errors import TaskError
 from rmbook.models.clip import load_image_classifier
 from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.tasks.image_files import ImageExample, list_files, load_images
@@ -82,10 +83,18 @@ def collate(preprocessing: Preprocessing, examples: Sequence[ImageExample]) -> d
     """pixel_values (examples, 3, height, width), float32, and labels (examples,), int64.
 
     Raises:
-        TaskError: an image is damaged.
+        TaskError: an image is damaged, or too thin.
     """
-    images = torch.stack([preprocessing(example.read()) for example in examples])
+    images = torch.stack([_prepared(preprocessing, example) for example in examples])
     return {"pixel_values": images, "labels": torch.tensor([example.gold[0] for example in examples])}
+
+
+def _prepared(preprocessing: Preprocessing, example: ImageExample) -> torch.Tensor:
+    image = example.read()
+    try:
+        return preprocessing(image)
+    except TaskError as error:
+        raise TaskError(f"{example.where}: {error}") from None
 
 
 _OBJECTS = ("a photo of a {}.", "a small, blurry photo of a {}.", "a picture that shows a {}.", "one {} in a photo.")

@@ -30,7 +30,7 @@ def read_rows(task: Task, split: str, data_dir: str | os.PathLike) -> tuple[str,
     """
     path = find_file(task, split, Path(data_dir))
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             if path.suffix == ".tsv":
                 originals = list(_tsv_lines(path, file))
             elif path.suffix == ".jsonl":  # read by lines of the file: splitlines() would also split inside of texts
@@ -68,9 +68,16 @@ def find_file(task: Task, split: str, data_dir: Path) -> Path:
 
 def _parse(path: Path, text: str, number: int):
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         raise TaskError(f"{path}, line {number + error.lineno - 1}: not JSON ({error.msg}): is it complete?") from None
+    except RecursionError:
+        raise TaskError(f"{path}, line {number}: nested too deeply: is this {path.name} of the task?") from None
+    except UnicodeEncodeError as error:  # JSON can spell one half of a pair, of which no text is made
+        near = error.object[max(0, error.start - 30) : error.start + 1]
+        raise TaskError(f"{path}, line {number}: half a character after {near!r}: was the text cut?") from None
 
 
 def _tsv_lines(path: Path, file) -> Iterator[tuple[int, dict]]:

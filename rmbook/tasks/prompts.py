@@ -75,7 +75,7 @@ def _small_first_word(choice: str) -> str:
 
 
 def _record(example: Example) -> _Prompt:
-    """As in GPT-3: the query is one more point of the article's summary, with each entity in its gap in turn."""
+    """GPT-3's form: the query is one more point of the article's summary, with each entity in its gap in turn."""
     passage = example.texts["passage"].replace("@highlight\n", "- ")
     return f"{passage}\n-", [" " + example.texts["query"].replace("@placeholder", choice) for choice in example.choices]
 

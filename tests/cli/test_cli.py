@@ -64,9 +64,9 @@ def test_bad_input_is_one_line_and_nothing_written(case, settings, tmp_path, mon
 TSV = "sentence\tlabel\n"
 BAD_FILES = {
     "missing column": ("sentence\tlabels\ngood film\t1\n", "label"),
-    "empty split": (TSV, "no records"),
+    "empty split": (TSV, "no examples"),
     "label out of range": (TSV + "good film\t2\n", "label"),
-    "no text": ("", "no records"),
+    "no text": ("", "no examples"),
     "binary": (b"\xff\xfe\x00\x01", "train.tsv"),
 }
 

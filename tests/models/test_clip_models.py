@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPMode
 
 from rmbook.adapters.adapter_file import load_adapter, save_adapter
 from rmbook.engine.targets import TargetError
+from rmbook.errors import TaskError
 from rmbook.methods.apply import apply_method
 from rmbook.models.clip import ClipClassifier, classifier_without_weights, load_image_classifier
 from rmbook.models.clip_preprocessing import Preprocessing, read_preprocessing
@@ -49,6 +50,13 @@ def test_images_are_prepared_as_by_transformers(width, height, size, seed):
     found = Preprocessing(size, (size, size), *COLOURS)(image)
     assert found.dtype == torch.float32 and found.shape == (3, size, size)
     torch.testing.assert_close(found, theirs(images=image, return_tensors="pt")["pixel_values"][0], rtol=0, atol=1e-5)
+
+
+def test_an_image_that_would_fill_the_memory_is_refused():
+    prepare = Preprocessing(224, (224, 224), *COLOURS)
+    with pytest.raises(TaskError, match="1 x 20000 pixels are too thin"):
+        prepare(Image.new("RGB", (1, 20_000)))
+    assert prepare(Image.new("RGB", (20, 19_000))).shape == (3, 224, 224)
 
 
 def test_the_file_is_read_in_its_old_and_its_new_form(tmp_path):

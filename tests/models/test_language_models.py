@@ -1,7 +1,9 @@
 """Loading language models: the same numbers as saved, and one line for everything that can be wrong with the files."""
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -282,3 +284,40 @@ def test_a_gpu_gets_the_weights(saved):
     assert {parameter.device.type for parameter in loaded.parameters()} == {"cuda"}
     assert all(torch.equal(a.cpu(), b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
     assert torch.isfinite(loaded(input_ids=IDS.cuda()).logits).all()
+
+
+# ------------------------------------------------------------------------------------------ models from strangers
+
+
+@pytest.mark.parametrize("kind", ["mamba", "rwkv", "openai-gpt"])
+def test_a_model_without_a_cache_is_refused_by_its_configuration(kind, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ModelError, match=f"of type '{kind}', without the attention mask and the cache") as error:
+        read_configuration(tmp_path)
+    one_line(error)
+
+
+def test_a_folder_with_another_adapter_is_refused(tokenizers, tmp_path):  # noqa: F811
+    folder = shutil.copytree(tokenizers["opt"], tmp_path / "opt")
+    (folder / "adapter_config.json").write_text("{}")
+    for read in (load_language_model, read_configuration):
+        with pytest.raises(ModelError, match="adapter_config.json.*folder of the base model alone") as error:
+            read(folder)
+        one_line(error)
+
+
+@pytest.mark.parametrize("changes", [{"attn_implementation": "a/b"}, {"_attn_implementation": "kernels-community/x"}])
+def test_an_attention_from_the_hub_is_refused(changes, tokenizers, tmp_path):  # noqa: F811
+    folder = shutil.copytree(tokenizers["llama"], tmp_path / "llama")
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(ModelError, match="asks for the attention") as error:
+        load_language_model(folder)
+    one_line(error)
+
+
+def test_a_pipe_in_place_of_weights_is_not_waited_for(tokenizers, tmp_path):  # noqa: F811
+    folder = shutil.copytree(tokenizers["opt"], tmp_path / "opt")
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(ModelError, match="there are no weights"):
+        load_language_model(folder)

@@ -20,7 +20,6 @@ from rmbook.errors import TaskError
 from rmbook.models.reuse import BaseModels
 from rmbook.offline.tiny_clip import write_digits
 from rmbook.offline.tiny_language import make_tiny_checkpoint
-from rmbook.runs import fingerprints
 from rmbook.runs.config import RunConfig
 from rmbook.runs.run import resume_run, start_run
 from rmbook.sweeps.grid import plan
@@ -167,8 +166,6 @@ def test_a_sweep_loads_a_model_once_for_a_task_and_is_reported(settings, tmp_pat
 
 def test_the_identity_is_that_of_images_and_preprocessing(settings, tmp_path):
     def key(**changes):
-        for cached in (fingerprints.data_fingerprint, fingerprints.weights_fingerprint):
-            cached.cache_clear()
         return plan([RunConfig(**settings | changes)])[0].key
 
     first = key()

@@ -73,6 +73,7 @@ def test_the_result_and_the_adapter_belong_together(settings, tmp_path):
     assert json.loads((folder / "result.json").read_text()) == result
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
+        "inputs.json",
         "metrics.jsonl",
         "adapter.safetensors",
         "result.json",

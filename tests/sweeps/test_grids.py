@@ -13,7 +13,6 @@ from rmbook.offline.made import SENTENCES
 from rmbook.offline.sentences import write_generated_examples
 from rmbook.offline.tiny_language import make_tiny_checkpoint
 from rmbook.paper.tables import load_paper_table
-from rmbook.runs import fingerprints
 from rmbook.runs.config import RunConfig
 from rmbook.runs.fingerprints import plan_run
 from rmbook.stamps import reachable_sources, source_fingerprint
@@ -26,8 +25,6 @@ BASE = {"model": "a/b", "task": "RTE", "ratio": 1e-3}
 def fresh():
     """A process reads files once; a test changes them."""
     yield
-    fingerprints.data_fingerprint.cache_clear()
-    fingerprints.weights_fingerprint.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +188,6 @@ def test_the_identity_is_that_of_contents_not_of_places(places, tmp_path, monkey
 def test_the_identity_changes_with_all_that_the_outcome_depends_on(what, places, tmp_path, monkeypatch):
     moved, changes = shutil.copytree(places, tmp_path / "elsewhere"), {}
     before = plan_run(config(moved))
-    fingerprints.data_fingerprint.cache_clear()
-    fingerprints.weights_fingerprint.cache_clear()
     if what == "setting":
         changes = {"dropout": 0.0}
     elif what == "code":

@@ -2,7 +2,11 @@
 
 import csv
 import dataclasses
+import gzip
+import os
 import shutil
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from task_files import one_line
 from rmbook.errors import TaskError
 from rmbook.runs import fingerprints
 from rmbook.tasks.catalog import find_task, load_examples
+from rmbook.tasks.image_files import ImageExample
 from rmbook.tasks.images import IMAGE_TASKS
 from rmbook.tasks.splits import sample_splits
 
@@ -98,7 +103,8 @@ def test_the_hubs_parquet_gives_the_same_records(names, tmp_path, monkeypatch):
     known = {"own": task.classes, "other order": task.classes[::-1], "other names": [f"class {i}" for i in range(10)]}
     label = datasets.ClassLabel(names=list(known[names])) if names != "none" else datasets.Value("int64")
     numbers = [9 - r.gold[0] if names == "other order" else r.gold[0] for r in plain]
-    columns = {"img": [example.where for example in plain], "label": numbers, "extra": numbers}
+    images = [{"bytes": Path(example.where).read_bytes(), "path": None} for example in plain]
+    columns = {"img": images, "label": numbers, "extra": numbers}
     features = datasets.Features({"img": datasets.Image(), "label": label, "extra": datasets.Value("int64")})
     repository = tmp_path / "repository"
     (repository / "plain_text").mkdir(parents=True)
@@ -130,10 +136,8 @@ def test_the_identity_is_of_all_images_and_not_of_their_folder(tmp_path):
     assert fingerprints.data_fingerprint("SVHN", str(moved)) == before
     assert fingerprints.data_fingerprint("SVHN", str(moved.parent)) == before
     (moved / "test" / "2" / "0.png").write_bytes((moved / "test" / "2" / "1.png").read_bytes())
-    fingerprints.data_fingerprint.cache_clear()
     assert fingerprints.data_fingerprint("SVHN", str(moved)) != before
     assert IMAGE_TASKS["SVHN"].revision in fingerprints.data_fingerprint("SVHN", None)
-    fingerprints.data_fingerprint.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------------------- what is wrong
@@ -210,3 +214,92 @@ def test_an_image_that_is_cut_short_is_named_when_it_is_read(tmp_path):
 def test_other_splits_are_refused(tmp_path):
     with pytest.raises(TaskError, match="got 'test'"):
         load_examples("MNIST", "test", tmp_path)
+
+
+# -------------------------------------------------------------------------------------------- images of any origin
+
+RAMP = (np.add.outer(np.arange(32), np.arange(32)) * 4).astype(np.uint8)  # grey values, 0 to 248
+
+
+def one_image(folder) -> ImageExample:
+    (example,) = load_examples("CIFAR10", "train", folder)
+    return example
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.png", lambda: Image.fromarray(RAMP)),
+        ("a.png", lambda: Image.fromarray(RAMP.astype(np.uint16) * 257)),
+        ("a.tif", lambda: Image.fromarray(RAMP.astype(np.uint16) * 257)),
+        ("a.ppm", lambda: b"P5 32 32 65535\n" + (RAMP.astype(np.uint16) * 257).astype(">u2").tobytes()),
+    ],
+)
+def test_sixteen_bits_are_scaled_to_eight(name, content, tmp_path):
+    path = tmp_path / "train" / "cat" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content()) if isinstance(content(), bytes) else content().save(path)
+    assert (pixels(one_image(tmp_path)) == RAMP[:, :, None]).all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_numbers_without_a_known_white_are_refused(kind, tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    Image.fromarray((RAMP / 255).astype(kind)).save(tmp_path / "train" / "cat" / "a.tif")
+    with pytest.raises(TaskError, match="a.tif is no image.*32 bits a pixel: save it with 8 or 16 bits") as error:
+        one_image(tmp_path)
+    one_line(error)
+
+
+def test_a_photo_is_turned_upright_from_a_folder_and_from_the_hub_alike(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed: it reads the hub's files")
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[:, :20] = (255, 0, 0)
+    exif = Image.Exif()
+    exif[274] = 6  # turn by a quarter, as phones write
+    path = tmp_path / "train" / "cat" / "a.jpg"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(wide).save(path, exif=exif, quality=95)
+    found = pixels(one_image(tmp_path))
+    assert found.shape == (40, 20, 3) and found[:18, :, 0].min() > 200 and found[22:].max() < 50
+    table = datasets.Dataset.from_dict(
+        {"img": [{"bytes": path.read_bytes(), "path": None}, None], "label": [3, 3]},
+        features=datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")}),
+    )
+    (tmp_path / "hub").mkdir()
+    table.to_parquet(tmp_path / "hub" / "train.parquet")
+    hub = dataclasses.replace(IMAGE_TASKS["CIFAR10"], repository=str(tmp_path / "hub"), configuration=None)
+    first, empty = hub.load_examples("train")
+    assert (pixels(first) == found).all()
+    with pytest.raises(TaskError, match="row 1 is no image.*holds no image"):
+        empty.read()
+
+
+def test_only_the_formats_that_are_named_are_decoded_and_a_pipe_is_not_waited_for(tmp_path):
+    folder = tmp_path / "train" / "cat"
+    folder.mkdir(parents=True)
+    for kind in ("GIF", "ICO", "EPS"):
+        Image.fromarray(RAMP).convert("RGB").save(folder / "a.png", format=kind)
+        with pytest.raises(TaskError, match="a.png is no image that can be read"):
+            one_image(tmp_path)
+    (folder / "a.png").unlink()
+    os.mkfifo(folder / "a.png")
+    with pytest.raises(TaskError, match="a.png is no image that can be read"):
+        one_image(tmp_path)
+
+
+def test_a_list_names_files_of_its_own_folder_alone(tmp_path):
+    (tmp_path / "trainLabels.csv").write_bytes(b"\xef\xbb\xbfid,label\r\n../secret,cat\r\n")  # with a byte order mark
+    with pytest.raises(TaskError, match="names '../secret.png': expected the name of a file in that folder"):
+        one_image(tmp_path)
+
+
+def test_an_idx_file_is_unpacked_no_further_than_its_head_promises(tmp_path):
+    for kind, head in (("images-idx3", [1, 28, 28]), ("labels-idx1", [1])):
+        content = bytes((0, 0, 8, len(head))) + b"".join(size.to_bytes(4, "big") for size in head)
+        (tmp_path / f"train-{kind}-ubyte.gz").write_bytes(gzip.compress(content + bytes(5 * 10**7), 1))
+    tracemalloc.start()
+    with pytest.raises(TaskError, match="no whole idx3-ubyte file"):
+        load_examples("MNIST", "train", tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 5 * 10**6
+    tracemalloc.stop()

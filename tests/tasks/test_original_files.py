@@ -8,6 +8,8 @@ from task_files import lines_of, one_line, original
 
 from rmbook.errors import TaskError
 from rmbook.tasks.catalog import load_examples
+from rmbook.tasks.examples import to_example
+from rmbook.tasks.language import LANGUAGE_TASKS
 
 
 def drop_file(folder, *answers, split="validation"):
@@ -40,6 +42,34 @@ def test_drops_answers_of_no_kind_or_of_two_are_left_out(answer, tmp_path):
     drop_file(tmp_path, answer, split="train")
     with pytest.raises(TaskError, match="drop_dataset_train.json holds no examples: get DROP's train split again"):
         load_examples("DROP", "train", tmp_path)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    squad = {"title": "t", "paragraphs": [{"context": "c", "qas": [{"question": "q", "answers": [{"text": "a"}]}]}]}
+    contents = {
+        ("SST-2", "train.tsv"): "sentence\tlabel\ngood\t1\n",
+        ("RTE", "train.jsonl"): '{"premise": "a", "hypothesis": "b", "label": "entailment"}\n',
+        ("SQuAD", "train-v1.1.json"): json.dumps({"data": [squad]}),
+    }
+    for (task, name), text in contents.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        plain = load_examples(task, "train", tmp_path)
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert load_examples(task, "train", tmp_path) == plain and len(plain) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(r"It \ud83d", r"half a character after .*It \\ud83d"), ("[" * 10**5, "JSON|nested")]
+)
+def test_texts_that_no_tokenizer_takes_are_named_with_the_line(text, message, tmp_path):
+    good = '{"premise": "a", "hypothesis": "b \\ud83d\\ude00", "label": "entailment"}\n'
+    bad = text if text.startswith("[") else good.replace("a", text, 1)
+    (tmp_path / "train.jsonl").write_text(3 * good + bad + good)
+    with pytest.raises(TaskError, match=rf"train.jsonl, line 4: .*({message})") as error:
+        load_examples("RTE", "train", tmp_path)
+    one_line(error)
+    with pytest.raises(TaskError, match="premise holds half a character"):
+        to_example(LANGUAGE_TASKS["RTE"], {"premise": "\ud83d", "hypothesis": "", "label": 0})
 
 
 @pytest.mark.parametrize(
