@@ -26,7 +26,6 @@ INLINE = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", PROSE)]
 UsageError = typer.BadParameter.__base__  # click's, wherever this version of typer keeps it
 COMMANDS = typer.main.get_command(app)
 SMALL = ["--train-size", "48", "--dev-size", "12", "--test-size", "20", "--epochs", "1", "--quiet"]
-NOT_YET = set() if (ROOT / "rmbook/cli/record.py").is_file() else {"record", "claims"}
 
 
 def shell_lines() -> list[str]:
@@ -66,7 +65,7 @@ def parse(arguments: list[str]) -> None:
 def rmbook_commands() -> list[list[str]]:
     found = [rmbook_arguments(line) for line in shell_lines()]
     found += [rmbook_arguments(code) for code in INLINE if code.startswith("rmbook ")]
-    return [arguments for arguments in found if arguments and arguments[0] not in NOT_YET]
+    return [arguments for arguments in found if arguments]
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -93,8 +92,7 @@ def test_flags_in_the_text_exist():
 
     known = set(flags(COMMANDS)) | {"--help"}
     named = {code.split()[0] for code in INLINE if code.startswith("--")}
-    if not NOT_YET:
-        assert named <= known
+    assert named <= known
     assert len(named) >= 5
 
 
@@ -105,8 +103,6 @@ def test_make_targets_exist():
 
 
 def test_recorded_grids_that_are_named_exist():
-    if NOT_YET:
-        pytest.skip("rmbook record is not there yet")
     names = {arguments[1] for arguments in rmbook_commands() if arguments[0] == "record" and len(arguments) > 1}
     listed = {line.split()[0] for line in call("record").output.splitlines()}
     assert names and names <= listed
