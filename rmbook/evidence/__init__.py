@@ -12,6 +12,6 @@ page.
     record          recording a grid anew, as a sweep (`rmbook record`)
     recording       where recorded results are, and reading them
     tiers           which model a chapter uses on this machine; record_source finds its examples
-    claim           a claim, its evidence and the ledger of all (`rmbook claims`); claim_list has the paper's claims,
+    claim           a claim, its evidence and the ledger of all (`rmbook claims`); claims.yaml lists the paper's,
                     claim_evidence and claim_theory compute their evidence, claims_page shows them
 """
