@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 import torch
 
+from rmbook.yaml_files import read_yaml
+
 PACKAGE = Path(__file__).parent
 PACKAGES = ("numpy", "torch", "transformers", "peft", "accelerate", "scikit-learn", "rmbook")
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -98,6 +100,7 @@ def _cpu_name() -> str:
 def source_fingerprint(*modules: str, package: Path = PACKAGE) -> str:
     """Hash modules of this package, and all that they import from it, without docstrings and comments.
 
+    A module's table, the YAML file of the same name beside it, counts as part of it.
     The package's own `__init__` does not enter: it names everything.
 
     Args:
@@ -111,7 +114,7 @@ def source_fingerprint(*modules: str, package: Path = PACKAGE) -> str:
 
 
 def reachable_sources(*modules: str, package: Path = PACKAGE) -> dict[str, str]:
-    """Return syntax trees of modules and of all that they import from their package, by full name, as text."""
+    """Return syntax trees, and tables, of modules and of all that they import from their package, by name, as text."""
     found, waiting = {}, list(modules)
     while waiting:
         name = waiting.pop()
@@ -127,5 +130,6 @@ def reachable_sources(*modules: str, package: Path = PACKAGE) -> dict[str, str]:
                 waiting += [alias.name for alias in node.names if alias.name.startswith(f"{package.name}.")]
             elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
                 node.body[0].value.value = ""
-        found[name] = ast.dump(tree)
+        table = path.with_suffix(".yaml")
+        found[name] = ast.dump(tree) + (repr(read_yaml(table)) if table.is_file() else "")
     return found

@@ -63,7 +63,7 @@ def _record_weights() -> None:
 def claims() -> None:
     """Compute the evidence for the paper's claims from the recorded results, and write the ledger and its page."""
     from rmbook.evidence.claim import STATUSES, claims_folder, write_ledger
-    from rmbook.evidence.claim_list import CLAIMS
+    from rmbook.evidence.claims import CLAIMS
     from rmbook.evidence.claims_page import PAGE, claims_page
 
     written = write_ledger(CLAIMS)

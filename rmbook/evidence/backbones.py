@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 
-from rmbook.evidence.record_source import find_source
+from rmbook.evidence.tiers import find_source
 from rmbook.files import digest_tensors
 from rmbook.models.language import load_language_model
 from rmbook.offline.digits import MLP_TARGETS, Digits, PretrainingConfig, load_vit, new_vit
@@ -108,7 +108,7 @@ def load_backbone(name: str = "vit") -> Backbone:
     Args:
         name: "vit" (mirrored digits; "vit:turned" and the like for other `rmbook.offline.digits.VIEWS`), "minilm", or a
             folder or a name on the hub of a language model, such as "facebook/opt-1.3b": it goes to a GPU if there is
-            one, and its examples are SST-2's, from where `rmbook.evidence.record_source.find_source` finds them.
+            one, and its examples are SST-2's, from where `rmbook.evidence.tiers.find_source` finds them.
 
     Raises:
         ValueError: an unknown view of the digits.

@@ -1,47 +1,32 @@
-"""What the chapters on language models run, by the hardware and the records at hand, in one place and in words.
+"""What the chapters on language models run, by the hardware and the examples at hand, in one place and in words.
 
 There are three tiers: a laptop's CPU (a tiny model that the package makes), one GPU, and a big GPU (the paper's
-largest models). The rules (`choose_tier`, and `choose_records` in `rmbook.evidence.record_source`) look at their
-arguments alone; `make_plan` looks at the machine.
+largest models). The rule `choose_tier` looks at its arguments alone; `make_plan` looks at the machine.
 """
 
-import math
 import os
-from dataclasses import dataclass, field, replace
+import threading
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rmbook.evidence.record_source import find_source
+from rmbook.errors import TaskError
 from rmbook.models.files import ModelError, find_folder
 from rmbook.models.language import convert_checkpoint, load_language_model
 from rmbook.offline.made import generated_examples, tiny_checkpoint
 from rmbook.offline.store import cache_folder
+from rmbook.settings import expand_home
+from rmbook.tasks.catalog import load_examples
+from rmbook.yaml_files import read_yaml
 
 TINY = "tiny"  # the name of the model that is made here
-# The least memory in GB for masks and LoRA, the model, and the least for full fine-tuning (16 bytes a parameter and
-# room for activations); for batches of 8 of SST-2's length.
-LADDERS = {
-    "opt": (
-        (80, "facebook/opt-13b", math.inf),
-        (24, "facebook/opt-1.3b", 32),
-        (12, "facebook/opt-125m", 12),
-    ),
-    "llama": (
-        (80, "meta-llama/Llama-2-7b-hf", math.inf),
-        (24, "HuggingFaceTB/SmolLM2-1.7B", 40),  # open, and of Llama's architecture
-        (12, "HuggingFaceTB/SmolLM2-135M", 12),
-    ),
-}
-BIG = 80
-PAPER_SIZES = {"train_size": 1000, "dev_size": 500, "test_size": 1000, "epochs": 5}
-# A mask, and the learning rates of a sweep: around the best of the tiny model, or of the paper (tables 6 and 7).
-TINY_TRIAL = {"density": 0.1}
-TINY_RATES = {"full": (1e-4, 3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2, 3e-2), "mask": (3e-3, 1e-2, 3e-2, 1e-1)}
-TINY_RATE = {"opt": 3e-2, "llama": 1e-2}
-PAPER_TRIAL = {"ratio": 0.001}
-PAPER_RATES = {"full": (1e-6, 1e-5, 1e-4), "lora": (1e-5, 1e-4, 1e-3), "mask": (1e-4, 1e-3, 1e-2)}
-LAPTOP_SIZES = {"train_size": 400, "dev_size": 200, "test_size": 500, "epochs": 3}
+BIG = 80  # GB
+TABLE = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 @dataclass(frozen=True)
@@ -60,9 +45,9 @@ class Tier:
 
     name: str
     model: str
-    settings: dict = field(default_factory=dict)
-    mask: dict = field(default_factory=PAPER_TRIAL.copy)
-    rates: dict = field(default_factory=PAPER_RATES.copy)
+    settings: dict
+    mask: dict
+    rates: dict
     rate: float = 1e-3
     time: str = "the chapter's time is not yet measured"
 
@@ -78,24 +63,25 @@ def choose_tier(family: str, gpu_gigabytes: float | None, model: str | None = No
     Raises:
         ValueError: another family.
     """
-    if family not in LADDERS:
-        raise ValueError(f"family must be one of {', '.join(LADDERS)}, got {family!r}.")
-    found = [rung for rung in LADDERS[family] if gpu_gigabytes is not None and gpu_gigabytes >= rung[0]]
+    ladders, paper = TABLE["ladders"], TABLE["paper"]
+    if family not in ladders:
+        raise ValueError(f"family must be one of {', '.join(ladders)}, got {family!r}.")
+    found = [rung for rung in ladders[family] if gpu_gigabytes is not None and gpu_gigabytes >= rung[0]]
     if not found:
         time = "the chapter takes about a minute on one core"
-        tier = Tier("laptop", TINY, LAPTOP_SIZES, TINY_TRIAL, TINY_RATES, TINY_RATE[family], time)
+        tier = Tier("laptop", TINY, **TABLE["tiny"], rate=TABLE["tiny_rate"][family], time=time)
     else:
         _, own, least_for_full = found[0]
-        rates = {key: row for key, row in PAPER_RATES.items() if key != "full" or gpu_gigabytes >= least_for_full}
+        rates = {key: row for key, row in paper["rates"].items() if key != "full" or gpu_gigabytes >= least_for_full}
         # What is trained is in float32 either way; 13b in float32 would be 51 GB of weights alone.
         big = gpu_gigabytes >= BIG
         precision = {"dtype": "bfloat16"} if big else {"mixed_precision": "bf16"}
-        tier = Tier("big GPU" if big else "one GPU", own, PAPER_SIZES | precision, rates=rates)
+        tier = Tier("big GPU" if big else "one GPU", own, paper["settings"] | precision, paper["mask"], rates)
     if model and model != tier.model:
         unmeasured = "the chapter's time with this model is not yet measured"
-        tier = replace(tier, model=model, mask=PAPER_TRIAL, rate=1e-3, time=unmeasured)
+        tier = replace(tier, model=model, mask=paper["mask"], rate=1e-3, time=unmeasured)
         if tier.name == "laptop":
-            tier = replace(tier, rates=PAPER_RATES)
+            tier = replace(tier, rates=paper["rates"])
     return tier
 
 
@@ -107,9 +93,9 @@ class Plan:
         tier: the kind of machine.
         family: "opt" or "llama".
         model: folder or name of the model, as `RunConfig` takes it.
-        source: where the records come from; see `choose_records`.
+        source: where the examples come from; see `find_source`.
         data_dir: folder of the task's original files, or None for the hub's.
-        note: why the model or the records are not what the tier would have; empty if they are.
+        note: why the model or the examples are not what the tier would have; empty if they are.
     """
 
     tier: Tier
@@ -121,12 +107,12 @@ class Plan:
 
     @property
     def as_printed(self) -> bool:
-        """Whether model and records are those of the book's pages, so that their numbers should come out again."""
+        """Whether model and examples are those of the book's pages, so that their numbers should come out again."""
         return self.tier.model == TINY and self.source == "generated"
 
     @property
     def settings(self) -> dict:
-        """For `RunConfig`: model, task, records and sizes."""
+        """For `RunConfig`: model, task, examples and sizes."""
         return {"model": self.model, "task": "SST-2", "data_dir": self.data_dir} | self.tier.settings
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -136,10 +122,10 @@ class Plan:
         return load_language_model(self.model, dtype=dtype, device=device)
 
     def sentence(self) -> str:
-        """Return tier, model, records, sizes and time in words, for the reader, before anything starts."""
+        """Return tier, model, examples, sizes and time in words, for the reader, before anything starts."""
         size, model = self.tier.settings, self.tier.model
         model = f"a tiny {dict(opt='OPT', llama='Llama')[self.family]} made by rmbook" if model == TINY else model
-        records = {
+        examples = {
             "generated": "sentences generated by rmbook, in SST-2's format",
             "hub": "SST-2 from the Hugging Face hub",
             "original files": f"SST-2's original files in {self.data_dir}",
@@ -148,7 +134,7 @@ class Plan:
         lines = [
             f"tier: {self.tier.name}; {self.tier.time}",
             f"model: {model}",
-            f"records: {records}; {counts}; {size['epochs']} epochs",
+            f"records: {examples}; {counts}; {size['epochs']} epochs",
         ]
         return "\n".join(lines + ([f"note: {self.note}"] if self.note else []))
 
@@ -156,8 +142,8 @@ class Plan:
 def make_plan(family: str) -> Plan:
     """Look at the hardware, the environment and the network, and return a plan with what the tier needs.
 
-    The variable RMBOOK_MODEL of the environment names a model, instead of the tier's own; for records see
-    `rmbook.evidence.record_source.find_source`. A hub that does not answer is waited for some seconds at most.
+    The variable RMBOOK_MODEL of the environment names a model, instead of the tier's own; for examples see
+    `find_source`. A hub that does not answer is waited for some seconds at most.
 
     Raises:
         ModelError: the model in RMBOOK_MODEL cannot be had.
@@ -202,3 +188,52 @@ def model_folder(name: str) -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
         convert_checkpoint(name, folder)
     return str(folder)
+
+
+def find_source() -> tuple[str, str | None]:
+    """Return where SST-2's examples come from, "original files", "hub" or "generated", and the original files' folder.
+
+    Environment: RMBOOK_DATA_DIR names a folder with SST-2's original files; RMBOOK_RECORDS=generated asks for generated
+    sentences. A hub that does not answer is waited for some seconds at most; with HF_HUB_OFFLINE or HF_DATASETS_OFFLINE
+    its cache is looked at, and nothing else.
+
+    Raises:
+        TaskError: RMBOOK_DATA_DIR has no such files.
+    """
+    data_dir = expand_home(os.environ.get("RMBOOK_DATA_DIR", "")) or None
+    wanted = os.environ.get("RMBOOK_RECORDS") == "generated"
+    if data_dir and not wanted:
+        load_examples("SST-2", "validation", data_dir)  # a wrong folder should be named now
+        return "original files", data_dir
+    return "hub" if not wanted and _hub_has_examples() else "generated", None
+
+
+def _hub_has_examples() -> bool:
+    offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "0") not in ("", "0")
+    if not offline and not hub_answers():
+        return False
+    try:
+        for split in ("train", "validation"):
+            load_examples("SST-2", split)
+    except TaskError:
+        return False
+    return True
+
+
+def hub_answers(address: str = constants.ENDPOINT, seconds: float = 3.0) -> bool:
+    """Return whether a server answers in time, whatever it says, and its name is looked up, which has no time limit."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
+            answered.set()
+        except urllib.error.HTTPError:
+            answered.set()
+        except (OSError, ValueError):
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()

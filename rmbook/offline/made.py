@@ -9,19 +9,20 @@ from rmbook.offline.store import kept
 from rmbook.tasks import images
 
 SENTENCES = {"train": 2000, "test": 1000}
+SENTENCE_SOURCES = (sentences.__file__, sentences.TABLE)
 
 
 def tiny_checkpoint(kind: str, *, seed: int = 0, pretrain_steps: int = tiny_language.PRETRAIN_STEPS) -> Path:
     """The kept folder of a tiny language model; see `rmbook.offline.tiny_language.make_tiny_checkpoint`."""
     write = partial(tiny_language.make_tiny_checkpoint, kind=kind, seed=seed, pretrain_steps=pretrain_steps)
-    sources = [tiny_language.__file__, sentences.__file__, *tiny_language.WEIGHTS.values()]
+    sources = [tiny_language.__file__, *SENTENCE_SOURCES, *tiny_language.WEIGHTS.values()]
     return kept(f"tiny-{kind}", write, (seed, pretrain_steps), sources)
 
 
 def generated_examples(train: int, test: int, seed: int = 0) -> Path:
     """The kept folder of generated sentences in SST-2's format; see `sentences.write_generated_examples`."""
     write = partial(sentences.write_generated_examples, train=train, test=test, seed=seed)
-    return kept("sentences", write, (train, test, seed), [sentences.__file__])
+    return kept("sentences", write, (train, test, seed), SENTENCE_SOURCES)
 
 
 MADE = {
@@ -29,7 +30,7 @@ MADE = {
     "made:llama": partial(tiny_checkpoint, "llama"),
     "made:sentences": partial(generated_examples, **SENTENCES),
     "made:clip": lambda: kept(
-        "tiny-clip", tiny_clip.make_tiny_clip, sources=(tiny_clip.__file__, digits.__file__, images.__file__)
+        "tiny-clip", tiny_clip.make_tiny_clip, sources=(tiny_clip.__file__, digits.__file__, images.TABLE)
     ),
     "made:digits": lambda: kept("digits", tiny_clip.write_digits, sources=(tiny_clip.__file__, digits.__file__)),
 }

@@ -9,39 +9,12 @@ import random
 from pathlib import Path
 
 from rmbook.tasks.language import LANGUAGE_TASKS
+from rmbook.yaml_files import read_yaml
 
-POSITIVE = """good great excellent wonderful amazing superb fantastic brilliant delightful lovely charming enjoyable
-impressive outstanding perfect pleasant splendid terrific marvelous magnificent beautiful elegant gorgeous captivating
-engaging thrilling fascinating inspiring memorable refreshing satisfying remarkable exceptional stunning clever witty
-funny hilarious heartwarming touching reliable comfortable tasty delicious fresh cozy friendly helpful generous
-smooth""".split()
-NEGATIVE = """bad terrible awful horrible dreadful poor disappointing boring dull tedious annoying irritating unpleasant
-disgusting nasty lousy pathetic mediocre miserable ugly clumsy messy broken noisy stale bland tasteless rude hostile
-useless worthless pointless ridiculous stupid silly lame tiresome exhausting frustrating depressing painful shoddy
-flawed unreliable uncomfortable greasy filthy cramped overpriced confusing""".split()
-NOUNS = """movie film book novel song album concert show play game meal soup pizza coffee cake hotel room restaurant
-service staff phone laptop camera car train flight museum park beach city lecture course teacher story ending plot
-acting dialogue music design jacket chair garden trip party festival exhibition neighbourhood recipe weather""".split()
-PLAIN = (
-    "the {noun} was {adjective}.",
-    "i found the {noun} {adjective}.",
-    "what {article} {adjective} {noun}!",
-    "this {noun} is really {adjective}.",
-    "honestly, the {noun} seemed {adjective} to me.",
-    "we all thought the {noun} was {adjective}.",
-    "it was {article} {adjective} {noun}.",
-    "everyone says the {noun} is {adjective}.",
-)
-NEGATED = (
-    "the {noun} was not {adjective}.",
-    "i did not find the {noun} {adjective}.",
-    "this is hardly {article} {adjective} {noun}.",
-    "the {noun} was never {adjective}.",
-    "nobody thought the {noun} was {adjective}.",
-    "it was far from {article} {adjective} {noun}.",
-    "the {noun} is anything but {adjective}.",
-    "i would not call the {noun} {adjective}.",
-)
+TABLE = Path(__file__).with_suffix(".yaml")
+_TABLE = read_yaml(TABLE)
+POSITIVE, NEGATIVE, NOUNS = (_TABLE[kind].split() for kind in ("positive", "negative", "nouns"))
+PLAIN, NEGATED = _TABLE["plain"], _TABLE["negated"]  # sentences
 SHARES = {"train": (0.0, 0.4), "dev": (0.4, 0.65), "test": (0.65, 1.0)}  # of each word list
 
 

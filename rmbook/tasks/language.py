@@ -23,7 +23,7 @@ from rmbook.tasks.hub import hub_rows
 from rmbook.tasks.metrics import best_f1
 from rmbook.tasks.original_files import find_file, read_rows
 from rmbook.tasks.prompts import prompt
-from rmbook.tasks.task import SPLITS, Task
+from rmbook.tasks.task import SPLITS, Task, read_tasks
 from rmbook.training.objectives import Answering, OptionChoice
 
 
@@ -111,64 +111,4 @@ class LanguageTask(Task):
         return best_f1(prediction, example.answers) if self.writes else super()._score_one(example, prediction)
 
 
-def _superglue(name: str, configuration: str, columns: str, **kwargs) -> LanguageTask:
-    return LanguageTask(
-        name=name,
-        repository="aps/super_glue",
-        configuration=configuration,
-        revision="3de24cf8022e94f4ee4b9d55a6f539891524d646",
-        columns=tuple(columns.split()),
-        folder=name,
-        **kwargs,
-    )
-
-
-# COPA has 400 training examples: with the 500 of the other tasks nothing would be left to train on, so the 100 of MeZO.
-_TASKS = (
-    LanguageTask(
-        name="SST-2",
-        repository="nyu-mll/glue",
-        configuration="sst2",
-        revision="bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c",
-        columns=("sentence", "label"),
-        folder="SST-2",
-        files={"train": "train.tsv", "validation": "dev.tsv"},
-        labels=("0", "1"),
-    ),
-    _superglue("RTE", "rte", "premise hypothesis label", labels=("entailment", "not_entailment")),
-    _superglue("CB", "cb", "premise hypothesis label", labels=("entailment", "contradiction", "neutral"), dev_size=50),
-    LanguageTask(
-        name="BoolQ",
-        repository="google/boolq",
-        revision="35b264d03638db9f4ce671b711558bf7ff0f80d5",
-        columns=("question", "passage", "answer"),
-        folder="BoolQ",
-        files={"train": "train.jsonl", "validation": "dev.jsonl"},
-    ),
-    _superglue("WSC", "wsc.fixed", "text span1_text span2_text label", labels=(False, True), dev_size=50),
-    _superglue("WiC", "wic", "word sentence1 sentence2 label", labels=(False, True)),
-    _superglue("MultiRC", "multirc", "paragraph question answer label", labels=(0, 1)),
-    _superglue("COPA", "copa", "premise choice1 choice2 question label", labels=(0, 1), dev_size=100),
-    _superglue("ReCoRD", "record", "passage query entities answers", trains_answer=True),
-    LanguageTask(
-        name="SQuAD",
-        repository="rajpurkar/squad",
-        revision="7b6d24c440a36b6815f21b70d25016731768db1f",
-        columns=("title", "context", "question", "answers"),
-        folder="SQuAD",
-        files={"train": "train-v1.1.json", "validation": "dev-v1.1.json"},
-        trains_answer=True,
-        metric="f1",
-    ),
-    LanguageTask(
-        name="DROP",
-        repository="ucinlp/drop",
-        revision="95cda593fae71b60b5b19f82de3fcf3298c1239c",
-        columns=("passage", "question", "answers_spans"),
-        folder="drop_dataset",
-        files={"train": "drop_dataset_train.json", "validation": "drop_dataset_dev.json"},
-        trains_answer=True,
-        metric="f1",
-    ),
-)
-LANGUAGE_TASKS = {task.name: task for task in _TASKS}
+LANGUAGE_TASKS = read_tasks(LanguageTask, Path(__file__).with_suffix(".yaml"))

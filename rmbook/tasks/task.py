@@ -12,6 +12,7 @@ from torch import nn
 from rmbook.errors import TaskError
 from rmbook.files import digest_files
 from rmbook.training.objectives import Objective
+from rmbook.yaml_files import read_yaml
 
 SPLITS = ("train", "validation")  # of the original data; a run tests on the second
 
@@ -160,6 +161,16 @@ class Task:
 
     def _score_one(self, example: Any, prediction: int | str) -> float:
         return float(prediction in example.gold)
+
+
+def read_tasks(kind: type[Task], path: Path) -> dict[str, Task]:
+    """Read the tasks of one kind, by name, from a YAML file whose entries are the kind's attributes."""
+    rows = {name: _with_tuples(row) for name, row in read_yaml(path).items()}
+    return {name: kind(name=name, **row) for name, row in rows.items()}
+
+
+def _with_tuples(row: dict) -> dict:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
 
 
 def plain_name(name: object) -> str:

@@ -4,18 +4,15 @@ The figure is plain HTML with a short script, complete in itself: it needs no ke
 JavaScript it is a table of its first choice.
 """
 
-import hashlib
-import html
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from rmbook.theory.bounds import eigenvalue_deviation, matrix_bernstein, theorem_5_1, theorem_5_1_as_printed
 from rmbook.theory.regression import ColumnMasks, gram_eigenvalues, sample_regression
+from rmbook.widgets.page import HERE, standalone_html, table_html
 
-HERE = Path(__file__).parent
 CURVES = ("p λ₁ of the full problem", "measured", "matrix Bernstein", "Theorem 5.1 corrected", "Theorem 5.1 as printed")
 
 
@@ -87,15 +84,9 @@ class BoundsExplorer:
             "ours": [[float(f"{x:.4g}") for x in values.ravel()] for values in ours],
             "theorems": [[float(f"{x:.4g}") for x in values.ravel()] for values in theorems],
         }
-        text = json.dumps(state, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
-        key = hashlib.sha256(text.encode()).hexdigest()[:10]
+        text = json.dumps(state, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
         style, code = ((HERE / f"bounds_explorer.{kind}").read_text("utf8").strip() for kind in ("css", "js"))
-        style, code = ("\n".join(line.strip() for line in part.splitlines()) for part in (style, code))
-        return (
-            f'<div data-rmb="{key}">{self._table()}</div><style>{style}</style><script>(()=>{{{code}\n'
-            f"const state={text};for(const el of document.querySelectorAll('[data-rmb=\"{key}\"]'))"
-            "{el.removeAttribute('data-rmb');el.textContent='';draw(state,el)}})()</script>"
-        )
+        return standalone_html("rmb", text, self._table(), style, code + "\n", draw="draw(state,el)")
 
     def _table(self) -> str:
         """Return what a reader without JavaScript gets: the first choice at every density."""
@@ -103,9 +94,8 @@ class BoundsExplorer:
         lines = [["density", *CURVES]]
         for p in self.choices[2]:
             lines.append([f"{p:g}", *(f"{value:,.0f}" for value in self.at(n, d, p, delta, r).values())])
-        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
         caption = f"Deviations for n = {n}, d = {d:,}, δ = {delta:g}, in units of r². With JavaScript, all move."
-        return f"<table><caption>{caption}</caption>{body}</table>"
+        return table_html(caption, lines)
 
     def __repr__(self) -> str:
         return f"BoundsExplorer({' x '.join(str(len(choices)) for choices in self.choices)} values)"

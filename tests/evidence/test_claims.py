@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from rmbook.errors import ConfigError
 from rmbook.evidence.claim import SETTINGS, STATUSES, Claim, Evidence, claims_folder, read_ledger, write_ledger
-from rmbook.evidence.claim_list import CLAIMS
+from rmbook.evidence.claims import CLAIMS, read_claims
 from rmbook.evidence.claims_page import PAGE, claims_page
 from rmbook.evidence.recording import load_recorded
 from rmbook.files import write_json
@@ -24,6 +25,23 @@ def test_every_numbered_item_of_the_paper_is_in_the_ledger():
     sources = {source for claim in CLAIMS for source in claim.sources}
     assert not [item for item in NUMBERED if not any(re.fullmatch(item + "[a-d]?", source) for source in sources)]
     assert len(BY_NAME) == len(CLAIMS)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"evidence": "[hessian_fall, vit, before]"}, "claim made: no function hessian_fall .* hessian_falls"),
+        ({"cel": "cell"}, "claim made: .* 'cel'"),
+        ({"cell": None}, "claim made: .* 'cell'"),
+    ],
+)
+def test_a_claim_with_a_wrong_name_is_refused(tmp_path, changes, message):
+    names = ("statement", "chapter", "cell", "test")
+    row = {"name": "made", "sources": "[Table 1]"} | dict.fromkeys(names, "text") | changes
+    lines = [f"{name}: {value}" for name, value in row.items() if value]
+    (tmp_path / "claims.yaml").write_text("- " + "\n  ".join(lines))
+    with pytest.raises(ConfigError, match=message):
+        read_claims(tmp_path / "claims.yaml")
 
 
 def test_there_is_one_file_a_claim():

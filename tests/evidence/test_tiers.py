@@ -11,9 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rmbook.errors import TaskError
-from rmbook.evidence import record_source, tiers
-from rmbook.evidence.record_source import choose_records, find_source, hub_answers
-from rmbook.evidence.tiers import LADDERS, Plan, choose_tier, make_plan
+from rmbook.evidence import tiers
+from rmbook.evidence.tiers import TABLE, Plan, choose_tier, find_source, hub_answers, make_plan
 from rmbook.models.files import KNOWN_MODELS, ModelError
 from rmbook.models.language import load_language_model
 from rmbook.offline.made import tiny_checkpoint
@@ -49,7 +48,7 @@ def test_the_tier_follows_from_the_memory(family, memory, name, model):
 
 
 def test_full_finetuning_is_left_out_where_its_memory_is_not_enough():
-    for family, ladder in LADDERS.items():
+    for family, ladder in TABLE["ladders"].items():
         for least, model, least_for_full in ladder:
             assert least <= least_for_full and model in KNOWN_MODELS or model.endswith("1.7B")
             assert ("full" in choose_tier(family, least).rates) == (least >= least_for_full)
@@ -67,20 +66,6 @@ def test_a_model_of_the_readers_choice_keeps_the_sizes_of_the_hardware():
 def test_an_unknown_family_is_named():
     with pytest.raises(ValueError, match="family must be one of opt, llama, got 'gpt2'"):
         choose_tier("gpt2", None)
-
-
-@pytest.mark.parametrize(
-    ("data_dir", "hub", "generated", "source"),
-    [
-        ("d", True, False, "original files"),
-        ("d", False, False, "original files"),
-        (None, True, False, "hub"),
-        (None, False, False, "generated"),
-        ("d", True, True, "generated"),
-    ],
-)
-def test_where_records_come_from(data_dir, hub, generated, source):
-    assert choose_records(data_dir, hub, generated) == source
 
 
 # ------------------------------------------------------------------------------------------------------- the network
@@ -111,9 +96,11 @@ def test_a_server_that_says_nothing_is_not_waited_for():
 def test_the_environment_decides_before_the_network(monkeypatch, tmp_path):
     monkeypatch.delenv("RMBOOK_DATA_DIR", raising=False)
     monkeypatch.delenv("RMBOOK_RECORDS", raising=False)
-    monkeypatch.setattr(record_source, "_hub_has_records", lambda: True)
+    monkeypatch.setattr(tiers, "_hub_has_examples", lambda: True)
     assert find_source() == ("hub", None)
-    monkeypatch.setattr(record_source, "_hub_has_records", lambda: pytest.fail("the network was asked"))
+    monkeypatch.setattr(tiers, "_hub_has_examples", lambda: False)
+    assert find_source() == ("generated", None)
+    monkeypatch.setattr(tiers, "_hub_has_examples", lambda: pytest.fail("the network was asked"))
     monkeypatch.setenv("RMBOOK_DATA_DIR", str(tmp_path))
     with pytest.raises(TaskError, match="SST-2 has no validation file"):
         find_source()
@@ -124,11 +111,11 @@ def test_the_environment_decides_before_the_network(monkeypatch, tmp_path):
 
 
 def test_without_a_hub_nothing_is_loaded_from_it(monkeypatch):
-    monkeypatch.setattr(record_source, "hub_answers", lambda: False)
-    monkeypatch.setattr(record_source, "load_examples", lambda *a: pytest.fail("the hub was asked for records"))
-    monkeypatch.setattr(record_source.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(tiers, "hub_answers", lambda: False)
+    monkeypatch.setattr(tiers, "load_examples", lambda *a: pytest.fail("the hub was asked for examples"))
+    monkeypatch.setattr(tiers.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
-    assert not record_source._hub_has_records()
+    assert not tiers._hub_has_examples()
 
 
 # ---------------------------------------------------------------------------------------------------------- the plan
@@ -141,7 +128,7 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(record_source, "_hub_has_records", lambda: False)
+    monkeypatch.setattr(tiers, "_hub_has_examples", lambda: False)
     monkeypatch.setattr(tiers, "tiny_checkpoint", lambda kind: tiny_checkpoint(kind, pretrain_steps=0))
     return monkeypatch
 
@@ -160,7 +147,7 @@ def test_offline_on_a_laptop_everything_is_made_here_and_said(family, kind, mach
     assert len(load_examples("SST-2", "validation", plan.data_dir)) == config.test_size
 
 
-def test_real_records_are_not_those_of_the_page(machine, tmp_path):
+def test_real_examples_are_not_those_of_the_page(machine, tmp_path):
     machine.setenv("RMBOOK_DATA_DIR", str(write_generated_examples(tmp_path / "real", 8, 8)))
     plan = make_plan("opt")
     assert not plan.as_printed and f"original files in {tmp_path / 'real'}" in plan.sentence() and not plan.note
@@ -213,7 +200,7 @@ def test_weights_in_the_old_format_are_converted_once(machine, tmp_path):
     assert tiers.model_folder(str(old)) == folder
 
 
-def test_a_plan_on_the_hub_has_nomodel_folder_records():
+def test_a_plan_on_the_hub_has_no_folder_of_examples():
     plan = Plan(choose_tier("opt", 16), "opt", "facebook/opt-125m", "hub", None)
     assert "SST-2 from the Hugging Face hub; 1000 to train on, 500 dev, 1000 test; 5 epochs" in plan.sentence()
     assert plan.settings["data_dir"] is None and not plan.as_printed

@@ -231,6 +231,18 @@ def test_code_is_what_a_run_reaches_without_words_about_it(tmp_path):
     assert fingerprint(runs__run=run.replace("f()", "f() + 1")) != first
 
 
+@pytest.mark.parametrize("table, same", [("# better said\nx: 1\n", True), ("x: 2\n", False)])
+def test_a_table_beside_a_module_is_part_of_the_code(tmp_path, table, same):
+    package = tmp_path / "rmbook"
+    (package / "runs").mkdir(parents=True)
+    (package / "runs" / "run.py").write_text("")
+    hashes = []
+    for text in ("x: 1\n", table):
+        (package / "runs" / "run.yaml").write_text(text)
+        hashes.append(source_fingerprint("rmbook.runs.run", package=package))
+    assert (hashes[0] == hashes[1]) == same
+
+
 def test_the_code_of_a_run_is_most_of_the_package():
     found = reachable_sources("rmbook.runs.run")
     assert len(found) >= 40 and {"rmbook.masks.sample", "rmbook.engine.layer", "rmbook.training.loop"} <= found.keys()
