@@ -17,6 +17,7 @@ from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
 from rmbook.errors import closest
+from rmbook.files import UnreadableFileError, read_bytes
 
 KNOWN_MODELS = (  # the paper's first, then open ones whose layers rmbook.methods.architectures names
     *(f"facebook/opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")),
@@ -37,6 +38,7 @@ FILES = (  # what is downloaded: neither other formats of the weights nor the se
     PREPROCESSING,
 )
 CONVERTER = "SFconvertbot"
+LARGEST_INDEX = 10**8  # bytes
 ANSWER_SECONDS = 5.0  # how long a hub that does not answer is waited for
 
 
@@ -220,8 +222,11 @@ def check_files(name: str, folder: Path, whole: bool = True) -> None:
     parts = {SAFE}
     if SAFE not in files:
         try:
-            parts = set(json.loads((folder / SAFE_INDEX).read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+            index = json.loads(read_bytes(folder / SAFE_INDEX, LARGEST_INDEX).decode("utf-8"))
+            parts = set(index["weight_map"].values())
+            if not parts or not all(type(part) is str for part in parts):
+                raise ValueError("no names of files")
+        except (UnreadableFileError, RecursionError, ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(f"{folder / SAFE_INDEX} is damaged: expected the index of sharded weights.") from None
     if missing := sorted(parts - files):
         count = f"{len(missing)} of {len(parts)} parts of the weights"

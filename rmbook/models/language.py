@@ -23,8 +23,9 @@ from transformers.utils import cached_file
 
 from rmbook.files import replacing_folder
 from rmbook.methods.architectures import conv1d_to_linear
+from rmbook.models.configuration import read_config
 from rmbook.models.files import PREPROCESSING, ModelError, check_files, find_folder, find_model, quiet, share
-from rmbook.models.reading import read_config, read_model, read_tokenizer
+from rmbook.models.reading import read_model, read_tokenizer
 
 _WANTED = "a causal language model"
 
@@ -53,7 +54,7 @@ def load_language_model(
     """
     name, folder, device = find_model(name, revision, device)
     config = _read_config(name, folder)
-    tokenizer = read_tokenizer(name, folder)
+    tokenizer = read_tokenizer(name, folder, config)
     onto = {"device_map": {"": device}} if device.type == "cuda" else {}
     settings = {"config": config, "dtype": dtype, "use_safetensors": True} | onto
     model = read_model(name, folder, AutoModelForCausalLM, _WANTED, **settings)
