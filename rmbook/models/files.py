@@ -199,8 +199,13 @@ def _problem(files: set[str], name: str, whole: bool) -> str | None:
             f'python -c "from rmbook import convert_checkpoint as c; c({name!r}, {new!r})" '
             f"and load {new!r}."
         )
-    if not files & {"tokenizer.json", "tokenizer.model"} and not {"vocab.json", "merges.txt"} <= files:
-        return "there is no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt): add its files."
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+        if "tokenizer.model" in files:
+            return (
+                "its tokenizer is only in tokenizer.model, which transformers would convert into one with other tokens "
+                "for double spaces: add tokenizer.json, as the model's page on the hub has it."
+            )
+        return "there is no tokenizer (tokenizer.json, or vocab.json and merges.txt): add its files."
     return None
 
 

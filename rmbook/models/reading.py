@@ -1,10 +1,12 @@
 """A model's tokenizer and weights from its files; what transformers only warns of is an error here."""
 
+import re
 from pathlib import Path
 
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rmbook.errors import shown
 from rmbook.models.configuration import empty_model, own_attention
 from rmbook.models.files import ModelError, first_line, quiet
 
@@ -22,6 +24,11 @@ def read_tokenizer(name: str, folder: str | Path, config: PretrainedConfig | Non
     Raises:
         ModelError: its files are damaged, or it is another model's.
     """
+    if pattern := _endless_pattern(Path(folder) / "tokenizer.json"):
+        raise ModelError(
+            f"{name}: its tokenizer has the regular expression {shown(pattern)}, whose repeated group can take forever: "
+            "get its files again."
+        )
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -36,6 +43,14 @@ def read_tokenizer(name: str, folder: str | Path, config: PretrainedConfig | Non
             "different models; get both from one place."
         )
     return tokenizer
+
+
+def _endless_pattern(path: Path) -> str | None:
+    """A regular expression of a tokenizer in which a whole group is repeated; no tokenizer of a known model has one."""
+    if not path.is_file():
+        return None
+    patterns = re.findall(r'"Regex"\s*:\s*("(?:[^"\\]|\\.)*")', path.read_text("utf-8", errors="replace"))
+    return next((p for p in patterns if re.search(r"(?<!\\)\)[*+{]", re.sub(r"\\\\.", "", p))), None)
 
 
 def read_model(
