@@ -48,6 +48,7 @@ Examples:
   rmbook train --model facebook/opt-125m --task sst2 --method lora --lr 1e-4 --data-dir ~/glue --output runs/lora
   rmbook train --config runs/lora/config.json --seed 1
   rmbook train --resume runs/lora
+  rmbook train --resume runs/lora --model moved/model --data-dir moved/glue        (the same ones, elsewhere)
   accelerate launch --num_processes 4 -m rmbook train --model facebook/opt-13b --task boolq --ratio 1e-5 --lr 1e-1
 Images, in the paper's settings (those of the grid table2; no setting's default is another for images):
   rmbook train --model openai/clip-vit-base-patch16 --task cifar10 --ratio 1e-3 --lr 1e-2 --targets mlp \\
@@ -91,7 +92,7 @@ def train(
         folder = output or run.default_folder()
         result = start_run(run, folder, not quiet)
     else:
-        extra = [*(given.keys() - {"micro_batch_size", "gradient_checkpointing"})]
+        extra = [*(given.keys() - {"micro_batch_size", "gradient_checkpointing", "model", "data_dir"})]
         extra += [name for name, value in (("config", config), ("output", output)) if value is not None]
         if extra:
             names = ", ".join("--" + name.replace("_", "-") for name in sorted(extra))

@@ -1,10 +1,12 @@
 """The check that every masked layer gets a gradient: one that does not would stay as it is, and nobody would notice."""
 
 import warnings
+import weakref
 from collections.abc import Mapping
 from functools import partial
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.targets import TargetError
@@ -15,9 +17,9 @@ REACTIONS = ("error", "warn")
 class GradientCheck:
     """Wait for the first backward pass, and then look once which layers it has not reached.
 
-    It looks at the start of the model's next forward pass, not at the end of the backward pass: a checkpointed model
-    runs several backward passes inside one another. Until then it costs one call of Python a layer and backward pass,
-    afterwards nothing.
+    It looks at the next step of an optimiser of torch, or at the start of the model's next forward pass, not at the end
+    of the backward pass: a checkpointed model runs several backward passes inside one another. Until then it costs one
+    call of Python a layer and backward pass, afterwards nothing.
 
     Args:
         layers: masked layers by name; those without an entry to train are not waited for.
@@ -30,12 +32,23 @@ class GradientCheck:
     def __init__(self, layers: Mapping[str, MaskedLinear], unused: str):
         if unused not in REACTIONS:
             raise ValueError(f"unused must be one of {', '.join(REACTIONS)}, got {unused!r}.")
-        self._unused, self._began = unused, False
+        self._unused, self._began, self._done = unused, False, False
         self._waiting = {name: layer.values for name, layer in layers.items() if layer.mask.nnz}
         self._hooks = [
             values.register_post_accumulate_grad_hook(partial(self._arrived, name))
             for name, values in self._waiting.items()
         ]
+        known = weakref.ref(self)  # the hook on optimisers must not keep a model alive
+
+        def look(*_) -> None:
+            if check := known():
+                check.finished()
+
+        self._hooks.append(register_optimizer_step_pre_hook(look))
+        weakref.finalize(self, self._hooks[-1].remove)
+
+    def __reduce__(self):
+        return type(None), ()  # nor has one that was written to a file and read again
 
     def __deepcopy__(self, memo):
         return None  # a copied model has other values, which have no hooks
@@ -50,6 +63,8 @@ class GradientCheck:
         Raises:
             TargetError: a backward pass has not reached some layers, which are named, and "error" was asked for.
         """
+        if self._done:
+            return True
         if not self._began or torch._C._current_graph_task_id() != -1:  # inside a backward pass: a recomputation
             return False
         missing = [name for name, values in self._waiting.items() if values.requires_grad]
@@ -67,6 +82,7 @@ class GradientCheck:
         return True
 
     def remove(self) -> None:
-        """Take the hooks off the values."""
+        """Take the hooks off the values and off optimisers."""
+        self._done = True
         for hook in self._hooks:
             hook.remove()

@@ -48,8 +48,9 @@ def apply_random_mask(
         backend: who computes the values' gradient; see `rmbook.engine.backends.choose_backend`.
         scale: S = scale * values. "inverse_density" is 1 / density: then Adam at one learning rate C does at every
             density what C / density does at scale 1, the rate that the law of `rmbook.suggest_learning_rate` wants.
-        unused: what happens when the first backward pass gives some masked layers no gradient: "error" at the model's
-            next call, or "warn" where that may be (experts, branches that some batches do not take).
+        unused: what happens when the first backward pass gives some masked layers no gradient: "error" at the
+            optimiser's step or the model's next call, or "warn" where that may be (experts, branches that some batches
+            do not take).
 
     Raises:
         TargetError: no layer matches, or a match is not a plain linear layer, shares its weight with another

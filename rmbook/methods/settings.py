@@ -42,6 +42,10 @@ class MaskSettings(MethodSettings):
         "S = scale * values; inverse_density is 1 / density", 1.0, above=0, most=1e30, choices=("inverse_density",)
     )
 
+    unused: str = setting(
+        "What happens if the first step gives some masked layers no gradient", "error", choices=("error", "warn")
+    )
+
 
 @dataclass(frozen=True)
 class StructuredMaskSettings(MaskSettings):

@@ -4,7 +4,8 @@ In: the name of a model on the hub, or a folder; prompts as text, images. Out: t
 preprocessing; scores of options, written answers. What the prompts are about is the business of `rmbook.tasks`.
 
     files               finding and checking a checkpoint; safetensors only
-    reading             reading its weights
+    configuration       its config.json, checked
+    reading             reading its tokenizer and weights
     language, clip      language models; CLIP's image encoder with its fixed head
     clip_preprocessing  images as CLIP wants them
     encoding            prompts as tokens

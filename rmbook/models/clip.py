@@ -14,8 +14,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection, P
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from rmbook.models.clip_preprocessing import Preprocessing, read_preprocessing
+from rmbook.models.configuration import read_config
 from rmbook.models.files import ModelError, find_model
-from rmbook.models.reading import read_config, read_model, read_tokenizer
+from rmbook.models.reading import read_model, read_tokenizer
 
 
 class ClipClassifier(CLIPVisionModelWithProjection):
@@ -69,7 +70,7 @@ def load_image_classifier(
     name, folder, device = find_model(name, revision, device)
     config = check_clip(name, read_config(name, folder), "a task of images was asked for")
     preprocessing = read_preprocessing(name, folder, config.vision_config.image_size)
-    tokenizer = read_tokenizer(name, folder)
+    tokenizer = read_tokenizer(name, folder, config)
     clip = read_model(name, folder, CLIPModel, "a CLIP model", config=config, dtype=dtype, use_safetensors=True)
     clip = clip.to(device)
     head = zero_shot_head(clip, tokenizer, classes, templates)

@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from rmbook.errors import TaskError
+from rmbook.files import UnreadableFileError, read_bytes
 from rmbook.models.files import PREPROCESSING, ModelError
 
+LARGEST_FILE = 10**6  # bytes
 BICUBIC = 3  # PIL's number for it, as in the file
 LARGEST_RESIZED = 50_000_000  # pixels; what has more, before its middle is cut out, is thinner than any photo
 
@@ -64,18 +66,16 @@ def read_preprocessing(name: str, folder: Path, image_size: int) -> Preprocessin
     Raises:
         ModelError: no such file, or it does not say what CLIP's does.
     """
+    if not (folder / PREPROCESSING).exists():
+        raise ModelError(f"{name}: there is no {PREPROCESSING}, which says how images are prepared: get it, too.")
     try:
-        found = json.loads((folder / PREPROCESSING).read_text("utf-8"))
+        found = json.loads(read_bytes(folder / PREPROCESSING, LARGEST_FILE).decode("utf-8"))
         size, crop = found["size"], found["crop_size"]  # plain numbers in older files
         size = size if isinstance(size, int) else size["shortest_edge"]
         crop = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
         mean, std = (tuple(float(value) for value in found[key]) for key in ("image_mean", "image_std"))
         known = len(mean) == len(std) == 3 and found.get("resample", BICUBIC) == BICUBIC
-    except FileNotFoundError:
-        raise ModelError(
-            f"{name}: there is no {PREPROCESSING}, which says how images are prepared: get it, too."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UnreadableFileError, RecursionError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ModelError(
             f"{name}: {PREPROCESSING} is damaged, or not one of CLIP's ({reason}): get it again."

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from rmbook.errors import TaskError
+from rmbook.errors import TaskError, printable, shown
 
 MAX_LENGTH = 2048  # of the paper's models
 MAX_NEW_TOKENS = 50  # of an answer that the model writes
@@ -118,4 +118,9 @@ def _fit(ids: list[int], start: int | None, max_length: int, option_length: int)
 
 
 def _tokens(tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
+    try:
+        return tokenizer.encode(text, add_special_tokens=False)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the library tokenizers, and no Exception
+            raise
+        raise TaskError(f"the tokenizer fails on {shown(text)} ({printable(str(error), 80)}): get its files again.") from None

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
 from rmbook.errors import closest
+from rmbook.files import UnreadableFileError, read_bytes
 
 KNOWN_MODELS = (  # the paper's first, then open ones whose layers rmbook.methods.architectures names
     *(f"facebook/opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")),
@@ -37,6 +38,7 @@ FILES = (  # what is downloaded: neither other formats of the weights nor the se
     PREPROCESSING,
 )
 CONVERTER = "SFconvertbot"
+LARGEST_INDEX = 10**8  # bytes
 ANSWER_SECONDS = 5.0  # how long a hub that does not answer is waited for
 
 
@@ -197,8 +199,13 @@ def _problem(files: set[str], name: str, whole: bool) -> str | None:
             f'python -c "from rmbook import convert_checkpoint as c; c({name!r}, {new!r})" '
             f"and load {new!r}."
         )
-    if not files & {"tokenizer.json", "tokenizer.model"} and not {"vocab.json", "merges.txt"} <= files:
-        return "there is no tokenizer (tokenizer.json, tokenizer.model, or vocab.json and merges.txt): add its files."
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+        if "tokenizer.model" in files:
+            return (
+                "its tokenizer is only in tokenizer.model, which transformers would convert into one with other tokens "
+                "for double spaces: add tokenizer.json, as the model's page on the hub has it."
+            )
+        return "there is no tokenizer (tokenizer.json, or vocab.json and merges.txt): add its files."
     return None
 
 
@@ -220,8 +227,11 @@ def check_files(name: str, folder: Path, whole: bool = True) -> None:
     parts = {SAFE}
     if SAFE not in files:
         try:
-            parts = set(json.loads((folder / SAFE_INDEX).read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+            index = json.loads(read_bytes(folder / SAFE_INDEX, LARGEST_INDEX).decode("utf-8"))
+            parts = set(index["weight_map"].values())
+            if not parts or not all(type(part) is str for part in parts):
+                raise ValueError("no names of files")
+        except (UnreadableFileError, RecursionError, ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(f"{folder / SAFE_INDEX} is damaged: expected the index of sharded weights.") from None
     if missing := sorted(parts - files):
         count = f"{len(missing)} of {len(parts)} parts of the weights"

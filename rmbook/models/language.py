@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -23,8 +24,20 @@ from transformers.utils import cached_file
 
 from rmbook.files import replacing_folder
 from rmbook.methods.architectures import conv1d_to_linear
-from rmbook.models.files import PREPROCESSING, ModelError, check_files, find_folder, find_model, quiet, share
-from rmbook.models.reading import read_config, read_model, read_tokenizer
+from rmbook.models.configuration import read_config
+from rmbook.models.files import (
+    PREPROCESSING,
+    ModelError,
+    check_files,
+    find_folder,
+    find_model,
+    first_line,
+    quiet,
+    share,
+)
+from rmbook.models.likelihood import left_padded
+from rmbook.models.option_scores import evaluation_mode
+from rmbook.models.reading import read_model, read_tokenizer
 
 _WANTED = "a causal language model"
 
@@ -53,11 +66,13 @@ def load_language_model(
     """
     name, folder, device = find_model(name, revision, device)
     config = _read_config(name, folder)
-    tokenizer = read_tokenizer(name, folder)
+    tokenizer = read_tokenizer(name, folder, config)
     onto = {"device_map": {"": device}} if device.type == "cuda" else {}
     settings = {"config": config, "dtype": dtype, "use_safetensors": True} | onto
     model = read_model(name, folder, AutoModelForCausalLM, _WANTED, **settings)
-    return conv1d_to_linear(model).to(device), tokenizer
+    model = conv1d_to_linear(model).to(device)
+    _check_padding(name, model)
+    return model, tokenizer
 
 
 def read_configuration(name: str | os.PathLike, revision: str | None = None) -> PretrainedConfig:
@@ -107,6 +122,34 @@ def max_positions(model: PreTrainedModel) -> int | None:
         if isinstance(limit := getattr(config, attribute, None), int) and limit > 0:
             return limit
     return None
+
+
+@torch.no_grad()
+def _check_padding(name: str, model: PreTrainedModel) -> None:
+    """Raise ModelError unless a text has the same logits alone and padded on the left, beside a longer one.
+
+    Models that ignore the mask or the positions would give scores that depend on the rest of the batch. The longer text
+    is seven tokens; a model that cannot be called so is refused, too.
+    """
+    longer = [number % model.config.get_text_config().vocab_size for number in range(1, 8)]
+    device = next(model.parameters()).device
+    try:
+        with evaluation_mode(model):
+            alone, padded = (
+                model(**left_padded(rows, device), use_cache=False).logits[0, -3:].float()
+                for rows in ([longer[:3]], [longer[:3], longer])
+            )
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if should_reduce_batch_size(error):
+            raise
+        reason = f"cannot be called with padding on the left ({first_line(error)})"
+        raise ModelError(f"{name} {reason}: give another model.") from None
+    narrow = model.dtype.itemsize < 4
+    if (padded - alone).abs().max() > (0.2 if narrow else 1e-3) * alone.std():
+        raise ModelError(
+            f"{name} is of type {model.config.model_type!r}, whose answers depend on the padding beside them: it "
+            "ignores the attention mask or the positions; give another one, such as OPT or Llama."
+        )
 
 
 def _read_config(name: str, folder: str | Path) -> PretrainedConfig:

@@ -1,71 +1,91 @@
-"""A model's configuration, tokenizer and weights from its files; what transformers only warns of is an error here."""
+"""A model's tokenizer and weights from its files; what transformers only warns of is an error here."""
 
+import re
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rmbook.errors import shown
+from rmbook.models.configuration import empty_model, own_attention
 from rmbook.models.files import ModelError, first_line, quiet
 
+ROOM = 10**7  # parameters that a model may have beyond the bytes of its weights, before its memory is taken
 
-def read_config(name: str, folder: str | Path) -> PretrainedConfig:
-    """What config.json says, of whatever kind of model.
+
+def read_tokenizer(name: str, folder: str | Path, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a folder.
+
+    Args:
+        name: for messages.
+        folder: of the files.
+        config: of its model, which must know all of its tokens; special ones, such as padding, may be beyond.
 
     Raises:
-        ModelError: it cannot be used, or asks for code of its own.
+        ModelError: its files are damaged, or it is another model's.
     """
+    if pattern := _endless_pattern(Path(folder) / "tokenizer.json"):
+        raise ModelError(
+            f"{name}: its tokenizer has the regular expression {shown(pattern)}, whose repeated group can take forever: "
+            "get its files again."
+        )
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if kernel := _foreign_attention(config):
-            raise ModelError(
-                f"{name}: config.json asks for the attention {kernel!r}, code of the hub, which is never run here: "
-                "remove that line."
-            )
-        return config
-    except ModelError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a dozen kinds; all mean a config.json that cannot be used
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{name}: its config.json asks for code of its own (auto_map), which is never run here; "
-                "give a model that transformers itself knows."
-            ) from None
-        raise ModelError(f"{name}: config.json cannot be used ({first_line(error)}): get it again.") from None
-
-
-def _foreign_attention(config: PretrainedConfig) -> str | None:
-    """The name of an attention that transformers would load from the hub: those have a slash in them."""
-    parts = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))]
-    names = [str(getattr(part, "_attn_implementation", None)) for part in parts]
-    return next((name for name in names if "/" in name), None)
-
-
-def read_tokenizer(name: str, folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder; raises ModelError if its files are damaged."""
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            special = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
+            largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
     except Exception as error:  # noqa: BLE001 - damaged files show as errors of three libraries
         raise ModelError(f"{name}: its tokenizer cannot be read ({first_line(error)}): get its files again.") from None
+    known = getattr(config.get_text_config(), "vocab_size", None) if config else None
+    if known is not None and largest >= known:
+        raise ModelError(
+            f"{name}: its tokenizer has a token {largest}, but the model knows 0 to {known - 1}: the two belong to "
+            "different models; get both from one place."
+        )
+    return tokenizer
 
 
-def read_model(name: str, folder: str | Path, kind: type, wanted: str, **settings) -> PreTrainedModel:
-    """A model from its files, none of whose weights are missing, left over or of another shape.
+def _endless_pattern(path: Path) -> str | None:
+    """A regular expression of a tokenizer in which a whole group is repeated; no tokenizer of a known model has one."""
+    if not path.is_file():
+        return None
+    patterns = re.findall(r'"Regex"\s*:\s*("(?:[^"\\]|\\.)*")', path.read_text("utf-8", errors="replace"))
+    return next((p for p in patterns if re.search(r"(?<!\\)\)[*+{]", re.sub(r"\\\\.", "", p))), None)
+
+
+def read_model(
+    name: str, folder: str | Path, kind: type, wanted: str, config: PretrainedConfig, **settings
+) -> PreTrainedModel:
+    """Return a model from its files, none of whose weights are missing, left over or of another shape.
 
     Args:
         name: for messages.
         folder: of the files.
         kind: class of transformers, whose `from_pretrained` reads them.
         wanted: what to get instead of an incomplete one, for messages.
+        config: from config.json.
         settings: of `from_pretrained`.
 
     Raises:
-        ModelError: the weights and config.json do not belong together.
+        ModelError: config.json describes no model, or the weights are not those of the model that it describes.
     """
-    with quiet():
-        model, info = kind.from_pretrained(
-            folder, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True, **settings
+    described = sum(parameter.numel() for parameter in empty_model(name, config).parameters())
+    held = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))  # bytes: no parameter takes less
+    if settings.get("use_safetensors") and described > held + ROOM:
+        raise ModelError(
+            f"{name}: config.json describes {described:,} parameters, but the weights have {held:,} bytes: the two "
+            "belong to different models; get both from one place."
         )
+    settings |= {"config": config, "attn_implementation": own_attention(config)}
+    try:
+        with quiet():
+            model, info = kind.from_pretrained(
+                folder, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True, **settings
+            )
+    except Exception as error:
+        if isinstance(error, MemoryError) or should_reduce_batch_size(error) or getattr(error, "errno", None):
+            raise
+        raise ModelError(f"{name} cannot be loaded ({first_line(error)}): get its files again.") from None
     for key, in_file, in_model in info["mismatched_keys"]:
         raise ModelError(
             f"{name}: {key} has shape {tuple(in_file)} in the weights, but {tuple(in_model)} by config.json: "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, CLIPConfig
+from transformers import CLIPConfig
 
 from rmbook.adapters.adapter_file import check_adapter
 from rmbook.engine.targets import find_targets
@@ -18,9 +18,9 @@ from rmbook.methods.apply import apply_method
 from rmbook.methods.architectures import conv1d_to_linear, resolve_targets
 from rmbook.methods.saved import read_about
 from rmbook.models.clip import ClipClassifier, classifier_without_weights
+from rmbook.models.configuration import empty_model, read_config
 from rmbook.models.files import check_files, find_folder
 from rmbook.models.language import read_configuration
-from rmbook.models.reading import read_config
 from rmbook.runs.config import MASKS, RunConfig
 from rmbook.runs.folder import RunError, run_config
 
@@ -76,9 +76,10 @@ def _without_weights(model_name: str) -> nn.Module:
     folder = find_folder(model_name, None, whole=False)
     check_files(model_name, folder, whole=False)
     if isinstance(config := read_config(model_name, folder), CLIPConfig):
+        empty_model(model_name, config)
         return classifier_without_weights(config)
     with torch.device("meta"):
-        return conv1d_to_linear(AutoModelForCausalLM.from_config(read_configuration(model_name)))
+        return conv1d_to_linear(empty_model(model_name, read_configuration(model_name)))
 
 
 def _run_lines(folder: Path) -> list[str]:

@@ -17,7 +17,8 @@ from rmbook.models.encoding import Encoding, start_token
 from rmbook.models.generation import generate_answers
 from rmbook.models.language import max_positions
 from rmbook.runs.config import DTYPES, RunConfig
-from rmbook.runs.folder import load_run
+from rmbook.runs.fingerprints import data_fingerprint, weights_fingerprint
+from rmbook.runs.folder import check_inputs, load_run, run_config
 from rmbook.tasks.catalog import find_task
 from rmbook.tasks.splits import sample_splits
 
@@ -36,10 +37,11 @@ def evaluate_run(
     """The metric of a run, or of a model as it is, over examples of a task.
 
     Args:
-        run: folder of a finished run; give this or model_name.
-        model_name: a model as it is; then `changes` must name a task.
+        run: folder of a finished run; None for a model as it is.
+        model_name: a model as it is, for which `changes` must name a task; beside a run, where its base model is now.
         split: "test", "dev" or "train" as the run draws them, or "validation": all of the task's validation split.
-        changes: of task, data_dir, test_size, seed and max_length; a run has its own.
+        changes: of task, data_dir, test_size, seed and max_length; a run has its own. If its examples were moved,
+            data_dir must hold the same ones.
         dtype: for a model as it is; float32 if None.
         predictions: file for the answers.
         progress: show a bar on standard error.
@@ -89,8 +91,8 @@ def continue_text(run: str | None, model_name: str | None, text: str, max_new_to
 
 
 def _check_source(run: str | None, model_name: str | None) -> None:
-    if (run is None) == (model_name is None):
-        raise ConfigError("give the folder of a run, or --model; one of them.")
+    if run is None and model_name is None:
+        raise ConfigError("give the folder of a run, or --model.")
 
 
 def _load(
@@ -102,8 +104,13 @@ def _load(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: {closest(dtype, DTYPES)}")
     if run is not None:
-        model, tokenizer, config = load_run(run)
+        config = run_config(Path(run))
         changed = dataclasses.replace(config, **changes)
+        if "data_dir" in changes and changed.task == config.task:
+            check_inputs(Path(run), {"data": data_fingerprint(changed.task, changed.data_dir)})
+        if model_name is not None:
+            check_inputs(Path(run), {"weights": weights_fingerprint(model_name, None)[0]})
+        model, tokenizer, config = load_run(run, model_name)
         if find_task(changed.task).load_model != find_task(config.task).load_model:  # a head of classes is one task's
             raise ConfigError(f"the run in {run} is of {config.task} and cannot do {changed.task}: leave out --task.")
         return model, tokenizer, changed

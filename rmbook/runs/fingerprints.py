@@ -93,7 +93,8 @@ def weights_fingerprint(model: str, revision: str | None) -> tuple[str, str | No
     """
     folder = find_commit(model, revision)
     if Path(model).expanduser().is_dir():
-        names = sorted(path.name for path in folder.iterdir() if any(fnmatch.fnmatch(path.name, f) for f in FILES))
+        files = [path.name for path in folder.iterdir() if path.is_file()]  # a pipe would be waited for
+        names = sorted(name for name in files if any(fnmatch.fnmatch(name, f) for f in FILES))
         return digest_files({name: folder / name for name in names}), None
     if not re.fullmatch("[0-9a-f]{40}", folder.name):
         raise ModelError(f"cannot tell the commit of {model} from {folder}: give a folder, or --set revision=COMMIT.")

@@ -36,10 +36,35 @@ def run_config(folder: Path) -> RunConfig:
         raise RunError(f"{folder / 'config.json'} is damaged ({error}): start the run again.") from None
 
 
-def load_run(folder: str | os.PathLike) -> tuple[nn.Module, PreTrainedTokenizerBase | Preprocessing, RunConfig]:
+def check_inputs(folder: Path, found: dict[str, str]) -> None:
+    """Raise RunError if a run began with other examples or other weights than those that are there now.
+
+    Args:
+        folder: of the run.
+        found: from `rmbook.runs.fingerprints.describe_inputs`, or a part of it.
+    """
+    try:
+        begun = json.loads((folder / "inputs.json").read_text())
+        changed = [name for name in found if begun[name] != found[name]]
+    except FileNotFoundError:  # of an older version
+        return
+    except (ValueError, TypeError, KeyError):
+        raise RunError(f"{folder / 'inputs.json'} is damaged: start the run again.") from None
+    if changed:
+        what = " and ".join({"data": "the examples", "weights": "the base model's weights"}[name] for name in changed)
+        raise RunError(f"{what} are not those that the run in {folder} began with: restore them, or start a new run.")
+
+
+def load_run(
+    folder: str | os.PathLike, model_name: str | None = None
+) -> tuple[nn.Module, PreTrainedTokenizerBase | Preprocessing, RunConfig]:
     """The base model of a finished run with what the run trained, in evaluation mode, its tokenizer and settings.
 
     For a task of images, CLIP's image encoder with the task's head, and its preprocessing instead of a tokenizer.
+
+    Args:
+        folder: of the run.
+        model_name: where its base model is by now, if it was moved; the same weights in any place.
 
     Raises:
         RunError: there is no run in the folder, or it is not finished, or it diverged before its first epoch ended.
@@ -51,7 +76,7 @@ def load_run(folder: str | os.PathLike) -> tuple[nn.Module, PreTrainedTokenizerB
         why = "diverged" if (folder / "result.json").exists() else f"not finished: rmbook train --resume {folder}"
         raise RunError(f"the run in {folder} has no adapter.safetensors: it is {why}.")
     load, dtype = find_task(config.task).load_model, getattr(torch, config.dtype)
-    model, tokenizer = load(config.model, dtype=dtype, revision=config.revision)
+    model, tokenizer = load(model_name or config.model, dtype=dtype, revision=None if model_name else config.revision)
     load_trained(model, folder / "adapter.safetensors")
     return model.eval(), tokenizer, config
 

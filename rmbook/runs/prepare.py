@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
@@ -22,6 +21,7 @@ from rmbook.runs.config import MASKS, RunConfig
 from rmbook.tasks.catalog import find_task
 from rmbook.tasks.splits import Splits, sample_splits
 from rmbook.tasks.task import Task
+from rmbook.training.accelerator import new_accelerator
 from rmbook.training.objectives import Objective
 
 
@@ -71,8 +71,7 @@ def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedR
     task = find_task(config.task)
     examples = [task.load_examples(split, config.data_dir) for split in ("train", "validation")]
     splits = sample_splits(*examples, config.seed, config.train_size, config.dev_size, config.test_size)
-    AcceleratorState._reset_state()  # it keeps one precision a process, where a notebook may want another run's
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = new_accelerator(config.mixed_precision)
     place = {"dtype": getattr(torch, config.dtype), "device": accelerator.device, "revision": config.revision}
     load = functools.partial(bases.take, task.load_model) if bases else task.load_model
     model, tokenizer = load(config.model, **place)

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from accelerate.utils.memory import should_reduce_batch_size
 
+from rmbook.engine.product_spops import check_spops
 from rmbook.errors import RmbookError
 from rmbook.files import write_json
 from rmbook.methods.saved import save_trained
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import RunConfig
 from rmbook.runs.fingerprints import describe_inputs
-from rmbook.runs.folder import MetricsFile, RunError, finite, first_process, run_config
+from rmbook.runs.folder import MetricsFile, RunError, check_inputs, finite, first_process, run_config
 from rmbook.runs.prepare import PreparedRun, prepare_run, score_examples
 from rmbook.stamps import peak_memory, stamp
 from rmbook.tasks.catalog import find_task
@@ -65,6 +66,8 @@ def start_run(
     if first_process() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists: go on with it by `rmbook train --resume {folder}`, or name another --output.")
     _check_place(folder)
+    if config.settings.get("backend") == "spops":
+        check_spops()
     inputs = describe_inputs(config)
     with _explaining_memory(config):
         prepared = prepare_run(config, bases)
@@ -100,7 +103,10 @@ def resume_run(
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text())
     config = replace(config, **changes)
-    _check_inputs(folder, describe_inputs(config))
+    config = replace(config, model=_lasting(config.model), data_dir=config.data_dir and _lasting(config.data_dir))
+    check_inputs(folder, describe_inputs(config))
+    if first_process():
+        _remove_leftovers(folder)
     with _explaining_memory(config):
         prepared = prepare_run(config, bases)
     return _run(prepared, folder, progress, after_epoch)
@@ -131,18 +137,11 @@ def _begin_folder(folder: Path, config: RunConfig, inputs: dict[str, str]) -> No
         raise
 
 
-def _check_inputs(folder: Path, found: dict[str, str]) -> None:
-    """Raise RunError if a run began with other examples or other weights than those that are there now."""
-    try:
-        begun = json.loads((folder / "inputs.json").read_text())
-        changed = [name for name in found if begun[name] != found[name]]
-    except FileNotFoundError:  # of an older version
-        return
-    except (ValueError, TypeError, KeyError):
-        raise RunError(f"{folder / 'inputs.json'} is damaged: start the run again.") from None
-    if changed:
-        what = " and ".join({"data": "the examples", "weights": "the base model's weights"}[name] for name in changed)
-        raise RunError(f"{what} are not those that the run in {folder} began with: restore them, or start a new run.")
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a kill left of files that were being written: `rmbook.files.replacing` names them so."""
+    for name in ("checkpoint.safetensors", "adapter.safetensors", "metrics.jsonl", "result.json"):
+        for rest in folder.glob(f".{name}.*"):
+            rest.unlink(missing_ok=True)
 
 
 def _lasting(name: str) -> str:

@@ -7,11 +7,9 @@ batches are pickles, which can run code when they are read, and are refused.
 
 import csv
 import functools
-import gzip
 import io
-import math
 import os
-import zlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +18,17 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from rmbook.errors import TaskError
+from rmbook.errors import TaskError, shown
 from rmbook.tasks.hub import hub_table
+from rmbook.tasks.idx_files import read_idx
+from rmbook.tasks.image_folders import ENDINGS, class_folders, report_passed
 from rmbook.tasks.task import Task, plain_name
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF")  # all else that PIL reads, whatever a file is called, is refused
 FOLDERS = {"train": "train", "validation": "test"}  # what runs call validation is the standard test split
-LARGEST_IDX = 10**9  # bytes; MNIST has 47 million
 IDX = {"train": "train", "validation": "t10k"}
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises on damaged files
+# What PIL raises on damaged files, and warns of where an image has more than 89 million pixels.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +72,7 @@ def load_images(task: Task, split: str, data_dir: str | os.PathLike | None = Non
         raise TaskError(f"split must be train or validation, got {split!r}.")
     if data_dir is None:
         return list(_hub_examples(task, split))
-    _, files, pairs = _find(task, split, Path(data_dir))
+    base, files, pairs = _find(task, split, Path(data_dir))
     if pairs is None:
         return _idx_examples(task, *files)
     examples = []
@@ -85,6 +84,12 @@ def load_images(task: Task, split: str, data_dir: str | os.PathLike | None = Non
             raise _damaged(path, error) from None
         gold = (_class_number(task, label, path),)
         examples.append(ImageExample(task.name, gold, str(path), functools.partial(open_image, path)))
+    if not examples:
+        raise TaskError(f"{files[0]} lists no {FOLDERS[split]} images of {task.name}: get it again.")
+    if not files:  # folders of classes
+        there = {example.gold[0] for example in examples}
+        absent = [name for number, name in enumerate(task.classes) if number not in there]
+        report_passed(base / FOLDERS[split], absent)
     return examples
 
 
@@ -107,19 +112,34 @@ def _find(task: Task, split: str, data_dir: Path) -> tuple[Path, list[Path], lis
         if task.name == "GTSRB" and (lists := _gtsrb_lists(base, split)):
             rows = [(folder, row) for file, folder in lists for row in _table(file, ";", "Filename", "ClassId")]
             return base, [file for file, _ in lists], [(_inside(folder, name), label) for folder, (name, label) in rows]
-        if pairs := _class_folders(base / FOLDERS[split]):
+        if pairs := class_folders(base / FOLDERS[split]).images:
             return base, [], pairs
         if any(base.glob("data_batch_*")) or any(base.glob("cifar-10-batches-py/*")):
             raise TaskError(
                 f"{base} holds CIFAR-10's python batches, pickles, which can run code when they are read: "
                 "get it as PNG files (Kaggle's, or a folder a class), or leave data_dir out to read the hub's parquet."
             )
+        if found := _other_form(task, base):
+            raise TaskError(
+                f"{base} holds {found}: save the images as train/CLASS/ and test/CLASS/, or leave data_dir out to read "
+                "the hub's parquet."
+            )
     other = {"MNIST": f"{idx[0].name}, ", "GTSRB": "Final_Training/ and Final_Test/, "}.get(task.name, "")
     other = "trainLabels.csv with train/, " if (task.name, split) == ("CIFAR10", "train") else other
+    note = class_folders(data_dir / FOLDERS[split]).note()
     raise TaskError(
-        f"{task.name} has no {FOLDERS[split]} images in {data_dir}: expected {other}or {FOLDERS[split]}/CLASS/ with "
-        f"{', '.join(ENDINGS[:4])} files."
+        f"{task.name} has no {FOLDERS[split]} images in {data_dir}{f' ({note})' if note else ''}: expected {other}"
+        f"{'or ' if other else ''}{FOLDERS[split]}/CLASS/ with {', '.join(ENDINGS[:4])} files."
     )
+
+
+def _other_form(task: Task, base: Path) -> str | None:
+    """The form of a set that is not read here, in words: a file of MATLAB, or folders that are not split."""
+    if any(base.glob("*.mat")):
+        return "files of MATLAB (.mat), which are not read here"
+    names = _class_numbers(task)
+    folders = [p for p in (base, *base.glob("NWPU-RESISC45")) if any(plain_name(f.name) in names for f in p.glob("*/"))]
+    return f"folders of classes that are not split into train and test ({folders[0]})" if folders else None
 
 
 def _gtsrb_lists(base: Path, split: str) -> list[tuple[Path, Path]]:
@@ -131,19 +151,10 @@ def _gtsrb_lists(base: Path, split: str) -> list[tuple[Path, Path]]:
     return [(place / "GT-final_test.csv", images) for place in places if (place / "GT-final_test.csv").is_file()][:1]
 
 
-def _class_folders(folder: Path) -> list[tuple[Path, str]]:
-    if not folder.is_dir():
-        return []
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [
-        (path, found.name) for found in classes for path in sorted(found.iterdir()) if path.suffix.lower() in ENDINGS
-    ]
-
-
 def _inside(folder: Path, name: str) -> Path:
     """A file that a list names, in the list's own folder and nowhere else."""
     if name != Path(name).name:
-        raise TaskError(f"a list of {folder} names {name!r}: expected the name of a file in that folder.")
+        raise TaskError(f"a list of {folder} names {shown(name)}: expected the name of a file in that folder.")
     return folder / name
 
 
@@ -155,7 +166,9 @@ def open_image(file) -> Image.Image:
     """
     if isinstance(file, str | os.PathLike) and not Path(file).is_file():
         raise OSError("there is no such file")
-    return Image.open(file, formats=FORMATS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(file, formats=FORMATS)
 
 
 def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
@@ -174,6 +187,8 @@ def _check_range(mode: str, kind: str | None) -> None:
 
 def _table(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, ...]]:
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise csv.Error("it is no file")
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, delimiter=delimiter))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -181,7 +196,7 @@ def _table(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, ...
     for number, row in enumerate(rows, 2):
         if not all(row.get(column) for column in columns):
             raise TaskError(
-                f"{path}, line {number}: expected {' and '.join(columns)} between {delimiter!r}, got {row}."
+                f"{path}, line {number}: expected {' and '.join(columns)} between {delimiter!r}, got {shown(row)}."
             )
         yield tuple(row[column] for column in columns)
 
@@ -191,10 +206,15 @@ def _class_number(task: Task, label: str, where: object) -> int:
     numbers = _class_numbers(task)
     if plain_name(label) in numbers:
         return numbers[plain_name(label)]
-    if label.isdecimal() and int(label) < len(numbers):
-        return int(label)
-    shown = ", ".join(task.classes[:3])
-    raise TaskError(f"{where}: label {label!r} is unknown: {task.name}'s are {shown} ..., or 0 to {len(numbers) - 1}.")
+    number = int(label) if label.isdecimal() and len(label) < 10 else -1
+    if task.name == "SVHN" and number == 10:  # so its authors write the digit 0
+        return 0
+    if 0 <= number < len(numbers):
+        return number
+    some = ", ".join(task.classes[:3])
+    raise TaskError(
+        f"{where}: label {shown(label)} is unknown: {task.name}'s are {some} ..., or 0 to {len(numbers) - 1}."
+    )
 
 
 @functools.cache
@@ -203,8 +223,8 @@ def _class_numbers(task: Task) -> dict[str, int]:
 
 
 def _idx_examples(task: Task, images_path: Path, labels_path: Path) -> list[ImageExample]:
-    images, labels = _idx(images_path, 3), _idx(labels_path, 1)
-    if len(images) != len(labels) or len(labels) == 0:
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+    if len(images) != len(labels) or images.size == 0:
         raise TaskError(f"{images_path} holds {len(images)} images and {labels_path} {len(labels)} labels: get both.")
     if labels.max() >= len(task.classes):
         raise TaskError(f"{labels_path}: label {labels.max()} is out of range: {task.name} has 0 to 9.")
@@ -216,26 +236,12 @@ def _idx_examples(task: Task, images_path: Path, labels_path: Path) -> list[Imag
     ]
 
 
-def _idx(path: Path, dimensions: int) -> np.ndarray:
-    """The array in one of MNIST's files: zero, zero, 8 for uint8, number of dimensions; their sizes; the data."""
-    try:
-        with gzip.open(path) as file:  # not more than the file's own head promises: little can unpack to very much
-            content = file.read(4 + 4 * dimensions)
-            sizes = np.frombuffer(content[4:], ">u4").tolist() if len(content) == 4 + 4 * dimensions else []
-            if math.prod(sizes) <= LARGEST_IDX:
-                content += file.read(math.prod(sizes) + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise TaskError(f"{path} cannot be read ({type(error).__name__}: {error}): get it again.") from None
-    head = 4 + 4 * dimensions
-    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != head + math.prod(sizes):
-        raise TaskError(f"{path} is no whole idx{dimensions}-ubyte file: get it again.")
-    return np.frombuffer(content, np.uint8, offset=head).reshape(sizes)
-
-
 def _hub_examples(task: Task, split: str) -> Iterator[ImageExample]:
     source, table = hub_table(task, FOLDERS[split], "image files")
     column, label = task.columns
     table = _undecoded(table, column)
+    if (empty := _first_empty(table, column)) is not None:
+        raise TaskError(f"{source}, row {empty} holds no image: expected the bytes of a file.")
     numbers, names = table[label], [plain_name(name) for name in getattr(table.features[label], "names", None) or ()]
     classes = _class_numbers(task)
     # Labels of the same names in another order are put in order; other names, such as GTSRB's, are known by number.
@@ -254,11 +260,17 @@ def _undecoded(table, column: str):
     return table.cast_column(column, datasets.Image(decode=False))
 
 
+def _first_empty(table, column: str) -> int | None:
+    """The first row without an image; a path instead would be one on this machine, which no other one can know."""
+    import pyarrow.compute
+
+    content = pyarrow.compute.struct_field(table.data.column(column), "bytes")
+    row = pyarrow.compute.index(content.is_null(), True).as_py()
+    return None if row < 0 else row
+
+
 def _from_table(table, index: int, column: str) -> Image.Image:
-    content = (table[index][column] or {}).get("bytes")
-    if content is None:  # a path instead would be one on this machine, which a table from elsewhere cannot know
-        raise ValueError("the row holds no image")
-    return open_image(io.BytesIO(content))
+    return open_image(io.BytesIO(table[index][column]["bytes"]))
 
 
 def _damaged(where: object, error: Exception) -> TaskError:

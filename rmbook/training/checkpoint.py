@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,13 @@ class Checkpoint:
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:
-        """Within it, Ctrl-C and SIGTERM ask for a stop at the next step; a second Ctrl-C stops at once."""
+        """Within it, Ctrl-C and SIGTERM ask for a stop at the next step; a second Ctrl-C stops at once.
+
+        In a thread other than the main one nothing changes: Python gives signals to the main one alone.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
         def ask(number, frame):
             if self.stop_requested:

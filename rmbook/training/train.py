@@ -4,6 +4,7 @@ The settings are the paper's (appendix B; `TrainingConfig` has them as defaults)
 require a gradient are trained, so full fine-tuning, LoRA and random masks all go through the same loop.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from rmbook.methods.applied_method import AppliedMethod
+from rmbook.training.accelerator import keeping_state, new_accelerator
 from rmbook.training.checkpoint import Checkpoint
 from rmbook.training.config import TrainingConfig, TrainingResult
 from rmbook.training.loop import TrainingLoop
@@ -47,7 +49,8 @@ def train(
         collate: makes a batch from a list of examples; torch's default if None.
         objective: what is minimised; `Classification(collate)` if None.
         method: what `apply_method` made of the model, for methods that add to the loss or act after a step.
-        accelerator: for several processes, mixed precision or another device; a plain one if None.
+        accelerator: for several processes, mixed precision or another device; if None, a plain one
+            that neither the environment nor an earlier Accelerator changes.
         checkpoint: where the state is kept. If it holds one, the run goes on from there.
         log: called with a dict after each step and after each epoch, in the first process only.
         progress: show a progress bar on standard error.
@@ -63,9 +66,13 @@ def train(
     for name, data in (("train_data", train_data), ("dev_data", dev_data)):
         if len(data) == 0:
             raise ValueError(f"{name} is empty; training needs at least one example.")
-    accelerator, objective = accelerator or Accelerator(), objective or Classification(collate)
-    device = accelerator.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    objective = objective or Classification(collate)
+    with contextlib.ExitStack() as around:
+        if accelerator is None:
+            around.enter_context(keeping_state())
+            accelerator = new_accelerator()
+        device = accelerator.device
+        around.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.manual_seed(config.seed + 2**32 * accelerator.process_index)  # each process has dropout of its own
         loop = TrainingLoop(method, objective, config, accelerator, checkpoint, log)
         state = loop.run(train_data, dev_data, progress)
