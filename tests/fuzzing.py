@@ -29,6 +29,8 @@ ODD = (  # in place of a value
     *([], [[]], {}, [None], [1, 2], {"a": 1}, {"": {}}, [{}] * 50, [0] * 2000),
 )
 
+MARKS = (b"\0", b"\xef\xbb\xbf", b"\n", b"\r", b"\t", b'"', b"\\ud800", b"[" * 3000, b"\xed\xa0\x80", b"1e999")
+
 
 class Hang(BaseException):
     """Something took too long; no error that a reader may take for its own."""
@@ -53,7 +55,7 @@ def damaged_bytes(draw: random.Random, content: bytes) -> bytes:
                 bytes(len(piece)),
                 b"\xff" * len(piece),
                 draw.randbytes(length),
-                draw.choice((b"\0", b"\xef\xbb\xbf", b"\n", b"\r", b"\t", b'"', b"\\ud800", b"[" * 3000, b"\xed\xa0\x80")),
+                draw.choice(MARKS),
             )
         )
         kind = draw.randrange(10)

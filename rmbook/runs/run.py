@@ -15,13 +15,15 @@ from pathlib import Path
 from accelerate.utils.memory import should_reduce_batch_size
 
 from rmbook.errors import RmbookError
-from rmbook.files import write_json
+from rmbook.files import UnreadableFileError, write_json
+from rmbook.json_files import read_json
 from rmbook.methods.saved import save_trained
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import RunConfig
 from rmbook.runs.fingerprints import describe_inputs
-from rmbook.runs.folder import MetricsFile, RunError, finite, first_process, run_config
+from rmbook.runs.folder import MetricsFile, finite, first_process, run_config
 from rmbook.runs.prepare import PreparedRun, prepare_run, score_examples
+from rmbook.runs.result import RunError, read_result
 from rmbook.stamps import peak_memory, stamp
 from rmbook.tasks.catalog import find_task
 from rmbook.training.checkpoint import Checkpoint, TrainingInterrupted
@@ -97,8 +99,8 @@ def resume_run(
     """
     folder = Path(folder)
     config = run_config(folder)
-    if (folder / "result.json").exists():
-        return json.loads((folder / "result.json").read_text())
+    if result := read_result(folder):
+        return result
     config = replace(config, **changes)
     _check_inputs(folder, describe_inputs(config))
     with _explaining_memory(config):
@@ -133,13 +135,14 @@ def _begin_folder(folder: Path, config: RunConfig, inputs: dict[str, str]) -> No
 
 def _check_inputs(folder: Path, found: dict[str, str]) -> None:
     """Raise RunError if a run began with other examples or other weights than those that are there now."""
-    try:
-        begun = json.loads((folder / "inputs.json").read_text())
-        changed = [name for name in found if begun[name] != found[name]]
-    except FileNotFoundError:  # of an older version
+    path = folder / "inputs.json"
+    if not path.exists():  # of an older version
         return
-    except (ValueError, TypeError, KeyError):
-        raise RunError(f"{folder / 'inputs.json'} is damaged: start the run again.") from None
+    try:
+        begun = read_json(path)
+        changed = [name for name in found if begun[name] != found[name]]
+    except (UnreadableFileError, TypeError, KeyError):
+        raise RunError(f"{path} is damaged: start the run again.") from None
     if changed:
         what = " and ".join({"data": "the examples", "weights": "the base model's weights"}[name] for name in changed)
         raise RunError(f"{what} are not those that the run in {folder} began with: restore them, or start a new run.")

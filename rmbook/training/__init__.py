@@ -6,6 +6,7 @@ In: a model, training and dev examples, a `TrainingConfig`. Out: the model at it
     config         `TrainingConfig`, `TrainingResult`, the schedule of the learning rate
     evaluation     `evaluate`: loss and accuracy over a data set
     loop           one step after the other
+    state          how far a run is
     objectives     what is minimised
     checkpoint     the state of an interrupted run
     learning_rate  `suggest_learning_rate`: the paper's law of density and learning rate

@@ -107,9 +107,10 @@ def test_damaged_shira_folders(tmp_path):
     before, taken = state_bytes(model), 0
 
     def sign(new: bytes) -> bytes:
-        return signed(
-            tmp_path / "scratch", new, lambda tensors, fields: {"rmbook_content": digest_tensors(tensors, fields["rmbook"])}
-        )
+        def digest(tensors, fields):
+            return {"rmbook_content": digest_tensors(tensors, fields["rmbook"])}
+
+        return signed(tmp_path / "scratch", new, digest)
 
     for seed in seeds(300):
         draw = random.Random(seed)
