@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from rmbook.errors import TaskError
+from rmbook.errors import TaskError, shown
 from rmbook.tasks.hub import hub_table
 from rmbook.tasks.task import Task, plain_name
 
@@ -191,10 +191,12 @@ def _class_number(task: Task, label: str, where: object) -> int:
     numbers = _class_numbers(task)
     if plain_name(label) in numbers:
         return numbers[plain_name(label)]
-    if label.isdecimal() and int(label) < len(numbers):
+    if label.isdecimal() and len(label) < 10 and int(label) < len(numbers):
         return int(label)
-    shown = ", ".join(task.classes[:3])
-    raise TaskError(f"{where}: label {label!r} is unknown: {task.name}'s are {shown} ..., or 0 to {len(numbers) - 1}.")
+    known = ", ".join(task.classes[:3])
+    raise TaskError(
+        f"{where}: label {shown(label)} is unknown: {task.name}'s are {known} ..., or 0 to {len(numbers) - 1}."
+    )
 
 
 @functools.cache
