@@ -231,17 +231,6 @@ def write_json(path: Path, data: Any) -> None:
         file.write("\n")
 
 
-def read_json_lines(path: Path) -> list[dict]:
-    """Return the JSON objects of a file with one a line; a last line that a kill has cut is left out.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: a whole line is not JSON.
-    """
-    lines = path.read_bytes().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
-
-
 def digest_tensors(tensors: dict[str, torch.Tensor], description: str) -> str:
     """Return the SHA-256 of a description and of the names, dtypes, shapes and bytes of tensors."""
     digest = hashlib.sha256(description.encode())

@@ -11,7 +11,7 @@ import typer
 
 from rmbook.cli import interrupt
 from rmbook.cli.options import Sweep, check_outputs, path_flag, takes
-from rmbook.errors import ConfigError
+from rmbook.errors import ConfigError, printable
 from rmbook.settings import COUNT, check_settings, expand_home, parse_pairs, setting
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ Examples:
   sbatch --gpus=1 --time=8:00:00 sweeps/table1/slurm/array.sbatch
 """
 
+LONGEST_NOTE = 1000  # characters
 LONGEST_LEASE = 10**7  # seconds: a third of a year
 
 
@@ -156,7 +157,7 @@ def status(sweep: Sweep) -> None:
     for row in rows:
         if row["state"] in ("leased", "failed"):
             note = row["error"] or f"attempt {row['attempts']}, since {row['claimed']}"
-            typer.echo(f"{row['state']}: {describe_run(row['config'])}: {note}")
+            typer.echo(printable(f"{row['state']}: {describe_run(row['config'])}: {note}", LONGEST_NOTE))
 
 
 @app.command(epilog=EXPORT)

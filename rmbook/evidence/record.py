@@ -26,7 +26,7 @@ from rmbook.evidence.recording import recorded_path
 from rmbook.files import write_json
 from rmbook.offline.store import cache_folder
 from rmbook.runs.fingerprints import PlannedRun
-from rmbook.runs.folder import RunError
+from rmbook.runs.result import RunError
 from rmbook.stamps import source_fingerprint, stamp
 from rmbook.sweeps.driver import Perform, open_ledger
 from rmbook.sweeps.folder import SweepFolder

@@ -6,6 +6,7 @@ In: a `RunConfig`. Out: a folder with config.json, metrics.jsonl, adapter.safete
     run           `start_run`, `resume_run`
     prepare       examples, model and method, ready to train
     folder        reading and writing the folder
+    result        what it says of the outcome, checked
     evaluate      scoring a finished run
     describe      what a run or a method trains
     fingerprints  what a run's outcome depends on, as hashes

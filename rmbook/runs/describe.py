@@ -1,6 +1,5 @@
 """What a run or an adapter holds, and what a method would train in a model, in words."""
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,8 @@ from rmbook.models.configuration import empty_model, read_config
 from rmbook.models.files import check_files, find_folder
 from rmbook.models.language import read_configuration
 from rmbook.runs.config import MASKS, RunConfig
-from rmbook.runs.folder import RunError, run_config
+from rmbook.runs.folder import run_config
+from rmbook.runs.result import RunError, read_result
 
 
 def describe_path(path: Path) -> str:
@@ -83,14 +83,13 @@ def _without_weights(model_name: str) -> nn.Module:
 
 
 def _run_lines(folder: Path) -> list[str]:
-    config, result = run_config(folder), folder / "result.json"
+    config, found = run_config(folder), read_result(folder)
     lines = [
         f"run in {folder}",
         *(f"  {name}: {value}" for name, value in config.to_dict().items() if value not in (None, {})),
     ]
-    if not result.exists():
+    if found is None:
         return [*lines, f"not finished: `rmbook train --resume {folder}` goes on"]
-    found = json.loads(result.read_text())
     lines.append(
         f"{found['status']} after {found['steps']} steps in {found['seconds']:.0f} s, made {found['stamp']['date']}"
     )

@@ -8,7 +8,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rmbook.errors import shown
 from rmbook.files import digest_files
+from rmbook.json_files import each, mapping, text
 from rmbook.models.files import FILES, ModelError, find_commit
 from rmbook.runs.config import RunConfig
 from rmbook.stamps import source_fingerprint
@@ -16,6 +18,7 @@ from rmbook.tasks.catalog import find_task
 from rmbook.version import __version__
 
 PLACES = ("model", "revision", "data_dir")  # where things are: the fingerprints say what they are
+IDENTITY = ("data", "weights", "code")
 NUMBERS = ("learning_rate", "ratio", "density", "dropout", "weight_decay", "max_grad_norm")
 
 
@@ -27,11 +30,26 @@ class PlannedRun:
         key: `run_key`.
         config: all settings, fit for JSON; folders are absolute, and a model of the hub has its commit.
         identity: fingerprints: "data", "weights" and "code".
+
+    Raises:
+        TypeError, ValueError: these are none; they may come from a file.
     """
 
     key: str
     config: dict
     identity: dict[str, str]
+
+    def __post_init__(self):
+        if not is_key(self.key):
+            raise ValueError(f"{shown(self.key)} is no key of a run")
+        if not mapping(self.config) or not each(text)(self.identity) or not self.identity.keys() <= set(IDENTITY):
+            raise ValueError(f"the run {self.key} has no settings or no identity")
+        json.dumps(self.config, ensure_ascii=False).encode()  # it has no half characters
+
+
+def is_key(key: object) -> bool:
+    """Whether it can be the key of a run, which becomes the name of a folder."""
+    return type(key) is str and re.fullmatch(r"[\w-]{1,100}", key) is not None
 
 
 def plan_run(config: RunConfig) -> PlannedRun:

@@ -9,16 +9,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rmbook.errors import RmbookError
-from rmbook.files import read_json_lines, replacing
+from rmbook.errors import ConfigError, TaskError
+from rmbook.files import UnreadableFileError, replacing
+from rmbook.json_files import read_json
 from rmbook.methods.saved import load_trained
 from rmbook.models.clip_preprocessing import Preprocessing
-from rmbook.runs.config import RunConfig, make_config
+from rmbook.runs.config import RunConfig, make_config, read_config
+from rmbook.runs.result import RunError, read_metrics
 from rmbook.tasks.catalog import find_task
-
-
-class RunError(RmbookError):
-    """A run cannot be started or taken up; one line that says what to do."""
 
 
 def first_process() -> bool:
@@ -27,13 +25,14 @@ def first_process() -> bool:
 
 
 def run_config(folder: Path) -> RunConfig:
-    """The settings of the run in a folder; raises RunError if there is none."""
+    """The settings of the run in a folder; raises RunError if there are none, or damaged ones."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise RunError(f"there is no run in {folder}: it has no config.json.")
     try:
-        return make_config(json.loads((folder / "config.json").read_text()))
-    except FileNotFoundError:
-        raise RunError(f"there is no run in {folder}: it has no config.json.") from None
-    except json.JSONDecodeError as error:
-        raise RunError(f"{folder / 'config.json'} is damaged ({error}): start the run again.") from None
+        return make_config(read_config(path))
+    except (ConfigError, TaskError) as error:
+        raise RunError(f"{path} is damaged ({str(error).removesuffix('.')}): start the run again.") from None
 
 
 def check_inputs(folder: Path, found: dict[str, str]) -> None:
@@ -43,13 +42,14 @@ def check_inputs(folder: Path, found: dict[str, str]) -> None:
         folder: of the run.
         found: from `rmbook.runs.fingerprints.describe_inputs`, or a part of it.
     """
-    try:
-        begun = json.loads((folder / "inputs.json").read_text())
-        changed = [name for name in found if begun[name] != found[name]]
-    except FileNotFoundError:  # of an older version
+    path = folder / "inputs.json"
+    if not path.exists():  # of an older version
         return
-    except (ValueError, TypeError, KeyError):
-        raise RunError(f"{folder / 'inputs.json'} is damaged: start the run again.") from None
+    try:
+        begun = read_json(path)
+        changed = [name for name in found if begun[name] != found[name]]
+    except (UnreadableFileError, TypeError, KeyError):
+        raise RunError(f"{path} is damaged: start the run again.") from None
     if changed:
         what = " and ".join({"data": "the examples", "weights": "the base model's weights"}[name] for name in changed)
         raise RunError(f"{what} are not those that the run in {folder} began with: restore them, or start a new run.")
@@ -110,7 +110,7 @@ class MetricsFile:
 
     def rows(self) -> list[dict]:
         """What the file holds."""
-        return read_json_lines(self.path) if self.path.exists() else []
+        return read_metrics(self.path)
 
     def __enter__(self) -> "MetricsFile":
         self._file = open(self.path, "a", buffering=1) if self.writes else None  # each line as it comes

@@ -21,8 +21,9 @@ from rmbook.methods.saved import save_trained
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import RunConfig
 from rmbook.runs.fingerprints import describe_inputs
-from rmbook.runs.folder import MetricsFile, RunError, check_inputs, finite, first_process, run_config
+from rmbook.runs.folder import MetricsFile, check_inputs, finite, first_process, run_config
 from rmbook.runs.prepare import PreparedRun, prepare_run, score_examples
+from rmbook.runs.result import RunError, read_result
 from rmbook.stamps import peak_memory, stamp
 from rmbook.tasks.catalog import find_task
 from rmbook.training.checkpoint import Checkpoint, TrainingInterrupted
@@ -100,8 +101,8 @@ def resume_run(
     """
     folder = Path(folder)
     config = run_config(folder)
-    if (folder / "result.json").exists():
-        return json.loads((folder / "result.json").read_text())
+    if result := read_result(folder):
+        return result
     config = replace(config, **changes)
     config = replace(config, model=_lasting(config.model), data_dir=config.data_dir and _lasting(config.data_dir))
     check_inputs(folder, describe_inputs(config))

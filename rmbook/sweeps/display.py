@@ -7,15 +7,17 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from rmbook.errors import printable
 from rmbook.sweeps.ledger import STATES, Lease
 from rmbook.sweeps.local import Listener
-from rmbook.sweeps.table import is_fine_tuning
+from rmbook.sweeps.table import DEFAULTS, is_fine_tuning
 
 
 def describe_run(config: dict) -> str:
     """Describe a run in one line."""
     if not is_fine_tuning(config):
-        return " ".join(f"{name} {value}" for name, value in config.items() if value is not None)
+        return printable(" ".join(f"{name} {value}" for name, value in config.items() if value is not None), 200)
+    config = DEFAULTS | config
     share = next((f" {name} {config[name]:g}" for name in ("ratio", "density") if config.get(name) is not None), "")
     model = str(config["model"]).rstrip("/").split("/")[-1]
     return f"{model} {config['task']} {config['method']}{share} lr {config['learning_rate']:g} seed {config['seed']}"

@@ -11,7 +11,6 @@ may be None; else it is called with each finished epoch's row, and True asks for
 
 import contextlib
 import errno
-import json
 import re
 import shutil
 import threading
@@ -23,7 +22,7 @@ from rmbook.errors import ConfigError
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import make_config
 from rmbook.runs.fingerprints import PlannedRun
-from rmbook.runs.folder import RunError
+from rmbook.runs.result import RunError
 from rmbook.runs.run import MemoryShortage, resume_run, start_run
 from rmbook.sweeps.folder import SweepFolder, outcome
 from rmbook.sweeps.ledger import Lease, Ledger, read_ledger
@@ -63,7 +62,7 @@ def perform_run(
         try:
             resume_run(work, progress=False, bases=bases, after_epoch=stop)
             return
-        except (CheckpointError, RunError, json.JSONDecodeError, UnicodeDecodeError):  # damaged by a loss of power
+        except (CheckpointError, RunError):  # damaged by a loss of power
             shutil.rmtree(work)
     start_run(make_config(config), work, progress=False, bases=bases, after_epoch=stop)
 

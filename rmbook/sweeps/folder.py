@@ -24,12 +24,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rmbook.files import replacing, write_json
+from rmbook.files import UnreadableFileError, replacing, write_json
+from rmbook.json_files import count, fields, number, optional, read_json
 from rmbook.runs.fingerprints import PlannedRun
-from rmbook.runs.folder import RunError
+from rmbook.runs.result import RESULT, STAMP, RunError, check_result
 
 TIMED = ("seconds", "tokens_per_second", "peak_memory", "processes")
 COUNTED = ("trainable", "total", "ratio", "cut_prompts", "steps", "best_epoch")
+LOSSES = ("train_loss", "dev_loss", "dev_accuracy")
+SUMMARY = {name: RESULT[name] for name in (*COUNTED, "test") if name in RESULT} | {"epochs_finished": count}
+SUMMARY |= dict.fromkeys(LOSSES, optional(number)) | {"timing": fields(RESULT | STAMP)}  # kinds of `outcome`'s fields
 STATES_OF_RESULTS = {"completed": "done", "diverged": "diverged"}
 
 
@@ -68,8 +72,8 @@ class SweepFolder:
         found = {}
         for path in sorted(self.grids.glob("*.json")):
             try:
-                found |= {entry["key"]: PlannedRun(**entry) for entry in json.loads(path.read_text())}
-            except (ValueError, TypeError, KeyError):
+                found |= {run.key: run for run in (PlannedRun(**entry) for entry in read_json(path))}
+            except (UnreadableFileError, ValueError, TypeError):
                 raise RunError(f"{path} is damaged: remove it, and run its grid again; nothing is lost.") from None
         return list(found.values())
 
@@ -132,9 +136,10 @@ def _read_result(folder: Path) -> dict | None:
     content = (folder / "result.json").read_bytes()
     try:
         result = json.loads(content)
+        check_result(result, ("status", "config"))
         outcome(result)
-        return result if isinstance(result["config"], dict) else None
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return result
+    except (ValueError, LookupError, RecursionError):
         return None
 
 
@@ -149,7 +154,7 @@ def outcome(result: dict) -> tuple[str, dict]:
     if (history := result.get("history")) is not None:
         best = history[result["best_epoch"] - 1] if result["best_epoch"] else {}
         summary["epochs_finished"] = len(history)
-        summary |= {name: best.get(name) for name in ("train_loss", "dev_loss", "dev_accuracy")}
+        summary |= {name: best.get(name) for name in LOSSES}
     timing = {name: result[name] for name in TIMED if name in result}
     if stamp := result.get("stamp"):
         timing |= {name: stamp.get(name) for name in ("date", "commit", "hardware")}

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rmbook.runs.fingerprints import PlannedRun
+from rmbook.json_files import check_fields, count, fields, optional, text
+from rmbook.runs.fingerprints import PlannedRun, is_key
+from rmbook.sweeps.folder import SUMMARY
 from rmbook.sweeps.ledger_file import MOVE_AWAY, LedgerError, LedgerFile, explaining, reading
 
 STATES = ("pending", "leased", "done", "diverged", "failed")
@@ -34,6 +36,8 @@ CREATE TEMP TABLE wanted (key TEXT PRIMARY KEY);
 PRAGMA user_version = 1;
 """
 VERSION = 1  # of this form; 0 if the form is the same and the file is from before it had a version
+ROW = {"position": count, "attempts": count, "claims": count, "result": optional(fields(SUMMARY))}
+ROW |= dict.fromkeys(("owner", "error", "claimed", "ended"), optional(text))
 COLUMNS = "key position config identity state owner attempts claims result error claimed ended".split()
 
 
@@ -107,7 +111,10 @@ class Ledger:
                 "ORDER BY attempts, position LIMIT 1) RETURNING key, config, identity, attempts, claims",
                 (self.owner, _now(), *([key] if key else [])),
             ).fetchone()
-        return row and Lease(row[0], json.loads(row[1]), json.loads(row[2]), row[3], row[4])
+            if not row:
+                return None
+            found = _content(self.path, dict(row))
+        return Lease(*(found[name] for name in ("key", "config", "identity", "attempts", "claims")))
 
     def holds(self, lease: Lease) -> bool:
         """Whether the lease is still this owner's."""
@@ -183,12 +190,12 @@ class Ledger:
         """Return the keys of the runs in these states, in the order in which they were added."""
         query = f"SELECT key FROM runs WHERE state IN ({', '.join('?' * len(states))}) ORDER BY position"
         with explaining(self.path):
-            return [key for (key,) in self._db.execute(query, states)]
+            return [_plain_key(self.path, key) for (key,) in self._db.execute(query, states)]
 
     def rows(self, *states: str) -> list[dict]:
         """Return all that is known of the runs in these states, of all if none is named; config and so on as dicts."""
         with explaining(self.path):
-            return _rows(self._db, states or STATES)
+            return _rows(self.path, self._db, states or STATES)
 
     def _mine(self, lease: Lease) -> tuple:
         return lease.key, self.owner, lease.claim
@@ -223,7 +230,7 @@ def read_ledger(path: Path) -> list[dict]:
     if not path.exists():
         return []
     with reading(path) as db:
-        return _rows(db, STATES) if _check(path, db) else []
+        return _rows(path, db, STATES) if _check(path, db) else []
 
 
 def _check(path: Path, db: sqlite3.Connection) -> bool:
@@ -237,10 +244,26 @@ def _check(path: Path, db: sqlite3.Connection) -> bool:
     return True
 
 
-def _rows(db: sqlite3.Connection, states: Sequence[str]) -> list[dict]:
+def _rows(path: Path, db: sqlite3.Connection, states: Sequence[str]) -> list[dict]:
     query = f"SELECT * FROM runs WHERE state IN ({', '.join('?' * len(states))}) ORDER BY position"
-    rows = [dict(row) for row in db.execute(query, states)]
-    return [row | {name: row[name] and json.loads(row[name]) for name in _JSON} for row in rows]
+    return [_content(path, dict(row)) for row in db.execute(query, states)]
+
+
+def _content(path: Path, row: dict) -> dict:
+    """Return a row, or a part of one, with its JSON read; raises LedgerError if this module never wrote such a row."""
+    try:
+        row |= {name: row[name] and json.loads(row[name]) for name in _JSON if name in row}
+        PlannedRun(row["key"], row["config"], row["identity"])
+        check_fields(row, ROW)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise LedgerError(f"{path} is damaged ({str(error)[:100]}): {MOVE_AWAY}") from None
+    return row
+
+
+def _plain_key(path: Path, key: str) -> str:
+    if not is_key(key):
+        raise LedgerError(f"{path} is damaged (a key that is none): {MOVE_AWAY}")
+    return key
 
 
 _MINE = "key = ? AND owner = ? AND claims = ? AND state = 'leased'"

@@ -109,6 +109,7 @@ def explaining(path: Path) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         reasons = {"locked": "does a process hang that uses it?", "readonly": "may you write there?"}
+        reasons |= {"decode": "is it damaged?"}
         why = next((why for word, why in reasons.items() if word in str(error)), "is the disk full?")
         onward = "Change that, and go on with the same command; nothing is lost."
         raise LedgerError(f"cannot use {path} ({error}): {why} {onward}") from None

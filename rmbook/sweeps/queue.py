@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rmbook.errors import ConfigError
-from rmbook.files import read_json_lines
 from rmbook.runs.fingerprints import PlannedRun
+from rmbook.runs.result import RunError, read_metrics
 from rmbook.sweeps.driver import Driver
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.halving import Progress, Step, groups, halving_steps, import_optuna, sampled_steps
@@ -128,8 +128,9 @@ def check_part(runs: Sequence[PlannedRun], halving: bool, budget: float | None) 
 def _history(place: SweepFolder, key: str) -> tuple[dict, ...]:
     """Return the finished epochs of a run under way, or interrupted."""
     for folder in (*place.work.glob(f"{key}.*"), place.runs / key):
-        try:
-            return tuple(row for row in read_json_lines(folder / "metrics.jsonl") if "dev_loss" in row)
-        except (OSError, ValueError, TypeError):  # none yet, or damaged: then the run begins anew
-            continue
+        if (folder / "metrics.jsonl").exists():  # else there is none yet
+            try:
+                return tuple(row for row in read_metrics(folder / "metrics.jsonl") if "dev_loss" in row)
+            except RunError:  # damaged: then the run begins anew
+                continue
     return ()

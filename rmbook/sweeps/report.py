@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rmbook.runs.folder import RunError
+from rmbook.runs.result import RunError
 from rmbook.sweeps.best_rate import DIVERGED, best_rate, edge, mean_score
 from rmbook.sweeps.driver import read_rows
 from rmbook.sweeps.folder import SweepFolder

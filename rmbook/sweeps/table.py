@@ -12,10 +12,14 @@ from dataclasses import MISSING
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from rmbook.errors import ConfigError
 from rmbook.files import replacing
+from rmbook.json_files import each, mapping, number, text
 from rmbook.runs.config import RunConfig
+from rmbook.runs.result import RunError
+from rmbook.settings import kinds_of
 
 SORTED_BY = ("model", "task", "method", "ratio", "density", "settings", "learning_rate", "seed", "run")
 COUNTED = ("trainable", "total", "cut_prompts", "steps", "epochs_finished", "best_epoch")
@@ -24,7 +28,17 @@ SHARES = ("trained_ratio", *LOSSES, "accuracy", "f1")
 SPEED = ("seconds", "tokens_per_second", "peak_memory", "processes", "attempts")
 KINDS = {entry.name: entry.type for entry in dataclasses.fields(RunConfig)}
 DEFAULTS = {entry.name: entry.default for entry in dataclasses.fields(RunConfig) if entry.default is not MISSING}
+NEEDED = {"model", "task", "learning_rate"}
 PLACE = ("date", "commit", "hardware")
+
+
+_KINDS_OF = {entry.name: kinds_of(entry) for entry in dataclasses.fields(RunConfig)}
+_JSON_KINDS = {
+    **{str: text, float: number, dict: mapping, tuple[str, ...]: each(text)},
+    int: lambda value: type(value) is int and number(value),
+    bool: lambda value: type(value) is bool,
+    type(None): lambda value: value is None,
+}
 
 
 def sweep_table(rows: Sequence[dict], timing: bool = False) -> pd.DataFrame:
@@ -40,7 +54,18 @@ def sweep_table(rows: Sequence[dict], timing: bool = False) -> pd.DataFrame:
             dev_loss, dev_accuracy; accuracy and f1 on the test examples, of which a task has one; run, data, weights
             and code, which identify it. Cells of runs that are not finished are empty. Runs of another kind than
             fine-tuning have their own settings instead.
+
+    Raises:
+        RunError: settings of another kind that make no columns.
     """
+    try:
+        return _table(rows, timing)
+    except (OverflowError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:100]
+        raise RunError(f"the runs of this sweep make no table, as their settings do not fit ({said}).") from None
+
+
+def _table(rows: Sequence[dict], timing: bool) -> pd.DataFrame:
     table = pd.DataFrame([_row(row, timing) for row in rows], columns=_columns(rows, timing))
     kinds = KINDS if all(is_fine_tuning(row["config"]) for row in rows) else {}
     for name in table.columns:  # the same kinds of columns whichever cells are empty
@@ -58,7 +83,9 @@ def sweep_table(rows: Sequence[dict], timing: bool = False) -> pd.DataFrame:
 
 def is_fine_tuning(config: dict) -> bool:
     """Whether these are settings of a fine-tuning run, those of `rmbook.RunConfig`."""
-    return "task" in config and config.keys() <= KINDS.keys()
+    if not NEEDED <= config.keys() <= KINDS.keys():
+        return False
+    return all(any(_JSON_KINDS[kind](value) for kind in _KINDS_OF[name]) for name, value in config.items())
 
 
 def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
@@ -77,7 +104,11 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
         if path.suffix == ".csv":
             table.to_csv(temporary, index=False, lineterminator="\n")
         else:
-            table.to_parquet(temporary, index=False, engine="pyarrow")
+            try:
+                table.to_parquet(temporary, index=False, engine="pyarrow")
+            except (pa.ArrowException, OverflowError) as error:  # settings of another kind than fine-tuning
+                said = " ".join(str(error).split())[:100]
+                raise ConfigError(f"{path}: a column holds values of several types ({said}); use .csv.") from None
 
 
 def _columns(rows: Sequence[dict], timing: bool) -> list[str]:

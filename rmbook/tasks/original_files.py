@@ -78,6 +78,8 @@ def _parse(path: Path, text: str, number: int):
     except UnicodeEncodeError as error:  # JSON can spell one half of a pair, of which no text is made
         near = error.object[max(0, error.start - 30) : error.start + 1]
         raise TaskError(f"{path}, line {number}: half a character after {near!r}: was the text cut?") from None
+    except ValueError:
+        raise TaskError(f"{path}, line {number}: a number of more than 4,300 digits: is this its file?") from None
 
 
 def _tsv_lines(path: Path, file) -> Iterator[tuple[int, dict]]:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from rmbook.errors import RmbookError
 from rmbook.files import UnreadableFileError, digest_tensors, read_safetensors, write_safetensors
+from rmbook.json_files import count
 
 FORMAT = "rmbook-checkpoint-1"
 
@@ -40,6 +40,7 @@ class Checkpoint:
         self.path, self.every, self.writes = Path(path), every, writes
         self.stop_requested = False
         self._written = time.monotonic()
+        self._found: tuple[dict, dict[str, torch.Tensor]] | None = None  # read, and not yet asked for
 
     def due(self) -> bool:
         """Whether the last writing is long enough ago."""
@@ -56,13 +57,13 @@ class Checkpoint:
         write_safetensors(self.path, tensors, metadata)
 
     def progress(self) -> tuple[int, int]:
-        """Steps and finished epochs of the last state, unchecked; (0, 0) if there is none that can be read."""
-        try:
-            with safe_open(self.path, framework="pt") as file:  # the header only: the rest may be gigabytes
-                state = json.loads(file.metadata()["info"])["state"]
-        except (OSError, SafetensorError, TypeError, KeyError, ValueError):  # none yet, or damaged: `load` will say so
-            return 0, 0
-        return state["step"], len(state["history"])
+        """Steps and finished epochs of the last state; (0, 0) if there is none. `load` does not read it again.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        self._found = self.load()
+        return (self._found[0]["state"]["step"], len(self._found[0]["state"]["history"])) if self._found else (0, 0)
 
     def load(self) -> tuple[dict, dict[str, torch.Tensor]] | None:
         """The last state; None if there is none yet.
@@ -70,17 +71,26 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is damaged.
         """
+        if self._found:
+            found, self._found = self._found, None
+            return found
         if not self.path.exists():
             return None
         try:
             metadata, tensors = read_safetensors(self.path)
         except UnreadableFileError as error:
             raise CheckpointError(f"{error} Remove it to start this run from the beginning.") from None
-        if metadata.get("format") != FORMAT or metadata["content"] != digest_tensors(tensors, metadata["info"]):
+        try:
+            sound = metadata["format"] == FORMAT and metadata["content"] == digest_tensors(tensors, metadata["info"])
+            info = json.loads(metadata["info"])
+            sound = sound and count(info["state"]["step"]) and isinstance(info["state"]["history"], list)
+        except (KeyError, RecursionError, TypeError, ValueError):
+            sound = False
+        if not sound:
             raise CheckpointError(
                 f"{self.path} is damaged or of another version: remove it to start from the beginning."
             )
-        return json.loads(metadata["info"]), tensors
+        return info, tensors
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:

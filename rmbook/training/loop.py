@@ -4,14 +4,16 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from rmbook.json_files import check_fields
 from rmbook.methods.applied_method import AppliedMethod
+from rmbook.methods.settings import MethodError
 from rmbook.stamps import peak_memory
 from rmbook.training.checkpoint import (
     Checkpoint,
@@ -23,31 +25,7 @@ from rmbook.training.checkpoint import (
 from rmbook.training.config import TrainingConfig, schedule_share
 from rmbook.training.evaluation import evaluate
 from rmbook.training.objectives import Objective
-
-
-@dataclass
-class TrainingState:
-    """How far a run is; fit for JSON.
-
-    Attributes:
-        status: "completed" unless it diverged.
-        epoch: the one that is under way, from 1.
-        batch: batches of it that are done.
-        step: optimiser steps taken.
-        losses: of this epoch's steps.
-        history: one row a finished epoch.
-        best_epoch: the one with the lowest dev loss; 0 if none is finished.
-        seconds: wall time.
-    """
-
-    status: str = "completed"
-    epoch: int = 1
-    batch: int = 0
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    history: list[dict] = field(default_factory=list)
-    best_epoch: int = 0
-    seconds: float = 0.0
+from rmbook.training.state import STATE, TrainingState
 
 
 class TrainingLoop:
@@ -211,10 +189,18 @@ class TrainingLoop:
         self.checkpoint.save(info, tensors)
 
     def _restore(self) -> None:
-        found = self.checkpoint and self.checkpoint.load()
-        if not found:
-            return
-        info, tensors = found
+        if found := self.checkpoint and self.checkpoint.load():
+            try:
+                self._restore_state(*found)
+            except (AttributeError, IndexError, LookupError, MethodError, RuntimeError, TypeError, ValueError) as error:
+                if isinstance(error, CheckpointError):
+                    raise
+                raise CheckpointError(
+                    f"{self.checkpoint.path} is not of this run, or damaged: remove it to start from the beginning."
+                ) from None
+
+    def _restore_state(self, info: dict, tensors: dict[str, torch.Tensor]) -> None:
+        check_fields(info["state"], STATE, tuple(STATE))
         # The size of parts changes the memory and not the step: a run that needed too much may go on with smaller ones.
         saved = asdict(type(self.config)(**info["config"] | {"micro_batch_size": self.config.micro_batch_size}))
         if saved != asdict(self.config):  # older files lack settings that then had one value, today's default

@@ -1,22 +1,21 @@
 """Random command lines: whatever comes, one line, a documented exit code, and nothing written.
 
-RMBOOK_COMMAND_LINES sets how many are tried; the models and tasks named here do not exist, so that nothing is loaded.
+RMBOOK_FUZZ multiplies how many are tried; the models and tasks named here do not exist, so that nothing is loaded.
 """
 
 import json
-import os
 import random
 from dataclasses import fields
 
 import pytest
 from command_line import call, refused
+from fuzzing import seeds
 
 from rmbook.cli.sweep import SweepFlags
 from rmbook.methods.settings import METHOD_SETTINGS
 from rmbook.runs.config import RunConfig
 from rmbook.settings import kinds_of
 
-COUNT = int(os.environ.get("RMBOOK_COMMAND_LINES", "250"))
 LONGEST = 400
 COMMANDS = ("train", "evaluate", "describe", "generate", "report", "sweep run", "sweep status", "sweep export", "trian")
 SWEEP_FLAGS = tuple(f"--{entry.name.replace('_', '-')}" for entry in fields(SweepFlags))
@@ -52,7 +51,7 @@ def test_random_command_lines_end_in_one_line_and_write_nothing(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for seed in range(COUNT):
+    for seed in seeds(250):
         words = line(random.Random(seed))
         answer = call(*words, input="")
         said = (seed, words if len(str(words)) < 2000 else words[:3], answer.exit_code, answer.output[-500:])

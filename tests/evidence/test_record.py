@@ -13,7 +13,7 @@ from rmbook.evidence.experiment import Experiment, run_experiment
 from rmbook.evidence.record import KINDS, record_grid
 from rmbook.evidence.recording import load_recorded
 from rmbook.offline.sentences import write_generated_examples
-from rmbook.runs.folder import RunError
+from rmbook.runs.result import RunError
 from rmbook.runs.run import MemoryShortage
 from rmbook.stamps import stamp
 

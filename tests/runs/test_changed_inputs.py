@@ -10,7 +10,7 @@ from tiny_runs import SIZES, rows, untimed
 from rmbook.offline.sentences import write_generated_examples
 from rmbook.offline.tiny_language import make_tiny_checkpoint
 from rmbook.runs.config import RunConfig
-from rmbook.runs.folder import RunError
+from rmbook.runs.result import RunError
 from rmbook.runs.run import resume_run, start_run
 from rmbook.training.checkpoint import TrainingInterrupted
 

@@ -22,7 +22,7 @@ from tiny_sweep import DONE, SERVER, adapters, eight_runs, measure, same, table,
 
 from rmbook.errors import ConfigError
 from rmbook.runs.fingerprints import PlannedRun
-from rmbook.runs.folder import RunError
+from rmbook.runs.result import RunError
 from rmbook.runs.run import MemoryShortage, start_run
 from rmbook.sweeps.display import LiveListener
 from rmbook.sweeps.driver import Driver, SweepError, open_ledger, perform_run
