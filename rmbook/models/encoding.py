@@ -123,4 +123,5 @@ def _tokens(tokenizer, text: str) -> list[int]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of the library tokenizers, and no Exception
             raise
-        raise TaskError(f"the tokenizer fails on {shown(text)} ({printable(str(error), 80)}): get its files again.") from None
+        said = printable(str(error), 80)
+        raise TaskError(f"the tokenizer fails on {shown(text)} ({said}): get its files again.") from None

@@ -26,7 +26,7 @@ def read_tokenizer(name: str, folder: str | Path, config: PretrainedConfig | Non
     """
     if pattern := _endless_pattern(Path(folder) / "tokenizer.json"):
         raise ModelError(
-            f"{name}: its tokenizer has the regular expression {shown(pattern)}, whose repeated group can take forever: "
+            f"{name}: its tokenizer has the pattern {shown(pattern)}, whose repeated group can take forever: "
             "get its files again."
         )
     try:
