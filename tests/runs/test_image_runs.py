@@ -125,7 +125,7 @@ def test_the_commands_train_evaluate_describe_and_report(settings, tmp_path):
     assert answer.exit_code == 0 and "completed: best epoch" in answer.output and "test accuracy" in answer.output
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *("config.json", "metrics.jsonl", "adapter.safetensors", "result.json")
+        *("config.json", "inputs.json", "metrics.jsonl", "adapter.safetensors", "result.json")
     }
     assert (result["max_length"], result["cut_prompts"], result["records"]) == (
         None,
