@@ -216,7 +216,7 @@ def test_the_schedule_needs_steps():
         ({"initial_rank": 12}, "total_steps"),
         ({"initial_rank": 12, "total_steps": 10, "warmup_steps": 6, "final_steps": 4}, "less than total_steps 10"),
         ({"initial_rank": 4}, "at most initial_rank"),
-        ({"rank": 0}, "at least 1"),
+        ({"rank": 0}, "rank must be an integer from 1 to"),
     ]:
         model = small("opt")
         before = state_bytes(model)
@@ -312,7 +312,7 @@ def test_other_models_take_names_but_no_presets():
         ("lora", {"seed": 0.5}, "seed"),
         ("lora", {"targets": "q_prj"}, "'q_prj'.*q_proj.*Presets are qv"),
         ("lora", {"targets": "all_linaer"}, "Presets are qv, attention"),
-        ("adapter", {"width": 0}, "width must be an integer of at least 1 and .* got 0"),
+        ("adapter", {"width": 0}, "width must be an integer from 1 to .* got 0"),
         ("prefix", {"length": 2.0}, "length must be an integer .*, got 2.0"),
         ("prefix", {"words": [3, 4]}, "5 positions, but 2 words"),
         ("prefix", {"words": [3, 4, 5, 6, 50]}, "token ids below 50"),

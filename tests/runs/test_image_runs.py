@@ -204,7 +204,7 @@ BAD = {
     "no files at all": ({"data_dir": "/nowhere"}, "/nowhere"),
     "a longest prompt": ({"max_length": 100}, "max_length"),
     "a prefix": ({"method": "prefix", "ratio": None, "targets": None}, "words"),
-    "another schedule": ({"schedule": "linear"}, "constant or cosine"),
+    "another schedule": ({"schedule": "linear"}, "known are constant, cosine"),
     "no steps": ({"max_steps": 0}, "max_steps"),
     "dev of all": ({"dev_size": 700}, "smaller dev_size"),
 }

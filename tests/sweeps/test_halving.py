@@ -319,7 +319,7 @@ def test_a_sweep_without_halving_completes_what_halving_stopped_bit_for_bit(plac
 
 def test_flags_that_do_not_fit_are_one_line(places, tmp_path, monkeypatch):
     command = ("sweep", "run", places / "grid.yaml", "--output", tmp_path / "sweep")
-    refused(call(*command, "--budget", 0), "budget", "positive")
+    refused(call(*command, "--budget", 0), "budget", "above 0")
     refused(call(*command, "--halving", "--engine", "ray"), "--engine")
     monkeypatch.setitem(sys.modules, "optuna", None)
     refused(call(*command, "--budget", 3), "pip install optuna")
