@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from rmbook.engine.conv1d import keep_as_conv1d
 from rmbook.engine.targets import TargetError, find_targets
 from rmbook.methods.settings import PRESETS
+from rmbook.yaml_files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -39,38 +41,8 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "opt": Architecture(
-        qv=("q_proj", "v_proj"),
-        attention=("q_proj", "k_proj", "v_proj", "out_proj"),
-        o_proj=("out_proj",),
-        mlp=("fc1", "fc2"),
-        mlp_output=("fc2",),
-        norms=("self_attn_layer_norm", "final_layer_norm"),
-    ),
-    "llama": Architecture(  # Mistral and Qwen use the same names
-        qv=("q_proj", "v_proj"),
-        attention=("q_proj", "k_proj", "v_proj", "o_proj"),
-        o_proj=("o_proj",),
-        mlp=("gate_proj", "up_proj", "down_proj"),
-        mlp_output=("down_proj",),
-        norms=("input_layernorm", "post_attention_layernorm"),
-    ),
-    "gpt2": Architecture(
-        qv=("attn.c_attn",),
-        attention=("attn.c_attn", "attn.c_proj"),
-        o_proj=("attn.c_proj",),
-        mlp=("mlp.c_fc", "mlp.c_proj"),
-        mlp_output=("mlp.c_proj",),
-        norms=("ln_1", "ln_2"),
-    ),
-    "clip": Architecture(
-        qv=("q_proj", "v_proj"),
-        attention=("q_proj", "k_proj", "v_proj", "out_proj"),
-        o_proj=("out_proj",),
-        mlp=("fc1", "fc2"),
-        mlp_output=("fc2",),
-        norms=("layer_norm1", "layer_norm2"),
-    ),
+    name: Architecture(**{part: tuple(names) for part, names in parts.items()})
+    for name, parts in read_yaml(Path(__file__).with_suffix(".yaml")).items()
 }
 
 

@@ -8,35 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
-TABLES = {
-    1: "OPT: scores of full fine-tuning, LoRA and random masking at three ratios",
-    2: "CLIP ViT-B/16: accuracies and the best learning rates on images",
-    3: "OPT: scores after training on all records",
-    4: "Llama-2-7b: scores and the best learning rates",
-    5: "OPT: scores of random masking at nine ratios and of the baselines",
-    6: "OPT: best learning rates of random masking",
-    7: "OPT: best learning rates of the baselines",
-    8: "OPT: scores of structured masking at nine ratios",
-    9: "OPT: best learning rates of structured masking",
-}
-# One run is tested on all examples of the validation split, at most 1,000 (`rmbook.tasks.splits`). CB, WSC, COPA, RTE,
-# WiC and SST-2 have fewer, so there every run and every method meets the same examples.
-TEST_RECORDS = {
-    "SST-2": 872,
-    "RTE": 277,
-    "WSC": 104,
-    "WiC": 638,
-    "CB": 56,
-    "BoolQ": 1000,
-    "MultiRC": 1000,
-    "COPA": 100,
-    "ReCoRD": 1000,
-    "SQuAD": 1000,
-    "DROP": 1000,
-}
-TEST_IMAGES = {"CIFAR10": 10000, "GTSRB": 12630, "MNIST": 10000, "SVHN": 26032, "RESISC45": 6300}  # all there are
-_NAMES = {"full": "full", "lora": "LoRA", "adalora": "AdaLoRA", "adapter": "adapter", "prefix": "prefix",
-          "bitfit": "BitFit", "random_masking": "mask", "structured_masking": "structured"}  # fmt: skip
+from rmbook.yaml_files import read_yaml
+
+_FACTS = read_yaml(Path(__file__).with_suffix(".yaml"))
+TABLES = {int(number): title for number, title in _FACTS["tables"].items()}
+TEST_RECORDS, TEST_IMAGES = _FACTS["test_records"], _FACTS["test_images"]  # examples that one run is tested on
 
 
 def load_paper_table(number: int) -> pd.DataFrame:
@@ -75,6 +51,6 @@ def load_score_rows() -> pd.DataFrame:
     scores = pd.concat([load_paper_table(5), load_paper_table(8)]).query("task != 'Avg'")
     masks = scores["method"].str.endswith("masking")
     percent = scores["ratio"].map(lambda ratio: f" {100 * ratio:g}%").where(masks, "")
-    scores = scores.assign(row=scores["method"].map(_NAMES) + percent)
+    scores = scores.assign(row=scores["method"].map(_FACTS["labels"]) + percent)
     rows = scores.pivot_table(index=["model", "row"], columns="task", values="score", sort=False)
     return rows[list(TEST_RECORDS)]

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -21,26 +22,7 @@ MEANINGS = {
     "too few seeds": f"fewer than the paper's {LEAST_SEEDS}: their spread says too little",
     "not comparable": "not the paper's model or settings, or not finished; the last tables say why",
 }
-CHOICE = """\
-Runs that differ in nothing but learning rate and seed are one cell. A run counts by its epoch with the lowest dev loss.
-A cell counts by one learning rate: the one with the highest dev accuracy, averaged over seeds. On a tie, and in tasks
-that are trained on written answers and know no accuracy, the lowest dev loss decides; then the smallest rate. A rate
-takes part when all seeds are finished at it and none diverged. Only then were the test examples looked at, at this rate
-alone. A cell with runs that are missing, failed or stopped early is called incomplete: its numbers may change.
-"""
-RULE = """\
-A standard error has two parts: the standard deviation over seeds $s$ divided by the square root of their number $k$,
-and the binomial error of a test set of $n$ examples,
-
-$$
-\\text{error}^2 = \\frac{s^2}{k} + \\frac{q\\,(1 - q)}{n}, \\qquad q = \\frac{n\\,p + 2}{n + 4},
-$$
-
-where $p$ is the score as a share, and $q$ keeps a perfect score from having no error. For F1 the second part is an
-upper bound. The paper prints no errors; they are assumed to be as large as ours, so a difference of up to
-$2\\sqrt{2}\\,\\text{error}$ counts as agreement. Of differences that are chance alone, about one in twenty lies beyond
-it, and somewhat more with three seeds. The paper computed in fp16, or bfloat16 for Llama; precision is not compared.
-"""
+RULES = Path(__file__).with_suffix(".md").read_text("utf-8").strip()  # the same on every page
 
 
 def text_report(table: pd.DataFrame) -> str:
@@ -74,9 +56,8 @@ def page(table: pd.DataFrame, stamps: Sequence[dict], name: str, command: str) -
         f"{finished} of {runs} runs are finished, {diverged} of them by divergence; {incomplete} of {len(table)} cells "
         "are incomplete."
     )
-    parts += ["## How rates were chosen", CHOICE.strip(), "## How verdicts were reached", RULE.strip()]
     counts = Counter(table["verdict"])
-    parts.append(_markdown(("verdict", "cells", "meaning"), [(v, str(counts[v]), MEANINGS[v]) for v in VERDICTS]))
+    parts += [RULES, _markdown(("verdict", "cells", "meaning"), [(v, str(counts[v]), MEANINGS[v]) for v in VERDICTS])]
     for model, rows in _models(table):
         parts += [f"## {_plain(_title(model, rows))}", *_grids(rows)]
     parts += ["## Every cell", "Scores are percentages, with the standard deviation over seeds."]

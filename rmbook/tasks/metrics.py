@@ -31,7 +31,7 @@ def best_f1(prediction: str, answers: Sequence[str]) -> float:
     """The largest `word_f1` over the right answers.
 
     DROP's answers are scored in the same way: every span of every annotator is an answer of its own, as on the hub and
-    in MeZO. DROP's official metric, which wants all spans of one annotator at once, is `rmbook.tasks.drop_metric`.
+    in MeZO. DROP's official metric, which wants all spans of one annotator at once, is not computed here.
     A first answer "CANNOTANSWER" or "no answer" asks for exactly that, as in MeZO.
     """
     if not answers:
@@ -39,8 +39,3 @@ def best_f1(prediction: str, answers: Sequence[str]) -> float:
     if answers[0] in NO_ANSWER:
         return float(normalize_answer(answers[0]) == normalize_answer(prediction))
     return max(word_f1(prediction, answer) for answer in answers)
-
-
-def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 if a right answer has the prediction's normal form, else 0.0 (SQuAD 1.1)."""
-    return float(any(normalize_answer(prediction) == normalize_answer(answer) for answer in answers))

@@ -12,8 +12,9 @@ from rmbook.errors import TaskError
 from rmbook.tasks.catalog import find_task, load_examples
 from rmbook.tasks.examples import Example, to_example
 from rmbook.tasks.hub import hub_rows as rows_of_the_hub
-from rmbook.tasks.language import LANGUAGE_TASKS
+from rmbook.tasks.language import LANGUAGE_TASKS, LanguageTask
 from rmbook.tasks.original_files import read_rows
+from rmbook.tasks.task import read_tasks
 
 every_split = pytest.mark.parametrize(("task", "split"), SPLITS)
 
@@ -189,3 +190,13 @@ def test_record_has_all_its_right_answers_by_number_in_any_order_of_the_entities
 def test_spaces_around_a_question_make_no_other_record(task):
     spaced, plain = (to_example(LANGUAGE_TASKS[task], GOOD[task] | {"question": text}) for text in (" q  ", "q"))
     assert spaced == plain and plain.texts["question"] == "q"
+
+
+def test_a_table_of_tasks_with_a_wrong_name_is_refused(tmp_path):
+    table = tmp_path / "tasks.yaml"
+    table.write_text("X: {repository: a/b, revision: c, columns: [text], folder: X}\n")
+    assert read_tasks(LanguageTask, table)["X"].columns == ("text",)
+    for wrong in ("X: {repository: a/b, revision: c, column: [text], folder: X}", "X: {repository: a/b}"):
+        table.write_text(wrong)
+        with pytest.raises(TypeError, match="column"):
+            read_tasks(LanguageTask, table)
