@@ -1,6 +1,6 @@
 """Prompts as tokens, as in MeZO: which tokens are scored, and what is cut where a prompt is too long."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -94,6 +94,16 @@ def encode_context(
     return _fit(_tokens(tokenizer, context.strip(" ").lstrip()), start, max_length, option_length=0)
 
 
+def check_tokens(encodings: Iterable[Encoding], known: int) -> None:
+    """Raise TaskError if there is a token that is not among the first `known`, the rows of a model's embedding."""
+    largest = max((max(encoding.input_ids, default=0) for encoding in encodings), default=0)
+    if largest >= known:
+        raise TaskError(
+            f"the tokenizer gives a token {largest}, but the model knows 0 to {known - 1}: the two belong to different "
+            "models; get both from one place."
+        )
+
+
 def _option(text: str, before: int, tokenizer, start: int | None, max_length: int) -> Encoding:
     # MeZO counts the option's tokens before it strips line breaks from the start of the whole text, as here.
     stripped = text.strip(" ")
@@ -123,4 +133,5 @@ def _tokens(tokenizer, text: str) -> list[int]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of the library tokenizers, and no Exception
             raise
-        raise TaskError(f"the tokenizer fails on {shown(text)} ({printable(str(error), 80)}): get its files again.") from None
+        reason = printable(str(error), 80)
+        raise TaskError(f"the tokenizer fails on {shown(text)} ({reason}): get its files again.") from None
