@@ -40,8 +40,11 @@ class GradientCheck:
         ]
         known = weakref.ref(self)  # the hook on optimisers must not keep a model alive
 
-        def look(*_) -> None:
-            if check := known():
+        ids = {id(values) for values in self._waiting.values()}
+
+        def look(optimizer, *_) -> None:
+            own = any(id(value) in ids for group in optimizer.param_groups for value in group["params"])
+            if own and (check := known()):
                 check.finished()
 
         self._hooks.append(register_optimizer_step_pre_hook(look))

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from rmbook.models.clip_preprocessing import Preprocessing, read_preprocessing
 from rmbook.models.configuration import read_config
+from rmbook.models.encoding import Encoding, check_tokens
 from rmbook.models.files import ModelError, find_model
 from rmbook.models.reading import read_model, read_tokenizer
 
@@ -70,7 +71,7 @@ def load_image_classifier(
     name, folder, device = find_model(name, revision, device)
     config = check_clip(name, read_config(name, folder), "a task of images was asked for")
     preprocessing = read_preprocessing(name, folder, config.vision_config.image_size)
-    tokenizer = read_tokenizer(name, folder, config)
+    tokenizer = read_tokenizer(name, folder)
     clip = read_model(name, folder, CLIPModel, "a CLIP model", config=config, dtype=dtype, use_safetensors=True)
     clip = clip.to(device)
     head = zero_shot_head(clip, tokenizer, classes, templates)
@@ -116,6 +117,7 @@ def zero_shot_head(
         batch = tokenizer([template.format(name) for template in templates], padding=True, return_tensors="pt")
         if batch["input_ids"].shape[1] > limit:
             raise ModelError(f"the class name {name!r} has no room in the {limit} tokens that the text encoder takes.")
+        check_tokens([Encoding(ids, 0) for ids in batch["input_ids"].tolist()], clip.config.text_config.vocab_size)
         batch = {key: batch[key].to(clip.device) for key in ("input_ids", "attention_mask")}
         pooled = clip.text_model(**batch, return_dict=True).pooler_output
         features = clip.text_projection(pooled)

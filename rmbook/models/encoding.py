@@ -1,6 +1,6 @@
 """Prompts as tokens, as in MeZO: which tokens are scored, and what is cut where a prompt is too long."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -92,6 +92,16 @@ def encode_context(
         TaskError: max_length leaves no room for any context.
     """
     return _fit(_tokens(tokenizer, context.strip(" ").lstrip()), start, max_length, option_length=0)
+
+
+def check_tokens(encodings: Iterable[Encoding], known: int) -> None:
+    """Raise TaskError if there is a token that is not among the first `known`, the rows of a model's embedding."""
+    largest = max((max(encoding.input_ids, default=0) for encoding in encodings), default=0)
+    if largest >= known:
+        raise TaskError(
+            f"the tokenizer gives a token {largest}, but the model knows 0 to {known - 1}: the two belong to different "
+            "models; get both from one place."
+        )
 
 
 def _option(text: str, before: int, tokenizer, start: int | None, max_length: int) -> Encoding:

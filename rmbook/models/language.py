@@ -66,7 +66,7 @@ def load_language_model(
     """
     name, folder, device = find_model(name, revision, device)
     config = _read_config(name, folder)
-    tokenizer = read_tokenizer(name, folder, config)
+    tokenizer = read_tokenizer(name, folder)
     onto = {"device_map": {"": device}} if device.type == "cuda" else {}
     settings = {"config": config, "dtype": dtype, "use_safetensors": True} | onto
     model = read_model(name, folder, AutoModelForCausalLM, _WANTED, **settings)

@@ -1,5 +1,6 @@
 """A model's tokenizer and weights from its files; what transformers only warns of is an error here."""
 
+import json
 import re
 from pathlib import Path
 
@@ -13,17 +14,8 @@ from rmbook.models.files import ModelError, first_line, quiet
 ROOM = 10**7  # parameters that a model may have beyond the bytes of its weights, before its memory is taken
 
 
-def read_tokenizer(name: str, folder: str | Path, config: PretrainedConfig | None = None) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in a folder.
-
-    Args:
-        name: for messages.
-        folder: of the files.
-        config: of its model, which must know all of its tokens; special ones, such as padding, may be beyond.
-
-    Raises:
-        ModelError: its files are damaged, or it is another model's.
-    """
+def read_tokenizer(name: str, folder: str | Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a folder; raises ModelError if its files are damaged, or could take forever."""
     if pattern := _endless_pattern(Path(folder) / "tokenizer.json"):
         raise ModelError(
             f"{name}: its tokenizer has the pattern {shown(pattern)}, whose repeated group can take forever: "
@@ -31,26 +23,24 @@ def read_tokenizer(name: str, folder: str | Path, config: PretrainedConfig | Non
         )
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            special = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id, tokenizer.eos_token_id}
-            largest = max(set(tokenizer.get_vocab().values()) - special, default=-1)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - damaged files show as errors of three libraries
         raise ModelError(f"{name}: its tokenizer cannot be read ({first_line(error)}): get its files again.") from None
-    known = getattr(config.get_text_config(), "vocab_size", None) if config else None
-    if known is not None and largest >= known:
-        raise ModelError(
-            f"{name}: its tokenizer has a token {largest}, but the model knows 0 to {known - 1}: the two belong to "
-            "different models; get both from one place."
-        )
-    return tokenizer
 
 
 def _endless_pattern(path: Path) -> str | None:
-    """A regular expression of a tokenizer in which a whole group is repeated; no tokenizer of a known model has one."""
+    """A regular expression of a tokenizer in which a whole group is repeated; those of known models have none."""
     if not path.is_file():
         return None
-    patterns = re.findall(r'"Regex"\s*:\s*("(?:[^"\\]|\\.)*")', path.read_text("utf-8", errors="replace"))
-    return next((p for p in patterns if re.search(r"(?<!\\)\)[*+{]", re.sub(r"\\\\.", "", p))), None)
+    for quoted in re.findall(r'"Regex"\s*:\s*("(?:[^"\\]|\\.)*")', path.read_text("utf-8", errors="replace")):
+        try:
+            pattern = json.loads(quoted)
+        except ValueError:  # the library will say so
+            continue
+        without_signs = re.sub(r"\[[^\]]*\]", "", re.sub(r"\\.", "", pattern))  # what is escaped, or one of a set
+        if re.search(r"\)[*+{]", without_signs):
+            return pattern
+    return None
 
 
 def read_model(

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from rmbook.errors import ConfigError, closest
 from rmbook.files import check_writable, replacing
 from rmbook.models.clip_preprocessing import Preprocessing
-from rmbook.models.encoding import Encoding, start_token
+from rmbook.models.encoding import Encoding, check_tokens, start_token
 from rmbook.models.generation import generate_answers
 from rmbook.models.language import max_positions
 from rmbook.runs.config import DTYPES, RunConfig
@@ -81,6 +81,7 @@ def continue_text(run: str | None, model_name: str | None, text: str, max_new_to
     ids = ([] if start is None else [start]) + tokenizer.encode(text, add_special_tokens=False)
     if not text:
         raise ConfigError("the prompt is empty: give the text that the model is to continue.")
+    check_tokens([Encoding(ids, 0)], model.get_input_embeddings().num_embeddings)
     limit = max_positions(model)
     if limit and len(ids) + max_new_tokens > limit:
         raise ConfigError(

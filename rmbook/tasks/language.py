@@ -1,5 +1,6 @@
 """The paper's eleven tasks of language: where their examples are, how a model is asked and what is trained."""
 
+import itertools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from rmbook.models.encoding import (
     MAX_LENGTH,
     MAX_NEW_TOKENS,
     Question,
+    check_tokens,
     encode_context,
     encode_options,
     start_token,
@@ -104,6 +106,8 @@ class LanguageTask(Task):
                     found.append(encode_options(context, continuations, tokenizer, start, limit))
             except TaskError as error:
                 raise TaskError(f"{self.name}, example {number} of {len(examples)}: {error}") from None
+        known = model.get_input_embeddings().num_embeddings
+        check_tokens(found if written else itertools.chain.from_iterable(found), known)
         return found
 
     @override

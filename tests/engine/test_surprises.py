@@ -1,7 +1,9 @@
 """Situations from public bug threads: in-place operations, layers without a gradient, wrappers, batch norms, hooks."""
 
 import copy
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -76,6 +78,33 @@ def test_a_flag_makes_it_one_warning():
         model(x)
     with pytest.raises(ValueError, match="unused must be one of error, warn, got 'no'"):
         apply_random_mask(Branches(), ["used"], density=0.5, unused="no")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_loop_of_one_step_hears_of_it_at_the_step(compiled):
+    model, x = Branches(), torch.randn(3, 4)
+    masking = apply_random_mask(model, ["used", "ignored"], density=0.5)
+    if compiled:  # then the model's own call looks at nothing
+        torch._dynamo.reset()
+        model.compile(backend="aot_eager")
+    optimizer = torch.optim.AdamW(masking.parameters())
+    model(x).sum().backward()
+    values = [v.detach().clone() for v in masking.parameters()]
+    for _ in range(2):
+        with pytest.raises(TargetError, match="reached the masked layers ignored in the first backward"):
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(values, masking.parameters(), strict=True))
+    masking.remove()
+    optimizer.step()  # nothing is left that looks
+
+
+def test_the_check_keeps_no_model_alive():
+    model = Branches()
+    apply_random_mask(model, ["used"], density=0.5)
+    known = weakref.ref(model)
+    del model
+    gc.collect()
+    assert known() is None
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -15,7 +15,7 @@ from more_language_models import tiny
 from saved_models import saved_fixture, tokenizers_fixture  # noqa: F401
 from small_language_models import IDS, logits
 from task_files import one_line
-from transformers import BertConfig, BloomConfig, BloomForCausalLM, CLIPConfig, T5Config
+from transformers import BartConfig, BartForCausalLM, BertConfig, BloomConfig, BloomForCausalLM, CLIPConfig, T5Config
 from transformers.pytorch_utils import Conv1D
 
 from rmbook.methods.apply import apply_method
@@ -321,3 +321,106 @@ def test_a_pipe_in_place_of_weights_is_not_waited_for(tokenizers, tmp_path):  # 
     os.mkfifo(folder / "model.safetensors")
     with pytest.raises(ModelError, match="there are no weights"):
         load_language_model(folder)
+
+
+WRONG = {  # what a config.json may say, and what the message holds
+    "layers": ({"num_hidden_layers": 10**5}, "'num_hidden_layers' is 100000"),
+    "labels": ({"num_labels": 10**8}, "'num_labels' is 100000000"),
+    "width": ({"hidden_size": 10**9}, "'hidden_size' is 1000000000"),
+    "positions": ({"max_position_embeddings": 10**12}, "parameters, but the weights have"),
+    "negative": ({"max_position_embeddings": -5}, "no model that can be made"),
+    "dropout": ({"dropout": float("nan")}, "'dropout' is nan"),
+    "dropout of two": ({"attention_dropout": 2.0}, "'attention_dropout' is 2.0"),
+    "activation": ({"activation_function": "nonesuch"}, "no model that can be made"),
+    "padding": ({"pad_token_id": 10**9}, "no model that can be made"),
+    "experts": ({"experts_implementation": "a/b"}, "code of the hub, which is never run"),
+    "nested attention": ({"_attn_implementation": {"": "paged|a/b"}}, "code of the hub, which is never run"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_configuration_is_checked_before_anything_is_made_of_it(case, tokenizers, tmp_path):  # noqa: F811
+    changes, part = WRONG[case]
+    folder = shutil.copytree(tokenizers["opt"], tmp_path / "opt")
+    edit_json(folder / "config.json", **changes)
+    with pytest.raises(ModelError, match=part) as error:
+        load_language_model(folder)
+    one_line(error)
+
+
+def test_an_attention_that_is_not_installed_plays_no_part(tokenizers, tmp_path):  # noqa: F811
+    folder = shutil.copytree(tokenizers["llama"], tmp_path / "llama")
+    edit_json(folder / "config.json", attn_implementation="flash_attention_2")
+    assert load_language_model(folder)[0].config._attn_implementation == "sdpa"
+
+
+NESTED = "[" * 10**5 + "]" * 10**5
+FILES_OF_STRANGERS = {
+    "config.json": (["[]", NESTED, '{"a": "%s"}' % ("x" * 10**7)], "config.json cannot be used"),
+    "model.safetensors.index.json": (
+        ["[]", NESTED, '{"weight_map": {}}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": [1]}}'],
+        "is damaged: expected the index",
+    ),
+    "tokenizer.json": (["[]", NESTED], "its tokenizer cannot be read"),
+    "tokenizer_config.json": (["[]", NESTED], "its tokenizer cannot be read"),
+    "generation_config.json": (["[]", NESTED], "cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("name", FILES_OF_STRANGERS)
+def test_a_damaged_file_of_a_model_is_one_line(name, tokenizers, tmp_path):  # noqa: F811
+    contents, part = FILES_OF_STRANGERS[name]
+    folder = shutil.copytree(tokenizers["opt"], tmp_path / "opt")
+    if "index" in name:
+        (folder / "model.safetensors").unlink()
+    for content in contents:
+        (folder / name).write_text(content)
+        with pytest.raises(ModelError, match=part) as error:
+            load_language_model(folder)
+        one_line(error)
+
+
+@pytest.mark.parametrize("pattern", ["(a|a|[a-z ]+)+$X", "(a+){3}", r"(?:a*)*", r"\\\\(a)+"])
+def test_a_tokenizer_that_repeats_a_group_is_refused(pattern, tokenizers, tmp_path):  # noqa: F811
+    folder = shutil.copytree(tokenizers["opt"], tmp_path / "opt")
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    edit_json(folder / "tokenizer.json", pre_tokenizer=split)
+    with pytest.raises(ModelError, match="repeats a group in a regular expression") as error:
+        load_language_model(folder)
+    one_line(error)
+
+
+def test_the_patterns_of_known_models_are_read(tokenizers, tmp_path):  # noqa: F811
+    """Of Llama 3, GPT-4o, DeepSeek (which has )*+ within a set) and Bloom."""
+    known = [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+",
+        r"[\p{Lu}\p{Lt}]*[\p{Ll}\p{Lm}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*",
+        r" ?[^(\s|[.,!?])]+",
+    ]
+    folder = shutil.copytree(tokenizers["opt"], tmp_path / "opt")
+    for pattern in known:
+        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        edit_json(folder / "tokenizer.json", pre_tokenizer=split)
+        load_language_model(folder)
+
+
+def test_a_tokenizer_of_sentencepiece_alone_is_refused_with_advice(tokenizers, tmp_path):  # noqa: F811
+    folder = shutil.copytree(tokenizers["llama"], tmp_path / "llama")
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    with pytest.raises(ModelError, match="only in tokenizer.model.*add tokenizer.json") as error:
+        load_language_model(folder)
+    one_line(error)
+
+
+def test_a_model_that_ignores_positions_is_refused(tokenizers, tmp_path):  # noqa: F811
+    """BART's decoder alone counts places by the length of the cache, whatever position_ids say."""
+    config = BartConfig(
+        vocab_size=768, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, is_decoder=True,
+        is_encoder_decoder=False, encoder_layers=1, encoder_ffn_dim=16, encoder_attention_heads=2,
+    )  # fmt: skip
+    folder = shutil.copytree(tokenizers["opt"], tmp_path / "bart")
+    BartForCausalLM(config).save_pretrained(folder)
+    with pytest.raises(ModelError, match="padding") as error:
+        load_language_model(folder)
+    one_line(error)

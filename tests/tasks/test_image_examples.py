@@ -5,7 +5,9 @@ import dataclasses
 import gzip
 import os
 import shutil
+import struct
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -269,10 +271,12 @@ def test_a_photo_is_turned_upright_from_a_folder_and_from_the_hub_alike(tmp_path
     (tmp_path / "hub").mkdir()
     table.to_parquet(tmp_path / "hub" / "train.parquet")
     hub = dataclasses.replace(IMAGE_TASKS["CIFAR10"], repository=str(tmp_path / "hub"), configuration=None)
-    first, empty = hub.load_examples("train")
+    with pytest.raises(TaskError, match="row 1 holds no image") as error:
+        hub.load_examples("train")
+    one_line(error)
+    table.select([0]).to_parquet(tmp_path / "hub" / "train.parquet")
+    (first,) = hub.load_examples("train")
     assert (pixels(first) == found).all()
-    with pytest.raises(TaskError, match="row 1 is no image.*holds no image"):
-        empty.read()
 
 
 def test_only_the_formats_that_are_named_are_decoded_and_a_pipe_is_not_waited_for(tmp_path):
@@ -303,3 +307,70 @@ def test_an_idx_file_is_unpacked_no_further_than_its_head_promises(tmp_path):
         load_examples("MNIST", "train", tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 5 * 10**6
     tracemalloc.stop()
+
+
+def test_what_is_passed_over_is_reported_with_counts(tmp_path, caplog):
+    base = folders(tmp_path, [str(number) for number in range(10)])
+    plain = load_examples("CIFAR10", "train", base)
+    assert not caplog.messages
+    train = base / "train"
+    for name in (".hidden.png", "._0.png", ".DS_Store"):
+        (train / "3" / name).write_bytes(b"no image")
+    (train / "__MACOSX").mkdir()
+    assert len(load_examples("CIFAR10", "train", base)) == len(plain) and not caplog.messages
+    (train / "3" / "deeper").mkdir()
+    for name in ("a.webp", "b.webp", "notes.txt"):
+        (train / "4" / name).write_bytes(b"no image")
+    (train / "loose.png").write_bytes(b"no image")
+    for path in (train / "5").iterdir():
+        path.unlink()
+    found = load_examples("CIFAR10", "train", base)
+    assert {example.gold[0] for example in found} == {*range(10)} - {5}
+    (message,) = caplog.messages
+    for part in ("2 files .webp", "1 files .txt", "1 folders within", "1 files beside", "no image in 5", "such as dog"):
+        assert part in message
+
+
+@pytest.mark.parametrize("text", ["id,label\n", ""])
+def test_a_list_without_images_is_refused(text, tmp_path):
+    kaggle(tmp_path, text)
+    with pytest.raises(TaskError, match="trainLabels.csv lists no train images of CIFAR10") as error:
+        load_examples("CIFAR10", "train", tmp_path)
+    one_line(error)
+
+
+def test_the_digit_0_of_svhn_is_its_class_10(tmp_path):
+    found = load_examples("SVHN", "train", folders(tmp_path, [str(number) for number in range(1, 11)]))
+    assert all(example.gold == (int(Path(example.where).parent.name) % 10,) for example in found)
+    with pytest.raises(TaskError, match="label '11' is unknown"):
+        load_examples("SVHN", "train", folders(tmp_path / "other", ["11"]))
+
+
+def test_other_forms_of_the_sets_are_refused_by_name(tmp_path):
+    (tmp_path / "train_32x32.mat").write_bytes(b"MATLAB 5.0")
+    (tmp_path / "original" / "NWPU-RESISC45" / "airplane").mkdir(parents=True)
+    for task, folder, part in (("SVHN", tmp_path, "MATLAB"), ("RESISC45", tmp_path / "original", "not split")):
+        with pytest.raises(TaskError, match=f"{part}.*save the images as train/CLASS/ and test/CLASS/") as error:
+            load_examples(task, "train", folder)
+        one_line(error)
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"])
+def test_a_pipe_among_mnists_files_is_not_waited_for(name, tmp_path):
+    idx(tmp_path, np.zeros((1, 4, 4)), np.zeros(1))
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(TaskError):
+        load_examples("MNIST", "train", tmp_path)
+
+
+def test_an_image_of_more_than_89_million_pixels_is_refused_without_a_warning(tmp_path):
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    path = tmp_path / "train" / "cat" / "a.png"
+    path.parent.mkdir(parents=True)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 12000, 12000, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    with pytest.raises(TaskError, match="144000000 pixels"):
+        one_image(tmp_path)

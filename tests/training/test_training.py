@@ -1,6 +1,7 @@
 """The training loop against a plain PyTorch loop, its choice of epoch, divergence, determinism and bad input."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rmbook import TrainingConfig, apply_random_mask, evaluate, train
+from rmbook.training.checkpoint import Checkpoint
 
 
 class Classifier(nn.Module):
@@ -197,3 +199,34 @@ def test_nothing_to_train_and_empty_data_are_refused():
     for parameters in (start(density=0.0)[0], start()[0].requires_grad_(False)):
         with pytest.raises(ValueError, match="no trainable"):
             train(parameters, TRAIN, DEV, TrainingConfig(0.01))
+
+
+def test_neither_the_environment_nor_an_earlier_accelerator_changes_a_run(monkeypatch):
+    config = TrainingConfig(0.02, epochs=2, seed=3)
+    plain = train(start()[0], TRAIN, DEV, config, progress=False).history
+    AcceleratorState._reset_state(True)
+    earlier = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=4)
+    assert train(start()[0], TRAIN, DEV, config, progress=False).history == plain
+    assert earlier.mixed_precision == "bf16" and earlier.gradient_accumulation_steps == 4  # and is of use as before
+    AcceleratorState._reset_state(True)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
+    assert train(start()[0], TRAIN, DEV, config, progress=False).history == plain
+
+
+def test_training_works_in_a_thread(tmp_path):
+    """Where Python allows no handlers of signals."""
+    config, found = TrainingConfig(0.02, epochs=1), []
+
+    def run():
+        checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors")
+        with checkpoint.catching_signals():
+            found.append(train(start()[0], TRAIN, DEV, config, checkpoint=checkpoint, progress=False).history)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert [history[0]["dev_loss"] for history in found] == [
+        train(start()[0], TRAIN, DEV, config, progress=False).history[0]["dev_loss"]
+    ]
