@@ -125,7 +125,7 @@ def test_the_commands_train_evaluate_describe_and_report(settings, tmp_path):
     assert answer.exit_code == 0 and "completed: best epoch" in answer.output and "test accuracy" in answer.output
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *("config.json", "metrics.jsonl", "adapter.safetensors", "result.json")
+        *("config.json", "inputs.json", "metrics.jsonl", "adapter.safetensors", "result.json")
     }
     assert (result["max_length"], result["cut_prompts"], result["records"]) == (
         None,
@@ -204,7 +204,7 @@ BAD = {
     "no files at all": ({"data_dir": "/nowhere"}, "/nowhere"),
     "a longest prompt": ({"max_length": 100}, "max_length"),
     "a prefix": ({"method": "prefix", "ratio": None, "targets": None}, "words"),
-    "another schedule": ({"schedule": "linear"}, "constant or cosine"),
+    "another schedule": ({"schedule": "linear"}, "constant, cosine"),
     "no steps": ({"max_steps": 0}, "max_steps"),
     "dev of all": ({"dev_size": 700}, "smaller dev_size"),
 }
