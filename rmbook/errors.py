@@ -8,7 +8,7 @@ LONGEST_VALUE = 60
 
 
 class RmbookError(Exception):
-    """What a user can put right; its text is one line that says what came, what was expected and what to do.
+    """A mistake that a user can put right; its text is one line that says what came, what was expected and what to do.
 
     Attributes:
         exit_code: of the command that ends with it: 2 for what came in, 1 for the machine, 130 for Ctrl-C.

@@ -99,17 +99,17 @@ def optional(kind: Kind) -> Kind:
 
 
 def count(value: Any) -> bool:
-    """Whether it is an integer of at least 0 that fits into 64 bits."""
+    """Return whether it is an integer of at least 0 that fits into 64 bits."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def number(value: Any) -> bool:
-    """Whether it is a finite number."""
+    """Return whether it is a finite number."""
     return type(value) is float and math.isfinite(value) or type(value) is int and abs(value) < 2**63
 
 
 def text(value: Any) -> bool:
-    """Whether it is text that can be written: no half characters."""
+    """Return whether it is text that can be written: no half characters."""
     try:
         return type(value) is str and value.encode() is not None
     except UnicodeEncodeError:
@@ -117,5 +117,5 @@ def text(value: Any) -> bool:
 
 
 def mapping(value: Any) -> bool:
-    """Whether it maps names that can be written to anything."""
+    """Return whether it maps names that can be written to anything."""
     return isinstance(value, dict) and all(map(text, value))

@@ -1,4 +1,4 @@
-"""How a setting is declared: once, as a field of a dataclass with its type, default, bounds and help text.
+"""Declaration of settings: each once, as a field of a dataclass with its type, default, bounds and help text.
 
 The settings of a run (`rmbook.runs.config`), of the training loop (`rmbook.training.config`) and of each method
 (`rmbook.methods.settings`) are such dataclasses. Their checks, the flags of the command line, its help and the paper's
@@ -138,13 +138,13 @@ def parse_pairs(pairs: list[str]) -> dict[str, Any]:
 
 
 def wanted(entry: Field) -> str:
-    """What a setting must be, in words."""
+    """Return in words what a setting must be."""
     kinds = [kind for kind in kinds_of(entry) if kind is not types.NoneType]
     return " or ".join(_wanted(kind, entry.metadata) for kind in kinds)
 
 
 def help_text(entry: Field) -> str:
-    """What a setting is, with its choices and its default."""
+    """Return the help text of a setting, with its choices and its default."""
     text, choices, unset = entry.metadata["help"], entry.metadata["choices"], entry.metadata["unset"]
     if choices:
         words = [f"{word} (default)" if word == entry.default else word for word in choices]
@@ -180,7 +180,7 @@ def expand_home(path: str) -> str:
 
 
 def _fitted(kind: Any, value: Any, limits: Any) -> tuple[bool, Any]:
-    """Whether a value is of a kind and within the limits, and the value in its plain type."""
+    """Return whether a value is of a kind and within the limits, and the value in its plain type."""
     if kind is types.NoneType:
         return value is None, None
     if kind in (bool, dict):
@@ -216,7 +216,7 @@ def _within(value: Real, limits: Any) -> bool:
 
 
 def _is_text(value: str) -> bool:
-    """Whether a string can be a path and be written to a file: no lone surrogates, no zero byte, of bearable length."""
+    """Return whether a string can be a path and be written: no lone surrogates, no zero byte, of bearable length."""
     return 0 < len(value) <= LONGEST_TEXT and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 

@@ -26,7 +26,7 @@ LARGEST_SEED = 2**256
 
 @dataclass(frozen=True)
 class AdapterHeader:
-    """What an adapter file says of itself.
+    """The description that an adapter file has of itself.
 
     Attributes:
         metadata: all fields, as they are stored.

@@ -1,4 +1,4 @@
-"""How a command ends: one line on standard error for every mistake, and its exit code.
+"""Endings of a command: one line on standard error for every mistake, and its exit code.
 
 2 for what came in, 1 for the machine (a full disk, too little memory) and for defects of this program, 130 for Ctrl-C.
 With RMBOOK_TRACEBACK in the environment an error goes on instead, with its trace.

@@ -30,7 +30,7 @@ def wait_for_workers() -> None:
 
 
 def all_said(code: int) -> None:
-    """From now on Ctrl-C ends the process in silence: libraries that are at their ends would print their traces."""
+    """End the process in silence at Ctrl-C from now on: libraries that are at their ends would print their traces."""
     _state.said = True
     if _state.installed:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
@@ -44,7 +44,7 @@ def _handle(number, frame) -> None:
 
 
 def _importing(frame) -> bool:
-    """Whether a module is being loaded: nothing is written then, and many libraries lose or garble the exception."""
+    """Return whether a module is being loaded: nothing is written then, and many libraries garble the exception."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True

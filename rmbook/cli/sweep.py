@@ -53,7 +53,7 @@ LONGEST_LEASE = 10**7  # seconds: a third of a year
 
 @dataclass(frozen=True)
 class SweepFlags:
-    """How the runs of a sweep are performed."""
+    """Settings of how the runs of a sweep are performed."""
 
     max_attempts: int = setting("How often a run is begun when workers die or machines fail", 5, least=1, most=10**6)
     lease: float = setting(

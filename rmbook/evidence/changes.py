@@ -1,4 +1,4 @@
-"""What training did to a model's weights: as tensors by parameter, added up, compared and measured."""
+"""Changes that training made to a model's weights: as tensors by parameter, added up, compared and measured."""
 
 import copy
 

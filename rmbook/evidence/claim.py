@@ -29,7 +29,7 @@ STATUSES = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured.
+    """A measured number, and what was asked of it.
 
     Attributes:
         says: one sentence with the number, for readers.

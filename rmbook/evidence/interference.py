@@ -1,4 +1,4 @@
-"""What becomes of two tasks when the changes that each of them learned are added.
+"""Interference: two tasks whose learned changes are added up.
 
 The tasks are views of the digits (`rmbook.offline.digits.VIEWS`), the model is one pretrained vision transformer.
 """
@@ -27,7 +27,7 @@ STRENGTHS = (0.5, 0.7, 1.0)
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured together: all tasks, seeds and pairs of one method at one density and learning rate."""
+    """Settings that are measured together: all tasks, seeds and pairs of a method at one density and rate."""
 
     method: str
     density: float | None

@@ -39,7 +39,7 @@ OUT_OF_MEMORY = {"status": "out of memory", "best_epoch": 0, "test": None}  # th
 
 @dataclass(frozen=True)
 class Kind:
-    """What a run of a grid is.
+    """A kind of run that grids are made of.
 
     Attributes:
         plan: gives the runs of a grid, with their identities.

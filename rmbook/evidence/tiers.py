@@ -31,7 +31,7 @@ TABLE = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 @dataclass(frozen=True)
 class Tier:
-    """What a kind of machine can do.
+    """A kind of machine, and what it can do.
 
     Attributes:
         name: "laptop", "one GPU" or "big GPU".
@@ -87,7 +87,7 @@ def choose_tier(family: str, gpu_gigabytes: float | None, model: str | None = No
 
 @dataclass(frozen=True)
 class Plan:
-    """What a chapter runs here.
+    """The runs of a chapter on this machine.
 
     Attributes:
         tier: the kind of machine.
@@ -107,7 +107,7 @@ class Plan:
 
     @property
     def as_printed(self) -> bool:
-        """Whether model and examples are those of the book's pages, so that their numbers should come out again."""
+        """Return whether model and examples are those of the book's pages, so that their numbers should come again."""
         return self.tier.model == TINY and self.source == "generated"
 
     @property

@@ -120,7 +120,7 @@ class Mask:
         return torch.searchsorted(self.positions.long(), starts).to(torch.int32)
 
     def to(self, device: torch.device | str) -> "Mask":
-        """The same mask with its positions on `device`; itself if they are there already."""
+        """Return the mask with its positions on `device`; itself if they are there already."""
         positions = self.positions.to(device)
         return self if positions is self.positions else Mask(self.shape, positions)
 

@@ -86,7 +86,7 @@ class AdaLora:
             self.tuner.update_and_allocate(step)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What the choice of directions remembers, by name; the factors themselves are parameters of the model."""
+        """State of the choice of directions, by name; the factors themselves are parameters of the model."""
         allocator, kept = self.tuner.rankallocator, self.tuner.peft_config[ADAPTER].rank_pattern or {}
         state = {
             f"{kind}:{name}": tensor.detach().clone()

@@ -1,4 +1,4 @@
-"""What a method made of a model: the trained parameters, their state, and the way back."""
+"""A method on a model: the trained parameters, their state, and the way back."""
 
 from collections.abc import Callable, Iterator
 
@@ -39,7 +39,7 @@ class AppliedMethod:
         return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What to give to an optimiser."""
+        """Parameters to give to an optimiser."""
         return (parameter for _, parameter in self.named_parameters())
 
     @property
@@ -53,11 +53,11 @@ class AppliedMethod:
         return self.trainable / self.total
 
     def penalty(self) -> torch.Tensor | float:
-        """What the method adds to the loss: AdaLoRA's orthogonality penalty, a scalar; 0.0 for all others."""
+        """Return what the method adds to the loss: AdaLoRA's orthogonality penalty, a scalar; 0.0 for all others."""
         return self.budget.penalty() if self.budget else 0.0
 
     def after_step(self, step: int) -> None:
-        """To be called after each `optimizer.step()`, before `zero_grad()`; only AdaLoRA does something.
+        """Do what follows each `optimizer.step()`, before `zero_grad()`; only AdaLoRA does something.
 
         Args:
             step: optimiser steps taken so far, this one included.

@@ -1,4 +1,4 @@
-"""What the layers of a model's blocks are called, so that "qv" means the same in OPT, Llama, GPT-2 and CLIP."""
+"""Names of the layers in a model's blocks, so that "qv" means the same in OPT, Llama, GPT-2 and CLIP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -136,7 +136,7 @@ def _activations(model, words, seed, length) -> list[tuple[torch.Tensor, torch.T
 
 
 def _shapes(config, length, layers) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """As `_activations`, without numbers, for a model on the meta device."""
+    """Return what `_activations` does, without numbers, for a model on the meta device."""
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -1,4 +1,4 @@
-"""What a run has trained, as one safetensors file: an rmbook adapter for masks, the trained parameters for the rest."""
+"""One safetensors file for what a run has trained: an rmbook adapter for masks, the trained parameters for the rest."""
 
 import json
 import os

@@ -19,7 +19,7 @@ class MethodError(ConfigError):
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """What a method can be told; checked when made.
+    """Settings of a method; checked when made.
 
     Attributes:
         takes: which settings of the run the method takes: "targets", "ratio", "density" and "seed".
@@ -87,7 +87,7 @@ class AdaLoraSettings(MethodSettings):
 
     @property
     def drops(self) -> bool:
-        """Whether directions are dropped over the run."""
+        """Return whether directions are dropped over the run."""
         return (self.initial_rank or self.rank) > self.rank
 
     def __post_init__(self):

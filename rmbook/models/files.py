@@ -1,4 +1,4 @@
-"""Where the files of a model are, in a folder, the hub's cache or the hub itself, and whether they are whole.
+"""Finding the files of a model, in a folder, the hub's cache or the hub itself, and whether they are whole.
 
 Only safetensors count as weights: other formats can run code when they are read.
 """
@@ -159,7 +159,7 @@ def _snapshot(name: str, revision: str | None, whole: bool, **arguments) -> Path
 
 
 def _conversion(name: str) -> str | None:
-    """Where the hub's own robot offers the weights as safetensors, as it does for OPT; None if it does not."""
+    """Return where the hub's own robot offers the weights as safetensors, as it does for OPT; None if it does not."""
     offers = huggingface_hub.get_repo_discussions(name, author=CONVERTER, discussion_type="pull_request")
     # The server was asked for this author's; what it answers is looked at all the same: anybody can open a request.
     return next((f"refs/pr/{o.num}" for o in offers if o.author == CONVERTER and "safetensors" in o.title), None)

@@ -21,7 +21,7 @@ def generate_answers(
     max_tokens: int = 16384,
     advance: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """What the model finds the likeliest next, token by token, up to a line break or its end-of-sequence token.
+    """Return what the model finds the likeliest next, token by token, up to a line break or its end-of-sequence token.
 
     Settings that a checkpoint brings for generation, such as sampling or penalties, play no part.
 

@@ -22,7 +22,7 @@ LOGITS = 4  # one token's logits take about the memory of so many tokens' keys a
 
 @dataclass(frozen=True)
 class _Option:
-    """What follows the shared tokens in one option of a prompt."""
+    """The tokens of one option that follow those that all options share."""
 
     prompt: int  # its number in the batch
     shared: int  # tokens before these
@@ -35,7 +35,7 @@ class _Option:
 
     @property
     def unscored(self) -> int:
-        """How many inputs predict tokens before the option: more than none where contexts are cut differently."""
+        """Number of inputs that predict tokens before the option: more than none where contexts are cut differently."""
         return max(0, len(self.inputs) - self.length)
 
 
@@ -120,7 +120,7 @@ def token_batches(items: Iterable, sizes: Callable[..., Sequence[int]], max_toke
 
 
 def _shared_length(encodings: Sequence[Encoding]) -> int:
-    """How many tokens all options begin with; not the last token of the shortest one, which need not be an input."""
+    """Return how many tokens all options begin with, without the last one of the shortest, which is no input."""
     if not encodings:
         return 0
     ids = [encoding.input_ids for encoding in encodings]
@@ -130,7 +130,7 @@ def _shared_length(encodings: Sequence[Encoding]) -> int:
 
 
 def _scored_length(encodings: Sequence[Encoding], shared: int) -> int:
-    """How many of the shared tokens, counted from the last, must predict the next one."""
+    """Return how many of the shared tokens, counted from the last, must predict the next one."""
     return max([1, *(shared + 1 - len(e.input_ids) + e.option_length for e in encodings)])
 
 

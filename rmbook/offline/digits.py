@@ -66,7 +66,7 @@ class Digits(Dataset):
 
 @dataclass(frozen=True)
 class PretrainingConfig:
-    """How the tiny transformer is made; the cache is keyed by it."""
+    """Settings that a tiny transformer is pretrained with; the cache is keyed by them."""
 
     hidden_size: int = 64
     layers: int = 4

@@ -1,4 +1,4 @@
-"""What is made on this machine, by name, for grids and chapters that need no network: "made:opt", "made:sentences"."""
+"""Models and examples that are made on this machine, for grids and chapters without a network: "made:opt" and others."""
 
 from functools import partial
 from pathlib import Path

@@ -20,7 +20,7 @@ LIST = "made.json"  # SHA-256 of each file of a folder, as it was made
 
 
 def cache_folder() -> Path:
-    """Where rmbook keeps what it has made once: the folder RMBOOK_CACHE, or the user's cache folder for rmbook."""
+    """Return the folder of what rmbook has made once: RMBOOK_CACHE, or the user's cache folder for rmbook."""
     return Path(os.environ.get("RMBOOK_CACHE") or user_cache_dir("rmbook"))
 
 

@@ -135,7 +135,7 @@ class RunConfig:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def default_folder(self) -> Path:
-        """Where the run goes if no folder is named: runs/MODEL-TASK-METHOD-DIGEST."""
+        """Return where the run goes if no folder is named: runs/MODEL-TASK-METHOD-DIGEST."""
         return Path("runs") / f"{Path(self.model).name}-{self.task}-{self.method}-{self.digest()[:8]}"
 
 

@@ -1,4 +1,4 @@
-"""What a run or an adapter holds, and what a method would train in a model, in words."""
+"""Descriptions in words: of a run, of an adapter, and of what a method would train in a model."""
 
 import math
 from dataclasses import asdict

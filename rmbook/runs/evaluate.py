@@ -69,7 +69,7 @@ def evaluate_run(
 
 
 def continue_text(run: str | None, model_name: str | None, text: str, max_new_tokens: int, dtype: str | None) -> str:
-    """What a run's model, or a model as it is, writes after `text`, up to the end of the line.
+    """Return what a run's model, or a model as it is, writes after `text`, up to the end of the line.
 
     Raises:
         ConfigError: the text is empty, or too long for the model.

@@ -1,4 +1,4 @@
-"""What a run's outcome depends on, as hashes: its settings, the examples, the base weights and this package's code."""
+"""Hashes of all that a run's outcome depends on: settings, examples, base weights and this package's code."""
 
 import fnmatch
 import functools
@@ -48,7 +48,7 @@ class PlannedRun:
 
 
 def is_key(key: object) -> bool:
-    """Whether it can be the key of a run, which becomes the name of a folder."""
+    """Return whether it can be the key of a run, which becomes the name of a folder."""
     return type(key) is str and re.fullmatch(r"[\w-]{1,100}", key) is not None
 
 
@@ -92,7 +92,7 @@ def run_key(config: RunConfig, identity: dict[str, str]) -> str:
 
 
 def data_fingerprint(task: str, data_dir: str | None) -> str:
-    """What a task's examples are: see `rmbook.tasks.task.Task.fingerprint`.
+    """Return the fingerprint of a task's examples: see `rmbook.tasks.task.Task.fingerprint`.
 
     Raises:
         TaskError: a file is missing.
@@ -101,7 +101,7 @@ def data_fingerprint(task: str, data_dir: str | None) -> str:
 
 
 def weights_fingerprint(model: str, revision: str | None) -> tuple[str, str | None]:
-    """What a checkpoint with its tokenizer is: a hash of its files, or the hub's name and commit.
+    """Return the fingerprint of a checkpoint with its tokenizer: a hash of its files, or the hub's name and commit.
 
     Returns:
         (fingerprint, commit); the commit is None for a folder, and else what the run is to use as its revision.

@@ -20,7 +20,7 @@ from rmbook.tasks.catalog import find_task
 
 
 def first_process() -> bool:
-    """Whether this is the only process of a run, or the first of several that torchrun or accelerate started."""
+    """Return whether this is the only process of a run, or the first of several that torchrun or accelerate started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -109,7 +109,7 @@ class MetricsFile:
             self._file.write(json.dumps(finite(row)) + "\n")
 
     def rows(self) -> list[dict]:
-        """What the file holds."""
+        """Return what the file holds."""
         return read_metrics(self.path)
 
     def __enter__(self) -> "MetricsFile":

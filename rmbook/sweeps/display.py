@@ -1,4 +1,4 @@
-"""How a sweep is going: a live table on a terminal, one line a run elsewhere."""
+"""Progress of a sweep: a live table on a terminal, one line a run elsewhere."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""What every engine needs for a sweep: claims, folders, results, failures, and a heartbeat.
+"""The parts that every engine needs for a sweep: claims, folders, results, failures, and a heartbeat.
 
 An engine only executes: it takes a run and its folder from `Driver.claim`, calls `perform` for it, in whatever process,
 and tells `Driver.conclude` how that ended.

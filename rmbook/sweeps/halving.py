@@ -25,7 +25,7 @@ RANDOM_STARTS = 4  # runs of a group before the sampler has anything to learn fr
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has got.
+    """Progress of a run.
 
     Attributes:
         history: one row a finished epoch.

@@ -117,7 +117,7 @@ class Ledger:
         return Lease(*(found[name] for name in ("key", "config", "identity", "attempts", "claims")))
 
     def holds(self, lease: Lease) -> bool:
-        """Whether the lease is still this owner's."""
+        """Return whether the lease is still this owner's."""
         with explaining(self.path):
             found = self._db.execute(f"SELECT 1 FROM runs WHERE {_MINE}", self._mine(lease)).fetchone()
         return found is not None
@@ -234,7 +234,7 @@ def read_ledger(path: Path) -> list[dict]:
 
 
 def _check(path: Path, db: sqlite3.Connection) -> bool:
-    """Whether a ledger is in the database, and not nothing; raises LedgerError for what is something else."""
+    """Return whether a ledger is in the database, and not nothing; raises LedgerError for what is something else."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if not version and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
         return False

@@ -1,4 +1,4 @@
-"""Whether another process is still alive, found out without the time of day.
+"""Return whether another process is still alive, found out without the time of day.
 
 Each process that works on a sweep locks a file of its own. The kernel releases the lock when the process ends, in
 whatever way. So on one machine, a lock that can be taken proves that its process is dead; a process number that is
@@ -44,7 +44,7 @@ class Presence:
             fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def gone(self, name: str, beat: int) -> bool:
-        """Whether a process has to be given up.
+        """Return whether a process has to be given up.
 
         Args:
             name: `name` of its `Presence`.
@@ -60,7 +60,7 @@ class Presence:
         return seen == beat and now - since > self.lease_seconds
 
     def _proved_gone(self, name: str) -> bool:
-        """Whether a process has certainly ended; False, too, where that cannot be told."""
+        """Return whether a process has certainly ended; False, too, where that cannot be told."""
         if not fcntl or name == self.name or not name.startswith(f"{_machine()}-"):
             return False
         path = self._path(name)

@@ -22,7 +22,7 @@ POLL_SECONDS = 0.5
 
 
 class Listener:
-    """Is told how a sweep goes; this one says nothing. See `rmbook.sweeps.display` for those that do."""
+    """A listener is told how a sweep goes; this one says nothing. See `rmbook.sweeps.display` for those that do."""
 
     def begun(self, lease: Lease, counts: dict[str, int]) -> None:
         """A run was taken up. `counts`: number of runs in each state."""

@@ -34,12 +34,12 @@ class WholeQueue:
         """Hear that a run has ended."""
 
     def waits(self, counts: dict[str, int], wait: bool) -> bool:
-        """Whether there may be something to do later."""
+        """Return whether there may be something to do later."""
         return counts["pending"] > 0 or (wait and counts["leased"] > 0)
 
 
 class PartQueue:
-    """What halving needs next, or what a sampler proposes, up to a budget.
+    """The queue of halving, or of a sampler, up to a budget.
 
     Args:
         driver: of the sweep.
@@ -78,7 +78,7 @@ class PartQueue:
         self._spent += max(0, begun - self._before) / lease.config["epochs"]
 
     def waits(self, counts: dict[str, int], wait: bool) -> bool:
-        """Whether there may be something to do later."""
+        """Return whether there may be something to do later."""
         return self._left and wait and counts["leased"] > 0
 
     def _steps(self) -> Iterator[Step]:

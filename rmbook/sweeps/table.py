@@ -82,7 +82,7 @@ def _table(rows: Sequence[dict], timing: bool) -> pd.DataFrame:
 
 
 def is_fine_tuning(config: dict) -> bool:
-    """Whether these are settings of a fine-tuning run, those of `rmbook.RunConfig`."""
+    """Return whether these are settings of a fine-tuning run, those of `rmbook.RunConfig`."""
     if not NEEDED <= config.keys() <= KINDS.keys():
         return False
     return all(any(_JSON_KINDS[kind](value) for kind in _KINDS_OF[name]) for name, value in config.items())

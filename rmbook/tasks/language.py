@@ -51,7 +51,7 @@ class LanguageTask(Task):
 
     @property
     def writes(self) -> bool:
-        """Whether the model writes the answer instead of choosing an option."""
+        """Return whether the model writes the answer instead of choosing an option."""
         return self.metric == "f1"
 
     @override

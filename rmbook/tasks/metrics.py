@@ -1,4 +1,4 @@
-"""What the paper reports: accuracy, and for SQuAD and DROP the F1 of words; as fractions, not per cent."""
+"""Metrics that the paper reports: accuracy, and for SQuAD and DROP the F1 of words; as fractions, not per cent."""
 
 import re
 import string

@@ -1,4 +1,4 @@
-"""What all of the paper's sixteen tasks have in common: examples, a model, an objective, answers and their score."""
+"""The form that all of the paper's sixteen tasks share: examples, a model, an objective, answers and their score."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -65,7 +65,7 @@ class Task:
         raise NotImplementedError
 
     def fingerprint(self, data_dir: str | os.PathLike | None) -> str:
-        """What the examples are, wherever they are: a hash of the original files, or the hub's repository and commit.
+        """Return the fingerprint of the examples: a hash of the original files, or the hub's repository and commit.
 
         Raises:
             TaskError: a file is missing.
@@ -119,7 +119,7 @@ class Task:
         raise NotImplementedError
 
     def objective(self, preparation: Any) -> Objective:
-        """What training minimises."""
+        """Return what training minimises."""
         raise NotImplementedError
 
     def predict(
@@ -130,7 +130,7 @@ class Task:
         max_length: int | None = None,
         advance: Callable[[int], None] | None = None,
     ) -> list[int] | list[str]:
-        """What the model answers, for `score`.
+        """Return what the model answers, for `score`.
 
         Args:
             max_length: from `prompt_limit`, which is asked if it is None; answers that are written must fit, too.

@@ -1,4 +1,4 @@
-"""How far the eigenvalues of a masked problem lie from p times the full ones: Theorem 5.1, and a bound that knows p.
+"""Distances of a masked problem's eigenvalues from p times the full ones: Theorem 5.1, and a bound that knows p.
 
 All bounds are about Q = X M X' - p X X': with probability at least 1 - delta over the mask, |Q|_2 is at most the
 bound. By Weyl's theorem the same then holds for every |lambda_i - p lambda_i(X'X)|. Both sides have the units of

@@ -1,4 +1,4 @@
-"""Where gradient descent on a masked linear regression ends, and how far away that is (section 5.3 of the paper).
+"""The end of gradient descent on a masked linear regression, and how far away it is (section 5.3 of the paper).
 
 With y = X w* + noise of variance sigma^2, the squared norm of the limit (XM)^+ y is on average
 

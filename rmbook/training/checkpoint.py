@@ -28,7 +28,7 @@ class CheckpointError(RmbookError):
 
 
 class Checkpoint:
-    """Where a run keeps its state, and when it writes it: at the end of each epoch, when asked to stop, and in between.
+    """The place of a run's state, written at the end of each epoch, when asked to stop, and in between.
 
     Args:
         path: the file; replaced in one step, so that a kill at any moment leaves the older one or the newer one.
@@ -43,7 +43,7 @@ class Checkpoint:
         self._found: tuple[dict, dict[str, torch.Tensor]] | None = None  # read, and not yet asked for
 
     def due(self) -> bool:
-        """Whether the last writing is long enough ago."""
+        """Return whether the last writing is long enough ago."""
         return time.monotonic() - self._written >= self.every
 
     def save(self, info: dict, tensors: dict[str, torch.Tensor]) -> None:

@@ -51,7 +51,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came out of one run.
+    """The outcome of one run.
 
     Attributes:
         status: "completed", or "diverged" if loss or gradient became NaN or infinite.

@@ -95,7 +95,7 @@ class TrainingLoop:
                 yield True
 
     def _over(self) -> bool:
-        """Whether all steps are taken and the last epoch is finished."""
+        """Return whether all steps are taken and the last epoch is finished."""
         return self.state.step >= self.last_step and self.state.batch == 0
 
     def _set_learning_rate(self) -> None:
@@ -154,7 +154,7 @@ class TrainingLoop:
         state.epoch, state.batch, state.losses = state.epoch + 1, 0, []
 
     def _flags(self) -> tuple[float, float]:
-        """Whether this process is asked to stop, and whether it is time to write a checkpoint."""
+        """Return whether this process is asked to stop, and whether it is time to write a checkpoint."""
         if not self.checkpoint:
             return 0.0, 0.0
         return float(self.checkpoint.stop_requested), float(self.accelerator.is_main_process and self.checkpoint.due())

@@ -1,4 +1,4 @@
-"""What is minimised: a sum over examples, so that a batch can be cut into any parts and shared by any processes.
+"""Objectives: each a sum over examples, so that a batch can be cut into any parts and shared by any processes.
 
 The loss of a batch is the sum of its examples' losses over the sum of their weights. Both sums can be taken part by
 part, with the divisor known before the first part is computed: then gradient accumulation and several processes take
@@ -22,7 +22,7 @@ EVALUATION_TOKENS = 16384  # in memory at once
 
 
 class Objective:
-    """What `rmbook.train` minimises; the methods that differ from these are overridden.
+    """An objective that `rmbook.train` minimises; methods that differ from these are overridden.
 
     Attributes:
         unit: of `length`.
@@ -31,7 +31,7 @@ class Objective:
     unit = "examples"
 
     def weight(self, examples: Sequence) -> float:
-        """What the examples' summed loss is divided by: their number, unless one of them counts for more."""
+        """Return what the examples' summed loss is divided by: their number, unless one of them counts for more."""
         return float(len(examples))
 
     def length(self, example: Any) -> int:

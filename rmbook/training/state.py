@@ -7,7 +7,7 @@ from rmbook.json_files import count, each, fields, number, optional
 
 @dataclass
 class TrainingState:
-    """How far a run is; fit for JSON.
+    """Progress of a run; fit for JSON.
 
     Attributes:
         status: "completed" unless it diverged.

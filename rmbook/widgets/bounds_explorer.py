@@ -1,4 +1,4 @@
-"""How far a mask's eigenvalues stray, and what three bounds allow: sliders for n, d, p, delta and the unit of X.
+"""An explorer of how far eigenvalues stray, and what three bounds allow: sliders for n, d, p, delta, the unit of X.
 
 The figure is plain HTML with a short script, complete in itself: it needs no kernel and no network, and without
 JavaScript it is a table of its first choice.
