@@ -1,4 +1,4 @@
-"""Models and examples that are made on this machine, for grids and chapters without a network: "made:opt" and others."""
+"""Models and examples that are made on this machine, for grids and chapters without a network: "made:opt" and so on."""
 
 from functools import partial
 from pathlib import Path
