@@ -5,7 +5,7 @@ import random
 
 from command_line import call
 from fuzzing import ODD, contents, damaged_bytes, damaged_value, ended_well, refusal, seeds, within_limits
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmbook.runs.config import RunConfig, make_config, read_config
@@ -80,7 +80,7 @@ JSON = st.recursive(
 NAMES = st.sampled_from([*SETTINGS, "ratio", "density", "batch_size", "max_length", "fixed", "axes", "except"])
 
 
-@settings(derandomize=True, max_examples=len(seeds(60)), deadline=None)
+@settings(derandomize=True, max_examples=len(seeds(60)), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(NAMES, JSON, max_size=4))
 def test_any_values(values):
     def read():
@@ -91,7 +91,7 @@ def test_any_values(values):
     refusal(lambda: expand({"fixed": SETTINGS, "axes": values}, 100), values)
 
 
-@settings(derandomize=True, max_examples=len(seeds(150)), deadline=None)
+@settings(derandomize=True, max_examples=len(seeds(150)), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=60) | st.text("{}[]:,-!&*?|>'\"#%@` \n\tab01.e", max_size=60))
 def test_any_text(text):
     refusal(lambda: parse_yaml(text, "text"), text)
