@@ -56,9 +56,10 @@ class GradientCheck:
     def __deepcopy__(self, memo):
         return None  # a copied model has other values, which have no hooks
 
-    def _arrived(self, name: str, _) -> None:
+    def _arrived(self, name: str, values: torch.Tensor) -> None:
         self._began = True
-        self._waiting.pop(name, None)
+        if values.grad is not None:  # a compiled graph announces those, too, that it has no gradient for
+            self._waiting.pop(name, None)
 
     def finished(self) -> bool:
         """Tell whether there is no more to wait for.
