@@ -525,7 +525,7 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch):
     ids = torch.randint(2, 50, (24, 6))
     rows = [{"input_ids": row, "labels": row[-1] % 2} for row in ids]
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    example, adapters, *_ = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    example, adapters = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     base, fresh = copy.deepcopy(model), copy.deepcopy(model)
     names = {"model": model, "train_data": rows, "dev_data": rows, "torch": torch}
     exec(example.replace("ratio=1e-3", "ratio=0.05"), names)  # this model is too small for one in a thousand
