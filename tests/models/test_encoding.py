@@ -95,7 +95,8 @@ def reference_encoding(tokenizer, start, context, texts, max_length):
 
 def encode(task, example, tokenizer, model_type, max_length):
     """The options of an example, as training and scoring have them."""
-    model = SimpleNamespace(config=SimpleNamespace(model_type=model_type))
+    embedding = SimpleNamespace(num_embeddings=len(tokenizer))
+    model = SimpleNamespace(config=SimpleNamespace(model_type=model_type), get_input_embeddings=lambda: embedding)
     return find_task(task).encode([example], model, tokenizer, max_length)[0].options
 
 
