@@ -12,6 +12,9 @@ from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.targets import TargetError
 
 REACTIONS = ("error", "warn")
+# One hook on all optimisers for the whole process: torch walks over its hooks while they run, so none may go then.
+_PENDING: "weakref.WeakSet[GradientCheck]" = weakref.WeakSet()  # which keeps no model alive
+_PENDING_HOOK: list = []
 
 
 class GradientCheck:
@@ -38,17 +41,10 @@ class GradientCheck:
             values.register_post_accumulate_grad_hook(partial(self._arrived, name))
             for name, values in self._waiting.items()
         ]
-        known = weakref.ref(self)  # the hook on optimisers must not keep a model alive
-
-        ids = {id(values) for values in self._waiting.values()}
-
-        def look(optimizer, *_) -> None:
-            own = any(id(value) in ids for group in optimizer.param_groups for value in group["params"])
-            if own and (check := known()):
-                check.finished()
-
-        self._hooks.append(register_optimizer_step_pre_hook(look))
-        weakref.finalize(self, self._hooks[-1].remove)
+        self._values = {id(values): values for values in self._waiting.values()}  # alive, so that no id comes twice
+        if not _PENDING_HOOK:
+            _PENDING_HOOK.append(register_optimizer_step_pre_hook(_look))
+        _PENDING.add(self)
 
     def __reduce__(self):
         return type(None), ()  # nor has one that was written to a file and read again
@@ -86,7 +82,14 @@ class GradientCheck:
         return True
 
     def remove(self) -> None:
-        """Take the hooks off the values and off optimisers."""
+        """Take the hooks off the values, and listen to optimisers no more."""
         self._done = True
+        _PENDING.discard(self)
         for hook in self._hooks:
             hook.remove()
+
+
+def _look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    for check in list(_PENDING):
+        if any(id(value) in check._values for group in optimizer.param_groups for value in group["params"]):
+            check.finished()

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -51,8 +52,10 @@ def undisturbed(runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with joined_cluster(ray, None, 2, 1):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # where `measure` is, for the workers
+        with joined_cluster(ray, None, 2, 1):
+            yield
 
 
 class Killer(Listener):
