@@ -27,6 +27,7 @@ class OneLineGroup(TyperGroup):
         if not standalone_mode:
             return super().main(*arguments, standalone_mode=False, **keywords)
         try:
+            interrupt.running()
             try:
                 code = super().main(*arguments, standalone_mode=False, **keywords)
             except Exception as error:

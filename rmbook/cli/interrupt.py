@@ -9,7 +9,7 @@ import threading
 from types import SimpleNamespace
 
 LINE = "rmbook: interrupted."
-_state = SimpleNamespace(installed=False, said=False, count=0, allowed=1, patience=5.0)
+_state = SimpleNamespace(installed=False, running=False, said=False, count=0, allowed=1, patience=5.0)
 
 
 def install() -> None:
@@ -17,11 +17,16 @@ def install() -> None:
     if _state.installed or threading.current_thread() is not threading.main_thread():
         return
     _state.installed = True
+    signal.signal(signal.SIGINT, _handle)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
-    signal.signal(signal.SIGINT, _handle)
+
+
+def running() -> None:
+    """Have Ctrl-C raise KeyboardInterrupt from now on: the command is there to report it."""
+    _state.running = True
 
 
 def wait_for_workers() -> None:
@@ -38,7 +43,7 @@ def all_said(code: int) -> None:
 
 def _handle(number, frame) -> None:
     _state.count += 1
-    if _state.count > _state.allowed or _importing(frame):
+    if _state.count > _state.allowed or not _state.running or _importing(frame):
         _end()
     raise KeyboardInterrupt
 

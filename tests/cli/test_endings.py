@@ -109,6 +109,7 @@ sys.path.insert(0, {str(Path(interrupt.__file__).parents[2])!r})
 from rmbook.cli import interrupt
 interrupt._state.patience = 0.5
 interrupt.install()
+interrupt.running()
 def lose():
     try:
         print("ready", flush=True)
