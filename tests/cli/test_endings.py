@@ -83,8 +83,11 @@ def test_a_full_disk_behind_standard_output_is_one_line():
 
 def begun(process) -> bool:
     """Whether the command handles signals: it has a pipe for them."""
-    fds = Path(f"/proc/{process.pid}/fd")
-    return any(int(fd.name) > 2 and os.readlink(fd).startswith("pipe") for fd in fds.iterdir())
+    try:
+        fds = [fd for fd in Path(f"/proc/{process.pid}/fd").iterdir() if int(fd.name) > 2]
+        return any(os.readlink(fd).startswith("pipe") for fd in fds)
+    except FileNotFoundError:  # closed between the two looks
+        return False
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at a process through /proc")
