@@ -54,10 +54,10 @@ def record(
 def _record_weights() -> None:
     from rmbook.offline import digits, tiny_language
 
-    digits.record_weights("rmbook record weights")
-    for kind in tiny_language.WEIGHTS:
-        tiny_language.record_weights(kind, "rmbook record weights")
-    typer.echo(f"written: {', '.join(map(str, (digits.WEIGHTS, *tiny_language.WEIGHTS.values())))}")
+    command = "rmbook record weights"
+    written = [digits.record_weights(base, command) for base in range(digits.BASES)]
+    written += [tiny_language.record_weights(kind, command) for kind in tiny_language.WEIGHTS]
+    typer.echo(f"written: {', '.join(map(str, written))}")
 
 
 def claims() -> None:

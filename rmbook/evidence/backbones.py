@@ -8,8 +8,8 @@ sentences) need neither a network nor a GPU. Any other name is a language model,
 import copy
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from torch.utils.data import ConcatDataset, Subset
 from rmbook.evidence.tiers import find_source
 from rmbook.files import digest_tensors
 from rmbook.models.language import load_language_model
-from rmbook.offline.digits import MLP_TARGETS, Digits, PretrainingConfig, load_vit, new_vit
+from rmbook.offline.digits import MLP_TARGETS, Digits, PretrainingConfig, base_config, load_vit, new_vit
 from rmbook.offline.made import resolve
 from rmbook.offline.minilm import load_minilm
 from rmbook.offline.sentences import sentiment_sentences
@@ -102,31 +102,37 @@ class Backbone:
 
 
 @cache
-def load_backbone(name: str = "vit") -> Backbone:
+def load_backbone(name: str = "vit", base: int = 0) -> Backbone:
     """Return a backbone by its name; kept, so that it is loaded once a process.
 
     Args:
         name: "vit" (mirrored digits; "vit:turned" and the like for other `rmbook.offline.digits.VIEWS`), "minilm", or a
             folder or a name on the hub of a language model, such as "facebook/opt-1.3b": it goes to a GPU if there is
             one, and its examples are SST-2's, from where `rmbook.evidence.tiers.find_source` finds them.
+        base: which of the pretrained transformers, for "vit": below `rmbook.offline.digits.BASES`. Each has its own
+            division of the digits into splits.
 
     Raises:
-        ValueError: an unknown view of the digits.
+        ValueError: an unknown view of the digits, or a base that there is not.
         ModelError: MiniLM's weights are not at hand.
         ModelError, TaskError: the language model or its examples cannot be had.
     """
     if name == "vit" or name.startswith("vit:"):
         view = name.removeprefix("vit").removeprefix(":") or "mirrored"
-        data = {split: Digits(split, view) for split in ("dev", "test")}
+        config = base_config(base)
+        digits = partial(Digits, view=view, division=config.division)
+        data = {split: digits(split) for split in ("dev", "test")}
         # First images that the model has not seen, then, for experiments with more data, those it has seen upright.
-        data["train"] = ConcatDataset([Digits(split, view) for split in ("train", "pretrain")])
-        base = load_vit(progress=False)
-        return Backbone(name, MLP_TARGETS, ("classifier",), Classification(), data, 400, 16, 200, base, _new_vit)
+        data["train"] = ConcatDataset([digits(split) for split in ("train", "pretrain")])
+        model = load_vit(config, progress=False)
+        return Backbone(name, MLP_TARGETS, ("classifier",), Classification(), data, 400, 16, 200, model, partial(_new_vit, config))
+    if base:
+        raise ValueError(f"{name} has one base, 0: got base {base!r}.")
     if name == "minilm":
-        base, counts = load_minilm(), {"train": 256, "dev": 200, "test": 500}
+        model, counts = load_minilm(), {"train": 256, "dev": 200, "test": 500}
         data = {s: list(zip(*sentiment_sentences(s, count), strict=True)) for s, count in counts.items()}
-        objective = Classification(base.collate)
-        return Backbone(name, ("query", "value"), ("embeddings",), objective, data, 256, 8, 160, base)
+        objective = Classification(model.collate)
+        return Backbone(name, ("query", "value"), ("embeddings",), objective, data, 256, 8, 160, model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer = load_language_model(os.path.expanduser(name), device=device)
     source, data_dir = find_source()
@@ -137,5 +143,5 @@ def load_backbone(name: str = "vit") -> Backbone:
     return Backbone(name, ("q_proj", "v_proj"), ("embed",), task.objective(tokenizer), data, 1000, 8, 625, model)
 
 
-def _new_vit(seed: int) -> nn.Module:
-    return new_vit(PretrainingConfig(seed=seed + 1))  # seed 0 is where the pretrained one began
+def _new_vit(config: PretrainingConfig, seed: int) -> nn.Module:
+    return new_vit(replace(config, seed=config.seed + seed + 1))  # without the seed that the pretrained one began with

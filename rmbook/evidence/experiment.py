@@ -38,7 +38,7 @@ class Experiment:
         density: of a mask, in each target layer.
         seed: of the mask or the factors, and of the order of the examples.
         mask_seed: of the mask, where it is not the same.
-        backbone: see `rmbook.evidence.backbones.load_backbone`.
+        backbone, base: see `rmbook.evidence.backbones.load_backbone`.
         choice: which entries are trained; see `rmbook.evidence.mask_choices.choose_masks`.
         scale: S = scale * values, or "inverse_density" for 1 / density.
         start: "pretrained", "shuffled" or "new"; see `rmbook.evidence.backbones.Backbone.model`.
@@ -59,6 +59,7 @@ class Experiment:
     train_size: int | None = None
     mask_seed: int | None = None
     hessian: bool = False
+    base: int = 0
 
     def __post_init__(self):
         if self.method not in METHODS:
@@ -80,7 +81,7 @@ def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tup
         dev_accuracy and test_accuracy in percent, trainable, ratio, distance (`distance_from`) at the best epoch, curve
         (dev accuracy in percent after each epoch), seconds; hessian_before and hessian_after if asked for.
     """
-    backbone = load_backbone(settings.backbone)
+    backbone = load_backbone(settings.backbone, settings.base)
     model = prepare_model(backbone, settings)
     data = backbone.train_data(settings.train_size)
     landscape = settings.hessian and look_at(model, backbone)

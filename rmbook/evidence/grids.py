@@ -7,8 +7,8 @@ values, and may hold mappings itself. And an axis can be taken from another reco
     axes:
       method: {best_in: vit_grid, density: [0.01, 0.001]}
 
-stands for each method and density there (or those listed) at its best learning rate. `rmbook record NAME` records a
-grid anew.
+stands for each method and density there (or those listed) at its best learning rate on each base. `rmbook record NAME`
+records a grid anew.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ from rmbook.yaml_files import read_yaml
 MEASURES = {
     "dev": ("dev_accuracy", "mean"),
     "test": ("test_accuracy", "mean"),
-    "test_sd": ("test_accuracy", "std"),
     "distance": ("distance", "mean"),
     "trainable": ("trainable", "mean"),
     "runs": ("seed", "count"),
+    "bases": ("base", "nunique"),
 }
 
 
@@ -76,11 +76,12 @@ def _spread(mapping: dict) -> Iterator[dict]:
 
 
 def _best_in(best_in: str, **only: list) -> list[dict]:
-    """Return the methods and densities of a recorded grid, each with its best learning rate."""
-    table = best_cells(load_runs(best_in).query("scale == 1.0"), ["method", "density"]).reset_index()
+    """Return the methods and densities of a recorded grid, each with its best learning rate on each base."""
+    table = best_cells(load_runs(best_in).query("scale == 1.0"), ["method", "density", "base"]).reset_index()
     for name, values in only.items():
-        table = table[table[name].isin(values)]
-    rows = table[["method", "density", "learning_rate"]].astype(object)
+        table = table[table[name].isin(values) | (table[name].isna() & (None in values))]
+    names = ["method", "density", "learning_rate"] + ["base"] * bool(table["base"].any())  # base 0 need not be named
+    rows = table[names].astype(object)
     return rows.where(rows.notna(), None).to_dict("records")
 
 
@@ -110,16 +111,16 @@ def to_table(runs: Sequence[dict]) -> pd.DataFrame:
 
 
 def best_runs(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the runs of each group at its best learning rate, see `rmbook.sweeps.best_rate`.
+    """Return the runs of each group and base at its best learning rate, see `rmbook.sweeps.best_rate`.
 
-    A rate at which not all of the group's seeds were run takes no part. A group in which no rate can be chosen has no
-    rows.
+    The rate is chosen on each base anew, as who fine-tunes has one. A rate at which not all of the group's seeds were
+    run takes no part. A group in which no rate can be chosen has no rows.
 
     Args:
-        table: with the columns learning_rate, seed, status, dev_accuracy and dev_loss, and those of `by`.
+        table: with the columns learning_rate, base, seed, status, dev_accuracy and dev_loss, and those of `by`.
         by: columns that make a group; all runs are one group without any.
     """
-    groups = [group for _, group in table.groupby(list(by), sort=False, dropna=False)] if by else [table]
+    groups = [group for _, group in table.groupby(list(dict.fromkeys([*by, "base"])), sort=False, dropna=False)]
     return pd.concat([group[group["learning_rate"] == _best_rate(group)] for group in groups])
 
 
@@ -142,13 +143,23 @@ def best_cells(table: pd.DataFrame, by: Sequence[str], measures: dict[str, tuple
             left out.
 
     Returns:
-        One row a group, by default: learning_rate, dev, test (mean accuracies in percent), test_sd (over seeds),
-        distance (mean), trainable, runs; and at_edge (whether it is the smallest or largest rate that was tried).
+        One row a group, by default: learning_rate (the middle one of the bases), dev, test (mean accuracies in
+        percent), test_sd (between the bases' means, or between seeds on one base), distance (mean), trainable, runs,
+        bases; and at_edge (whether it is the smallest or largest rate that was tried, on any base).
     """
-    tried = table.groupby(list(by), sort=False, dropna=False)["learning_rate"]
+    by = list(by)
+    tried = table.groupby(by, sort=False, dropna=False)["learning_rate"]
     best = best_runs(table.assign(lowest=tried.transform("min"), highest=tried.transform("max")), by)
+    best["at_edge"] = (best["learning_rate"] == best["lowest"]) | (best["learning_rate"] == best["highest"])
     found = {name: measure for name, measure in measures.items() if measure[0] in table}
-    found = {"learning_rate": ("learning_rate", "first")} | found | {n: (n, "first") for n in ("lowest", "highest")}
-    cells = best.groupby(list(by), sort=False, dropna=False).agg(**found)
-    at_edge = (cells["learning_rate"] == cells["lowest"]) | (cells["learning_rate"] == cells["highest"])
-    return cells.drop(columns=["lowest", "highest"]).assign(at_edge=at_edge)
+    found = {"learning_rate": ("learning_rate", "median")} | found | {"at_edge": ("at_edge", "any")}
+    cells = best.groupby(by, sort=False, dropna=False).agg(**found)
+    if measures is MEASURES and "test_accuracy" in table:
+        spread = best.groupby(by, sort=False, dropna=False)[["base", "test_accuracy"]].apply(_spread_of_test)
+        cells.insert(cells.columns.get_loc("test") + 1, "test_sd", spread)
+    return cells
+
+
+def _spread_of_test(runs: pd.DataFrame) -> float:
+    means = runs.groupby("base")["test_accuracy"].mean()
+    return float((means if len(means) > 1 else runs["test_accuracy"]).std())

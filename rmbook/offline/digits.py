@@ -4,7 +4,9 @@ The transformer learns upright digits; the downstream task is mirrored digits wi
 CLIP setting in miniature (section 4.1): masks in the MLP layers, zero-shot head untouched.
 
 The pretrained weights come with the package, since every machine would make slightly different ones: the recorded
-results began from these. `record_weights` makes them again, with its stamp in the file's metadata.
+results began from these. There are `BASES` of them, each from its own seed and its own division of the digits, so that
+a result can state its spread between pretrained models. `record_weights` makes one again, with its stamp in the file's
+metadata.
 """
 
 import json
@@ -32,7 +34,7 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # of images, (...,
     "turned": lambda images: images.rot90(1, (-2, -1)),  # a quarter, to the left
     "negative": lambda images: 1 - images,
 }
-WEIGHTS = Path(__file__).with_name("digits_vit.safetensors")
+BASES = 5  # pretrained transformers that come with the package
 FILE = "model.safetensors"  # of another one, in its kept folder
 SPLITS = {"pretrain": (0, 797), "train": (797, 1297), "dev": (1297, 1497), "test": (1497, 1797)}
 
@@ -45,13 +47,13 @@ class Digits(Dataset):
         labels: (examples,) int64, 0 to 9.
     """
 
-    def __init__(self, split: str, view: str):
+    def __init__(self, split: str, view: str, division: int = 0):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
         if view not in VIEWS:
             raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}.")
         digits = load_digits()
-        order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(1234))
+        order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(1234 + division))
         chosen = order[slice(*SPLITS[split])]
         images = torch.tensor(digits.images, dtype=torch.float32)[chosen, None] / 16
         self.images = VIEWS[view](images)
@@ -75,6 +77,7 @@ class PretrainingConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     seed: int = 0
+    division: int = 0  # of the digits into splits
 
 
 def new_vit(config: PretrainingConfig = PretrainingConfig()) -> ViTForImageClassification:
@@ -97,15 +100,33 @@ def new_vit(config: PretrainingConfig = PretrainingConfig()) -> ViTForImageClass
         )
 
 
+def base_config(base: int) -> PretrainingConfig:
+    """Return the settings of one of the packaged transformers: seeds far apart, as new weights take the next ones.
+
+    Raises:
+        ValueError: there is no such base.
+    """
+    if base not in range(BASES):
+        raise ValueError(f"base must be between 0 and {BASES - 1}, got {base!r}.")
+    return PretrainingConfig(seed=100 * base, division=base)
+
+
+def weights_path(base: int = 0) -> Path:
+    """Return the file of a packaged transformer's weights."""
+    return Path(__file__).with_name(f"digits_vit_{base}.safetensors")
+
+
 def load_vit(config: PretrainingConfig = PretrainingConfig(), progress: bool = True) -> ViTForImageClassification:
     """The tiny transformer pretrained on upright digits, in evaluation mode.
 
-    The default one comes with the package. Another is pretrained here, about a minute on a CPU, and kept.
+    Those of `base_config` come with the package. Another is pretrained here, about a minute on a CPU, and kept.
     """
     model = new_vit(config)
-    if config == PretrainingConfig():
-        model.load_state_dict(safetensors.torch.load_file(WEIGHTS))
-        return model.eval()
+    for base in range(BASES):
+        if config == base_config(base):
+            stored = safetensors.torch.load_file(weights_path(base))
+            model.load_state_dict({name: tensor.float() for name, tensor in stored.items()})
+            return model.eval()
     folder = kept("digits-vit", lambda folder: _write(folder / FILE, new_vit(config), config, progress), (config,))
     model.load_state_dict(safetensors.torch.load_file(folder / FILE))
     return model.eval()
@@ -118,7 +139,7 @@ def pretrain_vit(model: ViTForImageClassification, config: PretrainingConfig, pr
 
 
 def _pretrain(model, config: PretrainingConfig, progress: bool) -> None:
-    data = Digits("pretrain", "upright")
+    data = Digits("pretrain", "upright", config.division)
     chooser = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -146,18 +167,26 @@ def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (shifted * contrast + 0.1 * torch.randn(shifted.shape, generator=generator)).unsqueeze(1)
 
 
-def record_weights(command: str, path: Path = WEIGHTS) -> None:
-    """Make the packaged weights again, some other bits on another kind of processor; about a minute.
+def record_weights(base: int, command: str, path: Path | None = None) -> Path:
+    """Make a packaged transformer again, some other bits on another kind of processor; about a minute.
 
     Args:
+        base: which one. The first is kept in float32, the others in bfloat16, half as large.
         command: that is being carried out, for the stamp in the file's metadata.
-        path: the file.
+        path: the file; the packaged one if None.
+
+    Returns:
+        The file.
     """
-    made = stamp(command)
-    _write(path, new_vit(), PretrainingConfig(), True, {"stamp": json.dumps(made)})
+    made, config, path = stamp(command), base_config(base), path or weights_path(base)
+    dtype = torch.bfloat16 if base else torch.float32
+    _write(path, new_vit(config), config, True, {"stamp": json.dumps(made)}, dtype)
+    return path
 
 
-def _write(path: Path, model, config: PretrainingConfig, progress: bool, metadata: dict | None = None) -> None:
+def _write(
+    path: Path, model, config: PretrainingConfig, progress: bool, metadata: dict | None = None, dtype=torch.float32
+) -> None:
     pretrain_vit(model, config, progress)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     write_safetensors(path, tensors, {"config": json.dumps(asdict(config))} | (metadata or {}))

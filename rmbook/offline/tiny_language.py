@@ -213,15 +213,20 @@ def _load_packaged(model: PreTrainedModel, tokenizer: Tokenizer, kind: str) -> b
     return True
 
 
-def record_weights(kind: str, command: str, path: Path | None = None) -> None:
+def record_weights(kind: str, command: str, path: Path | None = None) -> Path:
     """Pretrain one of the packaged models again, to some other bits on another kind of processor; about 10 s.
 
     Args:
         kind: "opt" or "llama".
         command: that is being carried out, for the stamp in the file's metadata.
         path: the file; the package's own if None.
+
+    Returns:
+        The file.
     """
+    path = path or WEIGHTS[kind]
     made, tokenizer = stamp(command), _train_tokenizer(kind)
     model = _pretrained(tokenizer, kind, 0, PRETRAIN_STEPS, use_packaged=False)
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    write_safetensors(path or WEIGHTS[kind], tensors, {"tokens": _tokens_hash(tokenizer), "stamp": json.dumps(made)})
+    write_safetensors(path, tensors, {"tokens": _tokens_hash(tokenizer), "stamp": json.dumps(made)})
+    return path

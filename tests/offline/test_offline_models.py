@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,7 +12,17 @@ from rmbook import apply_random_mask, evaluate, train
 from rmbook.methods.apply import full_finetuning, lora
 from rmbook.models.files import ModelError
 from rmbook.offline import digits as digits_module
-from rmbook.offline.digits import MLP_TARGETS, SPLITS, Digits, PretrainingConfig, load_vit, new_vit
+from rmbook.offline.digits import (
+    BASES,
+    MLP_TARGETS,
+    SPLITS,
+    Digits,
+    PretrainingConfig,
+    base_config,
+    load_vit,
+    new_vit,
+    weights_path,
+)
 from rmbook.offline.minilm import check_weights, load_minilm, minilm_folder
 from rmbook.offline.sentences import NEGATED, NEGATIVE, NOUNS, PLAIN, POSITIVE, SHARES, sentiment_sentences
 from rmbook.training.config import TrainingConfig
@@ -189,16 +198,25 @@ def test_an_interrupted_pretraining_leaves_nothing_behind(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_weights_in_the_package_are_the_default_ones_and_say_where_they_come_from(monkeypatch):
+@pytest.mark.parametrize("base", range(BASES))
+def test_the_weights_in_the_package_say_where_they_come_from_and_know_upright_digits(base, monkeypatch):
     monkeypatch.setattr(digits_module, "_pretrain", None)  # nothing is trained
-    model = load_vit(progress=False)
-    with safe_open(digits_module.WEIGHTS, "pt") as file:
+    config = base_config(base)
+    model = load_vit(config, progress=False)
+    with safe_open(weights_path(base), "pt") as file:
         metadata = file.metadata()
-    assert json.loads(metadata["config"]) == asdict(PretrainingConfig())
+    assert PretrainingConfig(**json.loads(metadata["config"])) == config
     made = json.loads(metadata["stamp"])
-    assert len(made["commit"]) == 40 and made["command"] == "python -m rmbook.digits"
-    scores = {view: evaluate(model, Digits("test", view))[1] for view in ("upright", "mirrored")}
+    assert len(made["commit"]) == 40 and made["command"].endswith(("weights", "rmbook.digits"))
+    scores = {view: evaluate(model, Digits("test", view, config.division))[1] for view in ("upright", "mirrored")}
     assert scores["upright"] > 0.9 and 0.2 < scores["mirrored"] < 0.45
+
+
+def test_every_base_has_a_division_of_its_own_and_none_else_exists():
+    divisions = [Digits("test", "upright", base_config(base).division) for base in range(BASES)]
+    assert len({tuple(split.labels.tolist()) for split in divisions}) == BASES
+    with pytest.raises(ValueError, match="base must be between 0 and 4, got 5"):
+        base_config(5)
 
 
 def test_the_default_network_has_the_size_the_book_states():
