@@ -125,7 +125,8 @@ def load_backbone(name: str = "vit", base: int = 0) -> Backbone:
         # First images that the model has not seen, then, for experiments with more data, those it has seen upright.
         data["train"] = ConcatDataset([digits(split) for split in ("train", "pretrain")])
         model = load_vit(config, progress=False)
-        return Backbone(name, MLP_TARGETS, ("classifier",), Classification(), data, 400, 16, 200, model, partial(_new_vit, config))
+        new = partial(_new_vit, config)
+        return Backbone(name, MLP_TARGETS, ("classifier",), Classification(), data, 400, 16, 200, model, new)
     if base:
         raise ValueError(f"{name} has one base, 0: got base {base!r}.")
     if name == "minilm":

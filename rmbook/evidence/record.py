@@ -69,7 +69,8 @@ def plan_settings(settings: type, perform: Perform, grid: dict) -> list[PlannedR
             config = dataclasses.asdict(settings(**values))
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the grid has a run that cannot be: {error}") from None
-        identity = {"weights": load_backbone(config.get("backbone", "vit"), config.get("base", 0)).fingerprint, "code": code}
+        backbone = load_backbone(config.get("backbone", "vit"), config.get("base", 0))
+        identity = {"weights": backbone.fingerprint, "code": code}
         key = hashlib.sha256(json.dumps([config, identity], sort_keys=True).encode()).hexdigest()[:32]
         runs[key] = PlannedRun(key, config, identity)
     return list(runs.values())
