@@ -6,6 +6,7 @@ on that page is typed in.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,14 +18,18 @@ from rmbook.stamps import stamp
 COMMAND = "rmbook claims"
 SETTINGS = {
     "as stated": "the claim itself was tested",
+    "printed numbers": "computed from the paper's printed numbers, not from runs of ours",
     "small models": "tested on models and data smaller than the paper's",
 }
 STATUSES = {
-    "reproduced": "The claim itself was tested, and it held.",
-    "trend only": "It held on smaller models and data than the paper's.",
-    "contradicted": "What was measured here does not agree with it.",
+    "reproduced": "The claim itself was tested here, at its own scale, and it held.",
+    "re-read": "The paper's printed numbers say so; nothing was run here.",
+    "trend only": "Smaller models and data than the paper's show a clear trend, for the claim or against it.",
+    "inconclusive": "The interval of what was measured here has room for the claim and for its opposite.",
+    "contradicted": "What was measured here, at the claim's own scale, excludes it.",
     "not run": "It takes hardware or weights that were not at hand; nothing was measured.",
 }
+VERDICTS = {"holds": "for the claim", "contradicted": "against the claim", "inconclusive": "neither way"}
 
 
 @dataclass(frozen=True)
@@ -34,20 +39,36 @@ class Evidence:
     Attributes:
         says: one sentence with the number, for readers.
         value: the number that decides.
-        asked: the condition on it, as an inequality for readers.
-        holds: whether it is met.
-        spread: standard deviation over seeds, or None where nothing is drawn.
-        seeds: runs behind each mean; 0 where nothing is drawn.
+        asked: the condition on it, and why this one, for readers. It was set before the measurement.
+        verdict: a key of `VERDICTS`.
+        interval: its 95 % interval, or None where nothing is drawn.
+        unit: what the interval is over: "bases" (pretrained models) or "seeds" (of the one model); "" without one.
+        bases, seeds: how many pretrained models, and runs with other seeds on each; 0 where nothing is drawn.
+        between_bases, between_seeds: standard deviations, or None.
         wall_seconds: of all runs behind it; 0 where they take no time to speak of.
     """
 
     says: str
     value: float
     asked: str
-    holds: bool
-    spread: float | None = None
+    verdict: str
+    interval: tuple[float, float] | None = None
+    unit: str = ""
+    bases: int = 0
     seeds: int = 0
+    between_bases: float | None = None
+    between_seeds: float | None = None
     wall_seconds: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the claim held."""
+        return self.verdict == "holds"
+
+
+def decide(says: str, value: float, asked: str, holds: bool, seeds: int = 0) -> Evidence:
+    """Return evidence that needs no interval: a computation, or so many draws that their spread is nothing."""
+    return Evidence(says, value, asked, "holds" if holds else "contradicted", seeds=seeds)
 
 
 @dataclass(frozen=True)
@@ -79,12 +100,15 @@ class Claim:
     remark: str = ""
 
     def status(self, evidence: Evidence | None) -> str:
-        """Return a key of `STATUSES`."""
+        """Return a key of `STATUSES`: small models show no more than a trend, for good news and bad alike."""
         if evidence is None:
             return "not run"
-        if not evidence.holds:
-            return "contradicted"
-        return "reproduced" if self.setting == "as stated" else "trend only"
+        if evidence.verdict == "inconclusive":
+            return "inconclusive"
+        if self.setting == "small models":
+            return "trend only"
+        held = "re-read" if self.setting == "printed numbers" else "reproduced"
+        return held if evidence.holds else "contradicted"
 
     def entry(self) -> dict:
         """Return all that the claim's file holds but the stamps."""
@@ -111,8 +135,14 @@ class Claim:
 
 
 def _rounded(evidence: dict) -> dict:
-    """Round to six digits: more would differ between processors."""
-    return {n: float(f"{v:.6g}") if isinstance(v, float) else v for n, v in evidence.items()}
+    """Round to six digits: more would differ between processors. What is not known (nan) is null."""
+
+    def short(value):
+        if isinstance(value, tuple):
+            return [short(part) for part in value]
+        return (float(f"{value:.6g}") if math.isfinite(value) else None) if isinstance(value, float) else value
+
+    return {name: short(value) for name, value in evidence.items()}
 
 
 def claims_folder() -> Path:

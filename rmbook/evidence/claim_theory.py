@@ -15,7 +15,7 @@ from torch import nn
 
 from rmbook.adapters.adapter_file import save_adapter
 from rmbook.engine.masking import apply_random_mask
-from rmbook.evidence.claim import Evidence
+from rmbook.evidence.claim import Evidence, decide
 from rmbook.paper.tables import load_paper_table
 from rmbook.theory.bounds import theorem_5_1, theorem_5_1_as_printed
 from rmbook.theory.descent import gradient_descent
@@ -69,7 +69,7 @@ def eigenvalues_follow_density(draw: Draw = ColumnMasks) -> Evidence:
     top = np.median(gram_eigenvalues(features, draw(width, densities, np.arange(20)))[..., 0], axis=1)
     slope = float(np.polyfit(np.log(densities), np.log(top), 1)[0])
     says = f"The largest eigenvalue falls like the density to the power {slope:.3f}, over 20 masks each."
-    return Evidence(says, slope, "between 0.95 and 1.05", 0.95 < slope < 1.05, None, 20)
+    return decide(says, slope, "between 0.95 and 1.05", 0.95 < slope < 1.05, 20)
 
 
 def corrected_theorem_holds(bound: Bound = theorem_5_1, draw: Draw = ColumnMasks) -> Evidence:
@@ -89,7 +89,7 @@ def corrected_theorem_holds(bound: Bound = theorem_5_1, draw: Draw = ColumnMasks
         f"Where the probability can be computed, deviations need up to {exact:.2f} of the bound; for 800 masks of "
         f"eight examples {drawn:.3f} of it. So it is true, and too wide by a factor of {1 / drawn:.0f} at that size."
     )
-    return Evidence(says, max(exact, drawn), "at most 1 of the bound", max(exact, drawn) <= 1, None, 200)
+    return decide(says, max(exact, drawn), "at most 1 of the bound", max(exact, drawn) <= 1, 200)
 
 
 def printed_theorem_fails(delta: float = 1e-9, bound: Bound = theorem_5_1_as_printed) -> Evidence:
@@ -100,7 +100,7 @@ def printed_theorem_fails(delta: float = 1e-9, bound: Bound = theorem_5_1_as_pri
         f"For n = 1, d = {COINS:,}, entries of 1, p = 1/2 and δ = {delta:g} the printed bound is passed with the exact "
         f"probability {exact:.2g}, {exact / delta:.0f} times what it allows."
     )
-    return Evidence(says, exact / delta, "at most 1 times δ", exact <= delta)
+    return decide(says, exact / delta, "at most 1 times δ", exact <= delta)
 
 
 def border_is_sharp(descend: Descent = gradient_descent) -> Evidence:
@@ -123,7 +123,7 @@ def border_is_sharp(descend: Descent = gradient_descent) -> Evidence:
         f"Of {at_rest.size} runs of 2,000 steps, {agree:.0%} do what the border says: those at 0.5, 0.9 and 0.99 times "
         "2n/λ₁ come to rest, those at 1.01, 1.1 and 2 times do not."
     )
-    return Evidence(says, agree, "all runs", agree == 1, None, 5)
+    return decide(says, agree, "all runs", agree == 1, 5)
 
 
 def distance_bound_holds(descend: Descent = gradient_descent, noise: Noise = gaussian) -> Evidence:
@@ -151,7 +151,7 @@ def distance_bound_holds(descend: Descent = gradient_descent, noise: Noise = gau
         + " and ".join(f"{r.mean():.2f} times the bound {name}" for name, r in ratios.items())
         + f", over 15 masks and {draws:,} noise vectors."
     )
-    return Evidence(says, least, "at least 1, less 4 standard errors", least >= 1 - 4 * error, None, 5)
+    return decide(says, least, "at least 1, less 4 standard errors", least >= 1 - 4 * error, 5)
 
 
 def generating_function_is_bounded(log_mean: LogMean = log_mean_of_coins) -> Evidence:
@@ -166,7 +166,7 @@ def generating_function_is_bounded(log_mean: LogMean = log_mean_of_coins) -> Evi
         for t in np.geomspace(1e-4, 1, 60):
             share = max(share, float(log_mean(p, t * a) / (t**2 / 8 * (a**2).sum())))
     says = f"The exact logarithm is at most {share:.3f} times its bound."
-    return Evidence(says, share, "at most 1", share <= 1 + 1e-9)
+    return decide(says, share, "at most 1", share <= 1 + 1e-9)
 
 
 def slopes_of(number: int, load: Table = load_paper_table) -> Evidence:
@@ -180,7 +180,7 @@ def slopes_of(number: int, load: Table = load_paper_table) -> Evidence:
     }
     says = "Slopes of the printed rates on logarithmic axes: " + ", ".join(f"{m} {slopes[m]:.2f}" for m in MODELS) + "."
     flattest = max(slopes.values())
-    return Evidence(says, flattest, "below -0.5 for each model", flattest < -0.5)
+    return decide(says, flattest, "below -0.5 for each model", flattest < -0.5)
 
 
 def printed_averages(low: float, high: float, load: Table = load_paper_table) -> Evidence:
@@ -192,7 +192,7 @@ def printed_averages(low: float, high: float, load: Table = load_paper_table) ->
         f"{lost[m]:.1f} points ({m})" for m in MODELS
     )
     holds = lost["OPT-13b"] < lost["OPT-1.3b"] < lost["OPT-125m"] and lost["OPT-13b"] < 2
-    return Evidence(says + ".", lost["OPT-13b"], "below 2 points, and less for larger models", bool(holds))
+    return decide(says + ".", lost["OPT-13b"], "below 2 points, and less for larger models", bool(holds))
 
 
 def baselines_want_small_rates(load: Table = load_paper_table) -> Evidence:
@@ -209,7 +209,8 @@ def baselines_want_small_rates(load: Table = load_paper_table) -> Evidence:
         + "."
     )
     least = float(10 ** steps.iloc[0])
-    return Evidence(says, least, "at least 100 times for each method", bool(round(steps.iloc[0], 6) >= 2))
+    asked = "at least 100 times for each method: ten times a step of the paper's grids"
+    return decide(says, least, asked, bool(round(steps.iloc[0], 6) >= 2))
 
 
 def stored_compactly(density: float = 0.01, save: Save = save_adapter) -> Evidence:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rmbook.errors import ConfigError, closest
 from rmbook.evidence import claim_evidence, claim_theory
-from rmbook.evidence.claim import Claim
+from rmbook.evidence.claim import Claim, Evidence
+from rmbook.evidence.grids import load_runs
 from rmbook.yaml_files import read_yaml
 
 MEASURES = vars(claim_theory) | vars(claim_evidence)
@@ -26,10 +27,15 @@ def _claim(row: dict) -> Claim:
         hint = closest(function, MEASURES)
         raise ConfigError(f"claim {row['name']}: no function {function} computes evidence: {hint}")
     row |= {key: tuple(row[key]) for key in ("sources", "records") if key in row}
+    measure = function and partial(_measure, function, row.get("records", ()), arguments)
     try:
-        return Claim(**row, measure=function and partial(MEASURES[function], *arguments))
+        return Claim(**row, measure=measure)
     except TypeError as error:
         raise ConfigError(f"claim {row.get('name')}: {error}") from None
+
+
+def _measure(function: str, records: tuple[str, ...], arguments: list) -> Evidence:
+    return MEASURES[function](*(load_runs(record.removeprefix("science/")) for record in records), *arguments)
 
 
 CLAIMS = read_claims(Path(__file__).with_suffix(".yaml"))

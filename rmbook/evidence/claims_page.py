@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rmbook.evidence.claim import COMMAND, STATUSES
+from rmbook.evidence.claim import COMMAND, STATUSES, VERDICTS
 from rmbook.stamps import describe_stamp
 
 PAGE = Path(__file__).resolve().parents[2] / "book" / "claims.md"
@@ -40,10 +40,9 @@ def _entry(entry: dict) -> list[str]:
     lines = [f"(claim-{entry['name']})=", f"### {sources}: {entry['statement']}", ""]
     evidence = entry["evidence"]
     if evidence:
-        seeds = f"; {evidence['seeds']} seeds" if evidence["seeds"] else ""
-        spread = f", standard deviation {evidence['spread']:.3g}" if evidence["spread"] is not None else ""
-        lines += [f"**Found:** {evidence['says']}", ""]
-        lines += [f"Decided by {evidence['value']:.4g}{spread}{seeds}; asked for: {evidence['asked']}.", ""]
+        found = "Trend" if entry["status"] == "trend only" else "Found"
+        lines += [f"**{found} {VERDICTS[evidence['verdict']]}:** {evidence['says']}", ""]
+        lines += [f"Decided by {evidence['value']:.4g}{_spread(evidence)}. Asked for: {evidence['asked']}.", ""]
     if entry["remark"]:
         lines += [entry["remark"], ""]
     lines += [f"Chapter: {{doc}}`{entry['chapter']}`, cell `{entry['cell']}`. Test: `{entry['test']}`.", ""]
@@ -56,6 +55,19 @@ def _entry(entry: dict) -> list[str]:
             lines.append(f"- all runs together: {evidence['wall_seconds'] / 60:.1f} minutes")
         lines += [":::", ""]
     return lines
+
+
+def _spread(evidence: dict) -> str:
+    seeds = f"{evidence['seeds']} seed{'s' * (evidence['seeds'] > 1)}"
+    if evidence["interval"] is None:
+        return f" ({seeds})" if evidence["seeds"] else ""
+    where = f"{evidence['bases']} bases, {seeds} each" if evidence["unit"] == "bases" else f"{seeds} of one model"
+    if None in evidence["interval"]:
+        return f" ({where}: too few for an interval)"
+    parts = [f"between {low:.3g} and {high:.3g}" for low, high in [evidence["interval"]]]
+    names = {"between_bases": "between bases", "between_seeds": "between seeds"}
+    parts += [f"standard deviation {evidence[n]:.2g} {name}" for n, name in names.items() if evidence[n] is not None]
+    return f", {', '.join(parts)} ({where})"
 
 
 def _line(stamp: dict) -> str:
