@@ -143,17 +143,27 @@ def sparse_wins_with_few_data(table: pd.DataFrame) -> Evidence:
     )
 
 
-def rate_slope(table: pd.DataFrame) -> float:
-    """Return the slope of the best learning rate against the density, on logarithmic axes, over all densities."""
-    best = best_cells(table, ["density"])["learning_rate"]
-    return fit_power_law(best.index.to_numpy(), best.to_numpy()).slope
+def rate_slope(table: pd.DataFrame) -> tuple[float, float, float]:
+    """Return the slope of the best learning rate against the density, on logarithmic axes, over all densities.
+
+    Returns:
+        The slope of the bases' middle rates, and the ends of its bootstrap interval; see `over_bases`.
+    """
+
+    def slope(runs: pd.DataFrame) -> float:
+        rates = runs.groupby("density")["learning_rate"].median()
+        return fit_power_law(rates.index.to_numpy(), rates.to_numpy()).slope
+
+    if unit_of(table) == "bases":  # the best rates of a base stay what they are, whichever others are drawn
+        return over_bases(best_runs(table, ["density"]), slope)
+    return over_bases(table, lambda runs: slope(best_runs(runs, ["density"])))
 
 
 def rates_rise(table: pd.DataFrame) -> Evidence:
     """Figures 3 and 6 to 8: `rate_slope` of the masks."""
     table = table.query("scale == 1.0 and method == 'mask'")
     best = best_cells(table, ["density"])
-    slope, low, high = over_bases(table, rate_slope)
+    slope, low, high = rate_slope(table)
     densest, sparsest = best.index.max(), best.index.min()
     found = Estimate(slope, low, high, np.nan, np.nan, 0, np.nan)
     return _evidence(
