@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rmbook.errors import ConfigError
-from rmbook.evidence.claim import SETTINGS, STATUSES, Claim, Evidence, claims_folder, read_ledger, write_ledger
+from rmbook.evidence.claim import SETTINGS, STATUSES, Claim, Evidence, claims_folder, decide, read_ledger, write_ledger
 from rmbook.evidence.claims import CLAIMS, read_claims
 from rmbook.evidence.claims_page import PAGE, claims_page
 from rmbook.evidence.recording import load_recorded
@@ -57,7 +57,7 @@ def test_written_evidence_is_what_the_records_give(name):
     }
     assert (found is None) == (expected is None)
     if found:
-        numbers = ("value", "spread", "wall_seconds")
+        numbers = ("value", "wall_seconds")
         for number in numbers:  # simulations round otherwise on other processors
             same = found[number] == expected[number] or found[number] == pytest.approx(expected[number], rel=1e-3)
             assert same, number
@@ -78,8 +78,9 @@ def test_what_was_measured_has_complete_stamps(name):
         assert stamp["date"] and stamp["command"] and stamp["hardware"]["cpu"] and stamp["versions"]["torch"]
         if record != "computed":
             assert stamp == load_recorded(record)["stamp"]
-    if claim.setting == "small models" and written["status"] != "contradicted":
-        assert written["evidence"]["seeds"] >= 2
+    if claim.setting == "small models":
+        assert written["status"] in ("trend only", "inconclusive") and written["evidence"]["interval"]
+    assert (written["status"] in ("re-read",)) <= (claim.setting == "printed numbers")
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -100,24 +101,32 @@ def test_the_page_shows_the_ledger():
 
 
 # ------------------------------------------------------------------------------------------------------- how it works
-def claim(holds=True, setting="as stated", **changes) -> Claim:
-    evidence = Evidence("It is 2.", 2.0, "at least 1", holds, 0.5, 3, 100.0)
-    fixed = {"records": (), "measure": lambda: evidence, "setting": setting}
+def claim(verdict="holds", setting="as stated", **changes) -> Claim:
+    found = Evidence("It is 2.", 2.0, "at least 1", verdict, (1.5, 2.5), "bases", 5, 3, 0.5, 0.25, 100.0)
+    fixed = {"records": (), "measure": lambda: found, "setting": setting}
     return Claim("made", ("Figure 99",), "Two is more than one.", "intro", "cell", "tests/x.py::y", **(fixed | changes))
 
 
 @pytest.mark.parametrize(
-    "holds, setting, status",
+    "verdict, setting, status",
     [
-        (True, "as stated", "reproduced"),
-        (True, "small models", "trend only"),
-        (False, "as stated", "contradicted"),
-        (False, "small models", "contradicted"),
+        ("holds", "as stated", "reproduced"),
+        ("holds", "printed numbers", "re-read"),
+        ("holds", "small models", "trend only"),
+        ("contradicted", "as stated", "contradicted"),
+        ("contradicted", "printed numbers", "contradicted"),
+        ("contradicted", "small models", "trend only"),  # bad news of small models counts for as much as good news
+        *(("inconclusive", setting, "inconclusive") for setting in SETTINGS),
     ],
 )
-def test_the_status_follows_from_evidence_and_setting(holds, setting, status):
-    assert claim(holds, setting).entry()["status"] == status
+def test_the_status_follows_from_evidence_and_setting(verdict, setting, status):
+    assert claim(verdict, setting).entry()["status"] == status
     assert claim(measure=None).entry()["status"] == "not run"
+
+
+def test_a_computation_needs_no_interval():
+    assert decide("It is 2.", 2.0, "at least 1", True).holds
+    assert decide("It is 2.", 2.0, "at least 3", False).verdict == "contradicted"
 
 
 def test_a_file_is_written_once_and_again_only_when_the_evidence_changes(tmp_path):
@@ -128,7 +137,7 @@ def test_a_file_is_written_once_and_again_only_when_the_evidence_changes(tmp_pat
     write_json(tmp_path / "made.json", content)
     write_ledger([claim()], tmp_path)
     assert json.loads((tmp_path / "made.json").read_text()) == content  # the same evidence keeps its stamp
-    write_ledger([claim(holds=False)], tmp_path)
+    write_ledger([claim("contradicted")], tmp_path)
     assert json.loads((tmp_path / "made.json").read_text())["stamps"]["computed"]["date"] != "2000-01-01"
     write_ledger([], tmp_path)
     assert not list(tmp_path.iterdir())
@@ -140,12 +149,14 @@ def test_the_page_names_number_spread_seeds_chapter_and_stamp():
     for part in (
         "Figure 99",
         "It is 2.",
-        "standard deviation 0.5",
-        "3 seeds",
+        "**Found for the claim:**",
+        "between 1.5 and 2.5",
+        "standard deviation 0.5 between bases, standard deviation 0.25 between seeds",
+        "5 bases, 3 seeds each",
         "at least 1",
         "{doc}`intro`",
         "1.7 minutes",
     ):
         assert part in page, part
-    assert "python -m rmbook.science vit_grid" in page and "Needs eight GPUs." in page
+    assert "rmbook record vit_grid" in page and "Needs eight GPUs." in page
     assert "| **reproduced** | 1 |" in page and "| **not run** | 1 |" in page
