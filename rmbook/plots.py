@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
+import pandas as pd
 
 INK = "#6e6e6e"  # text and axes: contrast 5 to 1 on white, 3.7 to 1 on a dark notebook; the dark page brightens it
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#999933")  # Okabe and Ito's, told apart by colour-blind readers
@@ -39,3 +40,23 @@ def line_styles() -> Iterator[dict]:
     """Yield colour, marker and dash pattern for one curve after the other; any one of the three tells them apart."""
     for color, marker, dashes in itertools.cycle(zip(COLORS, MARKERS, DASHES, strict=True)):
         yield {"color": color, "marker": marker, "linestyle": dashes}
+
+
+def draw_bands(ax, runs: pd.DataFrame, x: str, y: str, label: str, style: dict) -> pd.DataFrame:
+    """Draw the mean of the bases' means as a line, and from the lowest to the highest base as a band.
+
+    Args:
+        ax: of matplotlib.
+        runs: with the columns `x`, `y` and "base"; seeds of a base are averaged first.
+        x, y: names of columns.
+        label: of the line.
+        style: one of `line_styles`.
+
+    Returns:
+        What was drawn: mean, lowest and highest, by x.
+    """
+    bases = runs.groupby([x, "base"])[y].mean().groupby(x)
+    band = pd.DataFrame({"mean": bases.mean(), "lowest": bases.min(), "highest": bases.max()})
+    ax.plot(band.index, band["mean"], label=label, **style)
+    ax.fill_between(band.index, band["lowest"], band["highest"], color=style["color"], alpha=0.2, linewidth=0)
+    return band

@@ -31,7 +31,6 @@ MEASURES = {
     "distance": ("distance", "mean"),
     "trainable": ("trainable", "mean"),
     "runs": ("seed", "count"),
-    "bases": ("base", "nunique"),
 }
 
 
@@ -107,6 +106,7 @@ def to_table(runs: Sequence[dict]) -> pd.DataFrame:
             column = table[entry.name] if entry.name in table else pd.Series(index=table.index, dtype=object)
             table[entry.name] = column.where(column.notna(), entry.default)
     table["density"] = table["density"].astype(float) if "density" in table else float("nan")
+    table["base"] = table["base"].astype(int)
     return table.assign(dev_accuracy=table["dev_accuracy"].fillna(0.0)).infer_objects()
 
 
@@ -144,8 +144,8 @@ def best_cells(table: pd.DataFrame, by: Sequence[str], measures: dict[str, tuple
 
     Returns:
         One row a group, by default: learning_rate (the middle one of the bases), dev, test (mean accuracies in
-        percent), test_sd (between the bases' means, or between seeds on one base), distance (mean), trainable, runs,
-        bases; and at_edge (whether it is the smallest or largest rate that was tried, on any base).
+        percent), test_sd (between the bases' means, or between seeds on one base), distance (mean), trainable, runs; and
+        at_edge (whether it is the smallest or largest rate that was tried, on any base).
     """
     by = list(by)
     tried = table.groupby(by, sort=False, dropna=False)["learning_rate"]

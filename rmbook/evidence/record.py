@@ -1,8 +1,6 @@
 """Recording a grid anew: its runs as a sweep, which resumes and can be shared, its results in one stamped file."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +23,7 @@ from rmbook.evidence.language_grids import (
 from rmbook.evidence.recording import recorded_path
 from rmbook.files import write_json
 from rmbook.offline.store import cache_folder
-from rmbook.runs.fingerprints import PlannedRun
+from rmbook.runs.fingerprints import PlannedRun, settings_key
 from rmbook.runs.result import RunError
 from rmbook.stamps import source_fingerprint, stamp
 from rmbook.sweeps.driver import Perform, open_ledger
@@ -71,7 +69,7 @@ def plan_settings(settings: type, perform: Perform, grid: dict) -> list[PlannedR
             raise ConfigError(f"the grid has a run that cannot be: {error}") from None
         backbone = load_backbone(config.get("backbone", "vit"), config.get("base", 0))
         identity = {"weights": backbone.fingerprint, "code": code}
-        key = hashlib.sha256(json.dumps([config, identity], sort_keys=True).encode()).hexdigest()[:32]
+        key = settings_key(config, identity)
         runs[key] = PlannedRun(key, config, identity)
     return list(runs.values())
 

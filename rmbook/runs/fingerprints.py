@@ -88,6 +88,11 @@ def run_key(config: RunConfig, identity: dict[str, str]) -> str:
     """
     settings = {name: value for name, value in config.to_dict().items() if name not in PLACES}
     settings |= {name: float(settings[name]) for name in NUMBERS if settings[name] is not None}
+    return settings_key(settings, identity)
+
+
+def settings_key(settings: dict, identity: dict[str, str]) -> str:
+    """Return the first 32 hex digits of a SHA-256 of any run's settings and fingerprints."""
     return hashlib.sha256(json.dumps([settings, identity], sort_keys=True).encode()).hexdigest()[:32]
 
 
