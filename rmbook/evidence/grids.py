@@ -144,8 +144,8 @@ def best_cells(table: pd.DataFrame, by: Sequence[str], measures: dict[str, tuple
 
     Returns:
         One row a group, by default: learning_rate (the middle one of the bases), dev, test (mean accuracies in
-        percent), test_sd (between the bases' means, or between seeds on one base), distance (mean), trainable, runs; and
-        at_edge (whether it is the smallest or largest rate that was tried, on any base).
+        percent), test_sd (between the bases' means, or between seeds on one base), distance (mean), trainable,
+        runs; and at_edge (whether it is the smallest or largest rate that was tried, on any base).
     """
     by = list(by)
     tried = table.groupby(by, sort=False, dropna=False)["learning_rate"]
