@@ -225,4 +225,4 @@ def stored_compactly(density: float = 0.01, save: Save = save_adapter) -> Eviden
         size = (Path(folder) / "adapter.safetensors").stat().st_size
     each = size / masking.trainable
     says = f"An adapter file has {each:.2f} bytes a trained entry: four of its value; the places come from a seed."
-    return Evidence(says, each, "at most 4.1 bytes", each <= 4.1)
+    return decide(says, each, "at most 4.1 bytes", each <= 4.1)
