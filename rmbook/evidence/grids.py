@@ -117,10 +117,12 @@ def best_runs(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     run takes no part. A group in which no rate can be chosen has no rows.
 
     Args:
-        table: with the columns learning_rate, base, seed, status, dev_accuracy and dev_loss, and those of `by`.
+        table: with the columns learning_rate, seed, status, dev_accuracy and dev_loss, those of `by`, and base where
+            there are several.
         by: columns that make a group; all runs are one group without any.
     """
-    groups = [group for _, group in table.groupby(list(dict.fromkeys([*by, "base"])), sort=False, dropna=False)]
+    names = [name for name in dict.fromkeys([*by, "base"]) if name in table]
+    groups = [group for _, group in table.groupby(names, sort=False, dropna=False)] if names else [table]
     return pd.concat([group[group["learning_rate"] == _best_rate(group)] for group in groups])
 
 
@@ -155,11 +157,11 @@ def best_cells(table: pd.DataFrame, by: Sequence[str], measures: dict[str, tuple
     found = {"learning_rate": ("learning_rate", "median")} | found | {"at_edge": ("at_edge", "any")}
     cells = best.groupby(by, sort=False, dropna=False).agg(**found)
     if measures is MEASURES and "test_accuracy" in table:
-        spread = best.groupby(by, sort=False, dropna=False)[["base", "test_accuracy"]].apply(_spread_of_test)
+        spread = best.groupby(by, sort=False, dropna=False).apply(_spread_of_test)
         cells.insert(cells.columns.get_loc("test") + 1, "test_sd", spread)
     return cells
 
 
 def _spread_of_test(runs: pd.DataFrame) -> float:
-    means = runs.groupby("base")["test_accuracy"].mean()
-    return float((means if len(means) > 1 else runs["test_accuracy"]).std())
+    bases = runs.groupby("base")["test_accuracy"].mean() if "base" in runs else ()
+    return float((bases if len(bases) > 1 else runs["test_accuracy"]).std())

@@ -158,5 +158,5 @@ def test_the_page_names_number_spread_seeds_chapter_and_stamp():
         "1.7 minutes",
     ):
         assert part in page, part
-    assert "rmbook record vit_grid" in page and "Needs eight GPUs." in page
+    assert load_recorded("science/vit_grid")["stamp"]["command"] in page and "Needs eight GPUs." in page
     assert "| **reproduced** | 1 |" in page and "| **not run** | 1 |" in page

@@ -43,8 +43,8 @@ def load_tiny(tmp_path_factory):
     load, name = backbones.load_backbone, str(folder)
 
     @cache
-    def load_tiny(asked: str = "vit"):
-        whole = load(asked)
+    def load_tiny(asked: str = "vit", base: int = 0):
+        whole = load(asked, base)
         if asked != name:
             return whole
         data = {split: whole.data[split][:size] for split, size in SIZES.items()}
