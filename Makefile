@@ -78,8 +78,12 @@ test-pages: $(STAMP)
 	  $(RUN) pytest tests/book/test_built_*.py; } > $(STRICT)/log.txt 2>&1 || { cat $(STRICT)/log.txt; exit 1; }
 	@tail -n 1 $(STRICT)/log.txt
 
-pdf: book  ## print the whole book into one file: _build/book.pdf (needs Chromium)
-	$(VENV)/bin/python book/print.py
+pdf: book  ## print the whole book: _build/book.pdf (needs Chromium)
+	RMBOOK_EXECUTED=_build/chapters $(VENV)/bin/jupyter-book build . --builder singlehtml --path-output _build/single
+	"$$(command -v chromium || command -v chromium-browser || command -v google-chrome)" --headless --no-sandbox \
+	  --disable-gpu --virtual-time-budget=60000 --no-pdf-header-footer --print-to-pdf=_build/book.pdf \
+	  "file://$(CURDIR)/_build/single/_build/singlehtml/book/intro.html"
+	@echo "The book is in $(CURDIR)/_build/book.pdf"
 
 record: $(BOOK)  ## run the chapters in place and store their outputs; one of them: make record NB=book/x.ipynb
 	$(VENV)/bin/python book/record.py $(NB)

@@ -106,8 +106,8 @@ def with_outputs(notebook: nbformat.NotebookNode, executed: nbformat.NotebookNod
     return notebook
 
 
-async def run_all(paths: list[Path], jobs: int) -> list[str]:
-    """Bring `_build/chapters` up to date, `jobs` chapters at a time, longest first; return the names that failed."""
+async def run_all(paths: list[Path], jobs: int, folder: Path = EXECUTED) -> list[str]:
+    """Bring the executed chapters up to date, `jobs` at a time, longest first; return the names that failed."""
     around, places, failed, done = surroundings(), asyncio.Semaphore(jobs), [], 0
 
     def seconds(path: Path) -> float:
@@ -120,7 +120,7 @@ async def run_all(paths: list[Path], jobs: int) -> list[str]:
 
     async def bring_up_to_date(path: Path) -> None:
         notebook = nbformat.read(path, as_version=4)
-        kept, target = EXECUTED / f"{path.stem}-{key(notebook, around)}.ipynb", EXECUTED / path.name
+        kept, target = folder / f"{path.stem}-{key(notebook, around)}.ipynb", folder / path.name
         if kept.is_file():
             text = "unchanged"
         else:
@@ -130,7 +130,7 @@ async def run_all(paths: list[Path], jobs: int) -> list[str]:
                 except (CellExecutionError, RuntimeError, TimeoutError) as error:
                     failed.append(path.stem)
                     return report(path, f"FAILED\n{error}")
-            for old in EXECUTED.glob(f"{path.stem}-*.ipynb"):
+            for old in folder.glob(f"{path.stem}-*.ipynb"):
                 old.unlink()
             write(notebook, kept)
             text = f"{notebook.metadata.rmbook.seconds} s"
