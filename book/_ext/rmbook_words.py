@@ -59,7 +59,7 @@ class LinkWords(SphinxTransform):
         link = addnodes.pending_xref(
             refdomain="std", reftype="term", reftarget=word, refexplicit=True, refdoc=self.env.docname, refwarn=True
         )
-        link += nodes.inline(text=match[0], classes=["xref", "std", "std-term"])
+        link += nodes.inline(text=match[0], classes=["xref", "std", "std-term", "book-word"])
         parts = [nodes.Text(text[: match.start()]), link, nodes.Text(text[match.end() :])]
         return [part for part in parts if part is link or str(part)]
 
