@@ -64,6 +64,7 @@ async def execute(notebook: nbformat.NotebookNode, folder: Path, command: str) -
     client = NotebookClient(
         notebook,
         timeout=600,
+        startup_timeout=300,  # seconds; a busy machine takes more than the usual 60
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
