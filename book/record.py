@@ -2,9 +2,11 @@
 
 Each notebook gets the Colab cell that belongs to the repository's address in _config.yml, is executed from top to
 bottom in a fresh kernel, and is replaced only if that succeeded. What would differ between two runs without meaning
-anything (stderr, timestamps, widget ids, the kernel's version) is not stored.
+anything (stderr, timestamps, widget ids, the kernel's version) is not stored. What the status page says of the run
+(how long it took, when, on what and with which versions) is, in the notebook's metadata.
 """
 
+import asyncio
 import os
 import sys
 import time
@@ -14,6 +16,8 @@ import nbformat
 import yaml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+
+from rmbook.stamps import stamp
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -54,12 +58,13 @@ def set_colab_header(notebook: nbformat.NotebookNode) -> None:
     header.metadata["tags"] = COLAB_TAGS
 
 
-def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Run all cells in a fresh python3 kernel that is started in `folder`; keep what is worth storing."""
+async def execute(notebook: nbformat.NotebookNode, folder: Path, command: str) -> None:
+    """Run all cells in a fresh python3 kernel that is started in `folder`; keep what is worth storing, and a stamp."""
     notebook.metadata = nbformat.from_dict(METADATA)
     client = NotebookClient(
         notebook,
         timeout=600,
+        startup_timeout=300,  # seconds; a busy machine takes more than the usual 60
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
@@ -67,8 +72,11 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
         coalesce_streams=True,
         extra_arguments=["--log-level=ERROR"],
     )
-    client.execute()
-    notebook.metadata = nbformat.from_dict(METADATA)  # the kernel has added its version
+    start = time.perf_counter()
+    await client.async_execute()
+    seconds = round(time.perf_counter() - start)
+    # The kernel has added its version: begin anew.
+    notebook.metadata = nbformat.from_dict(METADATA | {"rmbook": {"seconds": seconds} | stamp(command)})
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata.pop("execution", None)
@@ -77,19 +85,23 @@ def execute(notebook: nbformat.NotebookNode, folder: Path) -> None:
                 output.get("data", {}).pop(WIDGET_VIEW, None)  # useless without the kernel: keep its static form
 
 
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Replace the file at once, so that it is never half written."""
+    nbformat.validate(notebook)
+    temporary = path.with_suffix(".tmp")
+    nbformat.write(notebook, temporary)
+    os.replace(temporary, path)
+
+
 def record(path: Path) -> None:
     """Execute one notebook and replace its file."""
     notebook = nbformat.read(path, as_version=4)
     set_colab_header(notebook)
     cells = sum(cell.cell_type == "code" for cell in notebook.cells)
     print(f"{path.relative_to(ROOT)}: running {cells} code cells ... ", end="", flush=True)
-    start = time.perf_counter()
-    execute(notebook, path.parent)
-    nbformat.validate(notebook)
-    temporary = path.with_suffix(".tmp")
-    nbformat.write(notebook, temporary)
-    os.replace(temporary, path)
-    print(f"{time.perf_counter() - start:.0f} s")
+    asyncio.run(execute(notebook, path.parent, f"make record NB={path.relative_to(ROOT)}"))
+    write(notebook, path)
+    print(f"{notebook.metadata.rmbook.seconds} s")
 
 
 def main(arguments: list[str]) -> int:

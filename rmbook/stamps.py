@@ -6,6 +6,7 @@ hardware, versions, commit and the command that makes it again.
 
 import ast
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -122,14 +123,22 @@ def reachable_sources(*modules: str, package: Path = PACKAGE) -> dict[str, str]:
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         if name in found or name == package.name or not path.is_file():
             continue
-        tree = ast.parse(path.read_text("utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package.name:
-                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.startswith(f"{package.name}.")]
-            elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-                node.body[0].value.value = ""
+        tree, imported = _parse(path, package.name, path.stat().st_mtime_ns)
+        waiting += imported
         table = path.with_suffix(".yaml")
-        found[name] = ast.dump(tree) + (repr(read_yaml(table)) if table.is_file() else "")
+        found[name] = tree + (repr(read_yaml(table)) if table.is_file() else "")
     return found
+
+
+@functools.cache  # until the file is another one
+def _parse(path: Path, package: str, modified: int) -> tuple[str, tuple[str, ...]]:
+    """Return a module's tree without docstrings, as text, and what it imports from its package."""
+    tree, imported = ast.parse(path.read_text("utf-8")), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+            imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names if alias.name.startswith(f"{package}.")]
+        elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body[0].value.value = ""
+    return ast.dump(tree), tuple(imported)

@@ -1,13 +1,23 @@
-"""The book's own Sphinx extension: execution on request, and no scripts that would need the network."""
+"""The book's own Sphinx extension: chapters as they ran here, and no scripts that would need the network."""
 
+import hashlib
 import os
+import re
+from pathlib import Path
 
 
-def execute_on_request(app, config):
-    """Run every notebook if RMBOOK_EXECUTE=1 (set by `make book`); otherwise pages show the stored outputs."""
-    if os.environ.get("RMBOOK_EXECUTE") == "1":
-        config.nb_execution_mode = "force"  # myst-nb reads its configuration later, at builder-inited
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the kernels, as in book/conftest.py
+def executed(app, docname: str) -> Path:
+    """Return the file of a chapter's run, which book/execute.py wrote, or else the notebook with its stored outputs."""
+    ran = Path(app.confdir, os.environ.get("RMBOOK_EXECUTED", "nowhere"), Path(docname).name + ".ipynb")
+    return ran if ran.is_file() else Path(app.env.doc2path(docname))
+
+
+def read_executed(app, docname, source):
+    """Give Sphinx the chapter with the outputs that this machine made (`make book` sets RMBOOK_EXECUTED)."""
+    path = executed(app, docname)
+    if path != Path(app.env.doc2path(docname)):
+        app.env.note_dependency(str(path))
+        source[0] = path.read_text("utf-8")
 
 
 def drop_scripts(app, pagename, templatename, context, doctree):
@@ -18,8 +28,17 @@ def drop_scripts(app, pagename, templatename, context, doctree):
             context["script_files"].remove(script)
 
 
+def plain_bibliography(app, pagename, templatename, context, doctree):
+    """Take the roles off the entries: a list's items must be list items, and `doc-biblioentry` is not one any more."""
+    if context.get("body"):
+        context["body"] = re.sub(r' role="(?:list|doc-biblioentry|doc-backlink)"', "", context["body"])
+
+
 def setup(app):
-    """Register the two hooks."""
-    app.connect("config-inited", execute_on_request)
+    """Register the hooks. All pages are built again when an extension of the book changes."""
+    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    app.add_config_value("rmbook_extensions", hashlib.sha256(sources).hexdigest(), "env")
+    app.connect("source-read", read_executed)
     app.connect("html-page-context", drop_scripts, priority=900)  # after the extensions that add scripts
+    app.connect("html-page-context", plain_bibliography)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

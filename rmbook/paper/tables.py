@@ -22,15 +22,15 @@ def load_paper_table(number: int) -> pd.DataFrame:
         number: 1 to 9. All of table 1 is in table 5, too.
 
     Returns:
-        Columns, as far as the table has them:
-            model: "OPT-125m", "OPT-1.3b", "OPT-13b", "Llama-2-7b" or "CLIP-ViT-B/16".
-            method: by its name in `rmbook.methods.apply`; table 9 prints "Masking", its caption says structured.
-            ratio: the paper's "Params", trained parameters / all parameters of the model; NaN where none is printed.
-            task: one of the eleven, or "Avg", the mean over them that the paper prints; in table 2, a set of images.
-            score: in percent, accuracy, or F1 for SQuAD and DROP; mean over three runs ("each experiment", says the
-                paper of its language models; nothing of images).
-            learning_rate: the best one of the paper's search.
-        `.attrs["source"]` says which table it is.
+        Columns, as far as the table has them; `.attrs["source"]` says which table it is.
+
+        - model: "OPT-125m", "OPT-1.3b", "OPT-13b", "Llama-2-7b" or "CLIP-ViT-B/16".
+        - method: by its name in `rmbook.methods.apply`; table 9 prints "Masking", its caption says structured.
+        - ratio: the paper's "Params", trained parameters / all parameters of the model; NaN where none is printed.
+        - task: one of the eleven, or "Avg", the mean over them that the paper prints; in table 2, a set of images.
+        - score: in percent, accuracy, or F1 for SQuAD and DROP; mean over three runs ("each experiment", says the
+          paper of its language models; nothing of images).
+        - learning_rate: the best one of the paper's search.
 
     Raises:
         ValueError: another number.

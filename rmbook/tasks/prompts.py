@@ -15,9 +15,8 @@ def prompt(example: Example) -> tuple[str, list[str]]:
     """Return the prompt of an example.
 
     Returns:
-        context: the text before the options.
-        continuations: what each option adds to it, in the order of the classes or of `example.choices`. For SQuAD and
-            DROP there is one, the first right answer.
+        The context, which is the text before the options; and what each option adds to it, in the order of the classes
+        or of `example.choices`. For SQuAD and DROP there is one, the first right answer.
     """
     template = TEMPLATES[example.task]
     context = template["context"].format(**_prepared(example.task, example.texts))

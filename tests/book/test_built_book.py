@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-HTML = Path(__file__).resolve().parents[2] / "_build" / "strict" / "_build" / "html"
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "_build" / "strict" / "_build" / "html"
 PAGES = sorted(path for path in HTML.rglob("*.html") if HTML / "_static" not in path.parents)  # _static: templates
 
 if not PAGES:
@@ -96,3 +97,32 @@ def test_pages_with_formulas_load_the_local_mathjax():
     for page in formulas:
         assert any(page.target(link) == HTML / "_static/mathjax/tex-chtml.js" for link in page.loads), page.path
     assert (HTML / "_static/mathjax/tex-chtml.js").is_file()
+
+
+# ------------------------------------------------------------------------------------- glossary and reference
+
+CHAPTERS = [path for path in PAGES if (ROOT / "book" / f"{path.stem}.ipynb").is_file() and path.parent.name == "book"]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_links_each_word_of_the_glossary_once(path):
+    link = r'href="glossary\.html#(term-[\w-]+)"><span class="xref std std-term book-word"'
+    words = re.findall(link, path.read_text())
+    assert words and len(words) == len(set(words))
+
+
+def test_the_reference_has_the_short_surface_and_leads_to_the_chapters_and_back():
+    reference = {path: PARSED[path] for path in PAGES if path.parent.name == "reference"}
+    ids = set().union(*(page.ids for page in reference.values()))
+    surface = (ROOT / "rmbook/__init__.py").read_text()
+    for module, names in re.findall(r"^    from (rmbook\.[\w.]+) import (.+)$", surface, re.M):
+        assert {f"{module}.{name.strip()}" for name in names.split(",")} <= ids
+    theory = PARSED[HTML / "book/reference/theory.html"]
+    assert "../how_large_a_step.html" in {link.partition("#")[0] for link in theory.links}
+    links = {link for path in CHAPTERS for link in PARSED[path].links}
+    assert "reference/theory.html#rmbook.theory.limit.limit_point" in links
+
+
+def test_the_status_page_has_a_row_for_each_chapter():
+    links = PARSED[HTML / "book/status.html"].links
+    assert {f"{path.stem}.html" for path in CHAPTERS} <= set(links)

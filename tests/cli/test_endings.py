@@ -91,8 +91,7 @@ def begun(process) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks at a process through /proc")
-@pytest.mark.parametrize("seconds", [0.0, 0.5, 3.0])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 1), (0.0, 2), (0.5, 2), (3.0, 1)])
 def test_ctrl_c_ends_in_one_line_while_libraries_load(seconds, times, settings, tmp_path):
     given = flags(settings | {"epochs": 1000}, tmp_path / "run")
     process = rmbook(*given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
