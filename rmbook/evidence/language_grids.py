@@ -41,7 +41,7 @@ def result_name(model: str, task: str = "SST-2") -> str:
     """Return a recorded result's name: "fine_tuning_opt" for the tiny OPT, "fine_tuning_opt-125m_rte" and the like."""
     name = find_task(task).name
     short = "" if name == "SST-2" else "_" + "".join(letter for letter in name.lower() if letter.isalnum())
-    return f"fine_tuning_{Path(model).name.lower().removeprefix('tiny-')}{short}"
+    return f"fine_tuning_{Path(model).name.lower().removeprefix('tiny-').removeprefix('made:')}{short}"
 
 
 def recording_command(model: str, task: str = "SST-2") -> str:
@@ -86,7 +86,7 @@ def plan_language(grid: dict) -> list[PlannedRun]:
         ModelError, TaskError: the model or its examples cannot be had.
     """
     model = grid["fixed"]["model"]
-    folder = resolve(TINY[model]) if model in TINY else model_folder(model)
+    folder = resolve(TINY[model]) if model in TINY else model_folder(resolve(model))
     fixed = grid["fixed"] | {"model": folder, "task": find_task(grid["fixed"]["task"]).name}
     return plan(expand({name: grid[name] for name in ("axes", "except") if name in grid} | {"fixed": fixed}))
 
