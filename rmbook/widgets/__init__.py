@@ -6,5 +6,6 @@ In: results, as data frames. Out: a widget of anywidget, with a picture and a pa
     regression_explorer  the explorer of masked linear regression
     bounds_explorer      deviations of eigenvalues beside what bounds allow
     table_comparison     two rows of a table of scores, side by side
+    method_explorer      many runs by one measure, in order
     page                 the HTML that both kinds are on a page without a kernel
 """
