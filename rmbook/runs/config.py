@@ -136,7 +136,8 @@ class RunConfig:
 
     def default_folder(self) -> Path:
         """Return where the run goes if no folder is named: runs/MODEL-TASK-METHOD-DIGEST."""
-        return Path("runs") / f"{Path(self.model).name.removeprefix('made:')}-{self.task}-{self.method}-{self.digest()[:8]}"
+        model = Path(self.model).name.removeprefix("made:")
+        return Path("runs") / f"{model}-{self.task}-{self.method}-{self.digest()[:8]}"
 
 
 # Settings that decide an outcome and that the paper states; precision, places and what its tables compare are not.

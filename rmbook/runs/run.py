@@ -147,7 +147,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _lasting(name: str) -> str:
-    """A folder's name that still holds when the run is taken up from elsewhere; what is made here, such as "made:opt"."""
+    """A folder's name that holds when the run is taken up from elsewhere; that of what is made here ("made:opt")."""
     name = resolve(name)
     return os.path.abspath(name) if os.path.isdir(name) else name
 

@@ -1,4 +1,4 @@
-"""SmolLM2 from its package: GGUF files of a tiny Llama read back exactly, and what is said when the package is not there."""
+"""SmolLM2 from its package: a GGUF file of a tiny Llama read back exactly, and what is said without the package."""
 
 import importlib.util
 
@@ -17,7 +17,8 @@ from rmbook.runs.evaluate import continue_text
 WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh0123456789", "Ġ", "ab", "abc", "ĠĠ"]
 MERGES = ["a b", "ab c", "Ġ Ġ"]
 NAMES = {  # of a layer's matrices, in transformers and in GGUF
-    **{f"self_attn.{part}_proj": f"attn_{other}" for part, other in (("k", "k"), ("q", "q"), ("v", "v"), ("o", "output"))},
+    **{f"self_attn.{part}_proj": f"attn_{part}" for part in "kqv"},
+    "self_attn.o_proj": "attn_output",
     **{f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
 }
 
