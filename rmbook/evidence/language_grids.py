@@ -45,9 +45,15 @@ def result_name(model: str, task: str = "SST-2") -> str:
     return f"fine_tuning_{Path(model).name.lower().removeprefix('tiny-').removeprefix('made:')}{short}"
 
 
-def recording_command(model: str, task: str = "SST-2") -> str:
-    """Return the command that records a model on a task; DIR stands for the folder of the task's original files."""
-    own = OWN_GRIDS.get(model)
+def recording_command(model: str, task: str = "SST-2", grid: str | None = None) -> str:
+    """Return the command that records a model on a task; DIR stands for the folder of the task's original files.
+
+    Args:
+        model: as in a grid.
+        task: by its name.
+        grid: for models that have grids of their own; the longest of these if None.
+    """
+    own = OWN_GRIDS.get(model) and (grid or OWN_GRIDS[model])
     words = ["rmbook record", own or ("fine_tuning_tiny" if model in TINY else "fine_tuning_hub")]
     words += [f"--model {model}"] if model != "tiny-opt" and not own else []
     words += [f"--task {task}"] if find_task(task).name != "SST-2" else []
