@@ -23,6 +23,7 @@ from rmbook.sweeps.grid import expand, plan
 from rmbook.tasks.catalog import find_task
 
 TINY = {"tiny-opt": "made:opt", "tiny-llama": "made:llama"}  # names of the models that are made here
+OWN_GRIDS = {"made:smollm2": "smollm2_sst2"}  # models that have a grid of their own
 PLACES = ("model", "task", "data_dir")
 SIZES = ("train_size", "dev_size", "test_size")
 KEPT = ("status", "trainable", "total", "steps", "best_epoch", "cut_prompts", "seconds", "peak_memory")
@@ -41,15 +42,22 @@ def result_name(model: str, task: str = "SST-2") -> str:
     """Return a recorded result's name: "fine_tuning_opt" for the tiny OPT, "fine_tuning_opt-125m_rte" and the like."""
     name = find_task(task).name
     short = "" if name == "SST-2" else "_" + "".join(letter for letter in name.lower() if letter.isalnum())
-    return f"fine_tuning_{Path(model).name.lower().removeprefix('tiny-')}{short}"
+    return f"fine_tuning_{Path(model).name.lower().removeprefix('tiny-').removeprefix('made:')}{short}"
 
 
-def recording_command(model: str, task: str = "SST-2") -> str:
-    """Return the command that records a model on a task; DIR stands for the folder of the task's original files."""
-    words = ["rmbook record", "fine_tuning_tiny" if model in TINY else "fine_tuning_hub"]
-    words += [f"--model {model}"] if model != "tiny-opt" else []
+def recording_command(model: str, task: str = "SST-2", grid: str | None = None) -> str:
+    """Return the command that records a model on a task; DIR stands for the folder of the task's original files.
+
+    Args:
+        model: as in a grid.
+        task: by its name.
+        grid: for models that have grids of their own; the longest of these if None.
+    """
+    own = OWN_GRIDS.get(model) and (grid or OWN_GRIDS[model])
+    words = ["rmbook record", own or ("fine_tuning_tiny" if model in TINY else "fine_tuning_hub")]
+    words += [f"--model {model}"] if model != "tiny-opt" and not own else []
     words += [f"--task {task}"] if find_task(task).name != "SST-2" else []
-    return " ".join(words + (["--data-dir DIR"] if model in TINY else []))  # the hub's examples otherwise
+    return " ".join(words + (["--data-dir DIR"] if own or model in TINY else []))  # the hub's examples otherwise
 
 
 def find_recorded(model: str, task: str = "SST-2") -> dict | None:
@@ -86,7 +94,7 @@ def plan_language(grid: dict) -> list[PlannedRun]:
         ModelError, TaskError: the model or its examples cannot be had.
     """
     model = grid["fixed"]["model"]
-    folder = resolve(TINY[model]) if model in TINY else model_folder(model)
+    folder = resolve(TINY[model]) if model in TINY else model_folder(resolve(model))
     fixed = grid["fixed"] | {"model": folder, "task": find_task(grid["fixed"]["task"]).name}
     return plan(expand({name: grid[name] for name in ("axes", "except") if name in grid} | {"fixed": fixed}))
 
@@ -121,10 +129,11 @@ def language_content(grid: dict, runs: list[PlannedRun], results: list[dict]) ->
 def recorded_run(config: dict, result: dict) -> dict:
     """Return one run as it is recorded: scores in percent, None where no epoch was finished."""
     share = next((name for name in ("density", "ratio") if config[name] is not None), None)
+    kind = "structured " if config["method"] == "structured_masking" else ""
     best = result["history"][result["best_epoch"] - 1] if result["best_epoch"] else {}
     test, right = next(iter((result["test"] or {}).values()), None), best.get("dev_accuracy")
     return {
-        "method": f"{share} {config[share]:g}" if share else config["method"],
+        "method": f"{kind}{share} {config[share]:g}" if share else config["method"],
         "learning_rate": config["learning_rate"],
         "seed": config["seed"],
         **{name: result.get(name) for name in KEPT},

@@ -133,7 +133,8 @@ def record_grid(
     if grid["kind"] == "fine_tuning":
         grid = fit_to_memory(grid | {"fixed": grid["fixed"] | (changes or {})}, gpu_memory())
         fixed = grid["fixed"]
-        result, command = result_name(fixed["model"], fixed["task"]), recording_command(fixed["model"], fixed["task"])
+        given = fixed["model"], fixed["task"]
+        result, command = result_name(*given), recording_command(*given, source)
     folder = Path(folder or cache_folder() / "recording" / Path(result).name)
     made, runs = stamp(command), kind.plan(grid)
     run_sweep(runs, folder, perform=perform or kind.perform, listener=listener, retry_failed=True)

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from rmbook.errors import ConfigError, closest
-from rmbook.offline import digits, sentences, tiny_clip, tiny_language
+from rmbook.offline import digits, sentences, smollm2, tiny_clip, tiny_language
 from rmbook.offline.store import kept
 from rmbook.tasks import images
 
@@ -28,6 +28,7 @@ def generated_examples(train: int, test: int, seed: int = 0) -> Path:
 MADE = {
     "made:opt": partial(tiny_checkpoint, "opt"),
     "made:llama": partial(tiny_checkpoint, "llama"),
+    "made:smollm2": smollm2.smollm2_folder,
     "made:sentences": partial(generated_examples, **SENTENCES),
     "made:clip": lambda: kept(
         "tiny-clip", tiny_clip.make_tiny_clip, sources=(tiny_clip.__file__, digits.__file__, images.TABLE)
@@ -39,12 +40,13 @@ MADE = {
 def resolve(name: str) -> str:
     """The folder that a name stands for.
 
-    "made:opt", "made:llama" and "made:clip" are checkpoints, "made:sentences" examples of SST-2, "made:digits" mirrored
-    digits in MNIST's files. Each is made when it is first asked for, some 10 s for a checkpoint, and then kept in
-    rmbook's cache. Other names are given back as they are.
+    "made:opt", "made:llama" and "made:clip" are tiny checkpoints, "made:smollm2" is SmolLM2-135M-Instruct,
+    "made:sentences" examples of SST-2, "made:digits" mirrored digits in MNIST's files. Each is made when it is first
+    asked for, some 10 s for a tiny checkpoint, and then kept in rmbook's cache. Other names are given back as they are.
 
     Raises:
         ConfigError: it begins with "made:" and is none of these.
+        ModelError: SmolLM2's package is not installed; says how to.
     """
     if not name.startswith("made:"):
         return name

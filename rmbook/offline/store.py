@@ -61,7 +61,12 @@ def _is_whole(folder: Path) -> bool:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if name != LIST}
+    return {name: _digest(path) for name, path in files.items() if name != LIST}
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

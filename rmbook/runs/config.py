@@ -32,7 +32,7 @@ class RunConfig:
     Its settings for images are not the defaults: they are in the ready-made grid table2.
     """
 
-    model: str = setting("Name on the hub, or folder", path=True)
+    model: str = setting("Name on the hub, folder, or made:NAME for one that is made here", path=True)
     task: str = setting(f"{', '.join(LANGUAGE_TASKS)}; for CLIP {', '.join(IMAGE_TASKS)}")
     learning_rate: float = same_setting(TrainingConfig, "learning_rate")
     method: str = setting("What is trained", "random_masking", choices=tuple(METHOD_SETTINGS))
@@ -136,7 +136,8 @@ class RunConfig:
 
     def default_folder(self) -> Path:
         """Return where the run goes if no folder is named: runs/MODEL-TASK-METHOD-DIGEST."""
-        return Path("runs") / f"{Path(self.model).name}-{self.task}-{self.method}-{self.digest()[:8]}"
+        model = Path(self.model).name.removeprefix("made:")
+        return Path("runs") / f"{model}-{self.task}-{self.method}-{self.digest()[:8]}"
 
 
 # Settings that decide an outcome and that the paper states; precision, places and what its tables compare are not.

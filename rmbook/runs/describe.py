@@ -20,6 +20,7 @@ from rmbook.models.clip import ClipClassifier, classifier_without_weights
 from rmbook.models.configuration import empty_model, read_config
 from rmbook.models.files import check_files, find_folder
 from rmbook.models.language import read_configuration
+from rmbook.offline.made import resolve
 from rmbook.runs.config import MASKS, RunConfig
 from rmbook.runs.folder import run_config
 from rmbook.runs.result import RunError, read_result
@@ -73,6 +74,7 @@ def describe_method(model_name: str, **values) -> str:
 
 
 def _without_weights(model_name: str) -> nn.Module:
+    model_name = resolve(model_name)
     folder = find_folder(model_name, None, whole=False)
     check_files(model_name, folder, whole=False)
     if isinstance(config := read_config(model_name, folder), CLIPConfig):

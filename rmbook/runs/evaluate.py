@@ -16,6 +16,7 @@ from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.models.encoding import Encoding, check_tokens, start_token
 from rmbook.models.generation import generate_answers
 from rmbook.models.language import max_positions
+from rmbook.offline.made import resolve
 from rmbook.runs.config import DTYPES, RunConfig
 from rmbook.runs.fingerprints import data_fingerprint, weights_fingerprint
 from rmbook.runs.folder import check_inputs, load_run, run_config
@@ -104,6 +105,9 @@ def _load(
         raise ConfigError("a run has its own dtype: leave out --dtype.")
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: {closest(dtype, DTYPES)}")
+    model_name = model_name and resolve(model_name)
+    if changes.get("data_dir"):
+        changes = changes | {"data_dir": resolve(changes["data_dir"])}
     if run is not None:
         config = run_config(Path(run))
         changed = dataclasses.replace(config, **changes)

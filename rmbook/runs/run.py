@@ -19,6 +19,7 @@ from rmbook.errors import RmbookError
 from rmbook.files import write_json
 from rmbook.methods.saved import save_trained
 from rmbook.models.reuse import BaseModels
+from rmbook.offline.made import resolve
 from rmbook.runs.config import RunConfig
 from rmbook.runs.fingerprints import describe_inputs
 from rmbook.runs.folder import MetricsFile, check_inputs, finite, first_process, run_config
@@ -146,7 +147,8 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _lasting(name: str) -> str:
-    """A folder's name that still holds when the run is taken up from elsewhere."""
+    """A folder's name that holds when the run is taken up from elsewhere; that of what is made here ("made:opt")."""
+    name = resolve(name)
     return os.path.abspath(name) if os.path.isdir(name) else name
 
 

@@ -12,7 +12,10 @@ batches, and nothing of tasks. Whoever has a `Task` need not know of which kind 
     language, images  how either kind fills them in, and the tables of the tasks
     examples          `Example`, one row of a data set of language, checked
     original_files    rows from the distributions' own files; hub: from the Hugging Face hub
-    image_files       labelled images from files or the hub; idx_files: MNIST's; image_folders: folders of classes
+    image_example     `ImageExample`, one labelled image
+    image_files       labelled images from files or the hub; idx_files: MNIST's; mat_files: SVHN's; image_folders:
+                      folders of classes
+    image_batches     batches of images, prepared by worker processes
     splits            which examples train, choose the epoch, and test
     prompts           the text that a language model reads
     metrics           F1 of words

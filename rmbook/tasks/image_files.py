@@ -1,60 +1,31 @@
 """Labelled images of the paper's five sets, from original files or from the hub, each decoded when it is needed.
 
-Original files are MNIST's idx.gz; Kaggle's CIFAR-10 (train/ and trainLabels.csv); GTSRB's ppm images with GT-*.csv; and
-for all sets folders named after the classes, or after their numbers: train/CLASS/ and test/CLASS/. CIFAR-10's "python"
-batches are pickles, which can run code when they are read, and are refused.
+Original files are MNIST's idx.gz; Kaggle's CIFAR-10 (train/ and trainLabels.csv); GTSRB's ppm images with GT-*.csv;
+SVHN's *_32x32.mat; RESISC45's one folder of classes; and for all sets folders named after the classes, or after their
+numbers: train/CLASS/ and test/CLASS/. CIFAR-10's "python" batches are pickles, which can run code when they are read,
+and are refused.
 """
 
 import csv
 import functools
 import io
 import os
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from rmbook.errors import TaskError, shown
 from rmbook.tasks.hub import hub_table
 from rmbook.tasks.idx_files import read_idx
-from rmbook.tasks.image_folders import ENDINGS, class_folders, report_passed
+from rmbook.tasks.image_example import UNREADABLE, ImageExample, check_range, damaged, open_image
+from rmbook.tasks.image_folders import ENDINGS, class_folders, report_passed, split_one_folder
+from rmbook.tasks.mat_files import read_mat
 from rmbook.tasks.task import Task, plain_name
 
-FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF")  # all else that PIL reads, whatever a file is called, is refused
 FOLDERS = {"train": "train", "validation": "test"}  # what runs call validation is the standard test split
 IDX = {"train": "train", "validation": "t10k"}
-# What PIL raises on damaged files, and warns of where an image has more than 89 million pixels.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
-
-
-@dataclass(frozen=True, eq=False)
-class ImageExample:
-    """One labelled image.
-
-    Attributes:
-        task: name of the task.
-        gold: the number of its class, alone.
-        where: file, or place in a file, for messages.
-        open: gives the image, of any mode.
-    """
-
-    task: str
-    gold: tuple[int]
-    where: str
-    open: Callable[[], Image.Image]
-    answers: ClassVar[tuple] = ()  # as examples of language have them
-
-    def read(self) -> Image.Image:
-        """The image in RGB, upright as its EXIF data say; raises TaskError if it is damaged or of an unknown range."""
-        try:
-            with self.open() as image:
-                return _eight_bits(ImageOps.exif_transpose(image), image.format).convert("RGB")
-        except UNREADABLE as error:
-            raise _damaged(self.where, error) from None
 
 
 def load_images(task: Task, split: str, data_dir: str | os.PathLike | None = None) -> list[ImageExample]:
@@ -74,14 +45,15 @@ def load_images(task: Task, split: str, data_dir: str | os.PathLike | None = Non
         return list(_hub_examples(task, split))
     base, files, pairs = _find(task, split, Path(data_dir))
     if pairs is None:
-        return _idx_examples(task, *files)
+        arrays = read_mat(*files) if task.name == "SVHN" else _read_mnist(task, *files)
+        return _array_examples(task, *arrays, files[0])
     examples = []
     for path, label in pairs:
         try:
             with open_image(path) as image:  # its head only: what cannot be read should be named before a run begins
-                _check_range(image.mode, image.format)
+                check_range(image.mode, image.format)
         except UNREADABLE as error:
-            raise _damaged(path, error) from None
+            raise damaged(path, error) from None
         gold = (_class_number(task, label, path),)
         examples.append(ImageExample(task.name, gold, str(path), functools.partial(open_image, path)))
     if not examples:
@@ -105,6 +77,8 @@ def _find(task: Task, split: str, data_dir: Path) -> tuple[Path, list[Path], lis
         idx = [base / f"{IDX[split]}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
         if task.name == "MNIST" and idx[0].is_file():
             return base, idx, None
+        if task.name == "SVHN" and (mat := base / f"{FOLDERS[split]}_32x32.mat").is_file():
+            return base, [mat], None
         if task.name == "CIFAR10" and split == "train" and (base / "trainLabels.csv").is_file():
             rows = _table(base / "trainLabels.csv", ",", "id", "label")
             pairs = [(_inside(base / "train", f"{name}.png"), label) for name, label in rows]
@@ -113,6 +87,8 @@ def _find(task: Task, split: str, data_dir: Path) -> tuple[Path, list[Path], lis
             rows = [(folder, row) for file, folder in lists for row in _table(file, ";", "Filename", "ClassId")]
             return base, [file for file, _ in lists], [(_inside(folder, name), label) for folder, (name, label) in rows]
         if pairs := class_folders(base / FOLDERS[split]).images:
+            return base, [], pairs
+        if task.name == "RESISC45" and (pairs := _one_folder(task, base, FOLDERS[split])):
             return base, [], pairs
         if any(base.glob("data_batch_*")) or any(base.glob("cifar-10-batches-py/*")):
             raise TaskError(
@@ -124,7 +100,9 @@ def _find(task: Task, split: str, data_dir: Path) -> tuple[Path, list[Path], lis
                 f"{base} holds {found}: save the images as train/CLASS/ and test/CLASS/, or leave data_dir out to read "
                 "the hub's parquet."
             )
-    other = {"MNIST": f"{idx[0].name}, ", "GTSRB": "Final_Training/ and Final_Test/, "}.get(task.name, "")
+    others = {"MNIST": f"{idx[0].name}, ", "GTSRB": "Final_Training/ and Final_Test/, "}
+    others |= {"SVHN": f"{FOLDERS[split]}_32x32.mat, ", "RESISC45": "NWPU-RESISC45/CLASS/, "}
+    other = others.get(task.name, "")
     other = "trainLabels.csv with train/, " if (task.name, split) == ("CIFAR10", "train") else other
     note = class_folders(data_dir / FOLDERS[split]).note()
     raise TaskError(
@@ -133,13 +111,23 @@ def _find(task: Task, split: str, data_dir: Path) -> tuple[Path, list[Path], lis
     )
 
 
+def _one_folder(task: Task, base: Path, split: str) -> list[tuple[Path, str]]:
+    """RESISC45's images of a split where all classes lie in one folder; empty if there is none."""
+    for folder in (base / "NWPU-RESISC45", base):
+        if _holds_classes(task, folder):
+            return split_one_folder(folder, split)
+    return []
+
+
+def _holds_classes(task: Task, folder: Path) -> bool:
+    return any(plain_name(place.name) in _class_numbers(task) for place in folder.glob("*/"))
+
+
 def _other_form(task: Task, base: Path) -> str | None:
     """The form of a set that is not read here, in words: a file of MATLAB, or folders that are not split."""
     if any(base.glob("*.mat")):
-        return "files of MATLAB (.mat), which are not read here"
-    names = _class_numbers(task)
-    folders = [p for p in (base, *base.glob("NWPU-RESISC45")) if any(plain_name(f.name) in names for f in p.glob("*/"))]
-    return f"folders of classes that are not split into train and test ({folders[0]})" if folders else None
+        return "files of MATLAB (.mat) that are not SVHN's train_32x32.mat and test_32x32.mat"
+    return f"folders of classes that are not split into train and test ({base})" if _holds_classes(task, base) else None
 
 
 def _gtsrb_lists(base: Path, split: str) -> list[tuple[Path, Path]]:
@@ -155,34 +143,11 @@ def _inside(folder: Path, name: str) -> Path:
     """A file that a list names, in the list's own folder and nowhere else."""
     if name != Path(name).name:
         raise TaskError(f"a list of {folder} names {shown(name)}: expected the name of a file in that folder.")
-    return folder / name
-
-
-def open_image(file) -> Image.Image:
-    """An image from a path or an open file, of the formats that are read here; its pixels are decoded later.
-
-    Raises:
-        OSError: it is no such image, or no file at all, such as a pipe, which would be waited for.
-    """
-    if isinstance(file, str | os.PathLike) and not Path(file).is_file():
-        raise OSError("there is no such file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(file, formats=FORMATS)
-
-
-def _eight_bits(image: Image.Image, kind: str | None) -> Image.Image:
-    """The image with 8 bits a channel; PIL's own conversion would cut off whatever is above 255."""
-    _check_range(image.mode, kind)
-    if image.mode.startswith("I"):  # white is 65535
-        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    return image
-
-
-def _check_range(mode: str, kind: str | None) -> None:
-    """Raise ValueError for numbers of which nothing says how large white is: 32 bits, but not PIL's form of 16."""
-    if mode == "F" or (mode == "I" and kind not in ("PNG", "PPM")):
-        raise ValueError(f"mode {mode}, 32 bits a pixel: save it with 8 or 16 bits")
+    path = folder / name
+    if not path.exists():  # 00001.PPM, where the list says 00001.ppm
+        capitals = [path.with_suffix(path.suffix.upper()), path.with_suffix(path.suffix.lower())]
+        return next((other for other in capitals if other.exists()), path)
+    return path
 
 
 def _table(path: Path, delimiter: str, *columns: str) -> Iterator[tuple[str, ...]]:
@@ -222,18 +187,27 @@ def _class_numbers(task: Task) -> dict[str, int]:
     return {plain_name(name): number for number, name in enumerate(task.classes)}
 
 
-def _idx_examples(task: Task, images_path: Path, labels_path: Path) -> list[ImageExample]:
+def _read_mnist(task: Task, images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.ndarray]:
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if len(images) != len(labels) or images.size == 0:
         raise TaskError(f"{images_path} holds {len(images)} images and {labels_path} {len(labels)} labels: get both.")
     if labels.max() >= len(task.classes):
         raise TaskError(f"{labels_path}: label {labels.max()} is out of range: {task.name} has 0 to 9.")
+    return images, labels
+
+
+def _array_examples(task: Task, images: np.ndarray, labels: np.ndarray, path: Path) -> list[ImageExample]:
+    """Examples from a file that holds all images; SVHN's label 10 is the digit 0."""
     return [
         ImageExample(
-            task.name, (int(label),), f"{images_path}, image {number}", functools.partial(Image.fromarray, image)
+            task.name, (int(label) % 10,), f"{path}, image {number}", functools.partial(_from_array, images, number)
         )
-        for number, (image, label) in enumerate(zip(images, labels, strict=True))
+        for number, label in enumerate(labels)
     ]
+
+
+def _from_array(images: np.ndarray, number: int) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(images[number]))
 
 
 def _hub_examples(task: Task, split: str) -> Iterator[ImageExample]:
@@ -271,7 +245,3 @@ def _first_empty(table, column: str) -> int | None:
 
 def _from_table(table, index: int, column: str) -> Image.Image:
     return open_image(io.BytesIO(table[index][column]["bytes"]))
-
-
-def _damaged(where: object, error: Exception) -> TaskError:
-    return TaskError(f"{where} is no image that can be read ({' '.join(str(error).split())[:120]}): get it again.")

@@ -6,19 +6,17 @@ for this package in the manner of CLIP's. The paper does not print its own, so i
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from typing_extensions import override
 
-from rmbook.errors import TaskError
 from rmbook.models.clip import load_image_classifier
-from rmbook.models.clip_preprocessing import Preprocessing
-from rmbook.tasks.image_files import ImageExample, list_files, load_images
+from rmbook.tasks.image_batches import ImageClassification, make_batch, prepare_ahead
+from rmbook.tasks.image_example import ImageExample
+from rmbook.tasks.image_files import list_files, load_images
 from rmbook.tasks.task import SPLITS, Task, read_tasks
-from rmbook.training.objectives import Classification
 
 EVALUATION_IMAGES = 128  # in memory at once
 
@@ -65,37 +63,20 @@ class ImageTask(Task):
 
     @override
     def objective(self, preparation):
-        return Classification(lambda examples: collate(preparation, examples))
+        return ImageClassification(preparation)
 
     @override
     @torch.no_grad()
     def predict(self, model, preparation, examples, max_length=None, advance=None):
         model.eval()
         device, answers = next(model.parameters()).device, []
-        for start in range(0, len(examples), EVALUATION_IMAGES):
-            batch = collate(preparation, examples[start : start + EVALUATION_IMAGES])
-            answers += model(batch["pixel_values"].to(device)).logits.argmax(-1).tolist()
+        starts = range(0, len(examples), EVALUATION_IMAGES)
+        for batch in prepare_ahead(preparation, [examples[start : start + EVALUATION_IMAGES] for start in starts]):
+            pixels = make_batch(preparation, batch, device)["pixel_values"]
+            answers += model(pixels).logits.argmax(-1).tolist()
             if advance:
-                advance(len(batch["labels"]))
+                advance(len(batch))
         return answers
-
-
-def collate(preprocessing: Preprocessing, examples: Sequence[ImageExample]) -> dict[str, torch.Tensor]:
-    """pixel_values (examples, 3, height, width), float32, and labels (examples,), int64.
-
-    Raises:
-        TaskError: an image is damaged, or too thin.
-    """
-    images = torch.stack([_prepared(preprocessing, example) for example in examples])
-    return {"pixel_values": images, "labels": torch.tensor([example.gold[0] for example in examples])}
-
-
-def _prepared(preprocessing: Preprocessing, example: ImageExample) -> torch.Tensor:
-    image = example.read()
-    try:
-        return preprocessing(image)
-    except TaskError as error:
-        raise TaskError(f"{example.where}: {error}") from None
 
 
 TABLE = Path(__file__).with_suffix(".yaml")

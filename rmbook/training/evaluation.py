@@ -42,7 +42,7 @@ def evaluate(
     if accelerator:
         batches = batches[accelerator.process_index :: accelerator.num_processes]
     sums = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
+    for batch in objective.ahead(batches):
         loss, right = objective.evaluate(model, batch)
         sums += torch.tensor([loss.item(), math.nan if right is None else right], dtype=torch.float64)
     if accelerator and accelerator.num_processes > 1:

@@ -83,8 +83,11 @@ class TrainingLoop:
         with tqdm(total=self.last_step, initial=state.step, unit="step", leave=False, disable=not progress) as bar:
             while not self._over() and state.status == "completed":
                 self.model.train()
-                for indices in list(order)[state.batch :][: self.last_step - state.step]:
-                    if not self._step([train_data[index] for index in indices]):
+                order_left = list(order)[state.batch :][: self.last_step - state.step]
+                batches = ([train_data[index] for index in indices] for indices in order_left)
+                place = self.accelerator.process_index, self.accelerator.num_processes
+                for examples in self.objective.ahead(batches, *place):
+                    if not self._step(examples):
                         state.status = "diverged"
                         return
                     bar.set_postfix_str(self._postfix(), refresh=False)

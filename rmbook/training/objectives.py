@@ -5,7 +5,7 @@ part, with the divisor known before the first part is computed: then gradient ac
 the same step as one large batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,15 @@ class Objective:
     def length(self, example: Any) -> int:
         """Size of an example: those of like length are evaluated together."""
         return 1
+
+    def ahead(self, batches: Iterable[list], number: int = 0, count: int = 1) -> Iterable[list]:
+        """Yield the batches in their order; objectives whose examples take time prepare them before they are needed.
+
+        Args:
+            batches: lists of examples.
+            number, count: of this process among those that share each batch: it needs the examples number::count.
+        """
+        return batches
 
     def loss(self, model: nn.Module, examples: Sequence) -> torch.Tensor:
         """Sum of the examples' losses, a scalar that can be differentiated."""

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from image_files import small_cifar10, small_mnist, write_idx
 from PIL import Image
+from scipy.io import savemat
 from task_files import one_line
 
 from rmbook.errors import TaskError
 from rmbook.runs import fingerprints
 from rmbook.tasks.catalog import find_task, load_examples
-from rmbook.tasks.image_files import ImageExample
+from rmbook.tasks.image_example import ImageExample
 from rmbook.tasks.images import IMAGE_TASKS
 from rmbook.tasks.splits import sample_splits
 
@@ -347,12 +348,81 @@ def test_the_digit_0_of_svhn_is_its_class_10(tmp_path):
 
 
 def test_other_forms_of_the_sets_are_refused_by_name(tmp_path):
-    (tmp_path / "train_32x32.mat").write_bytes(b"MATLAB 5.0")
-    (tmp_path / "original" / "NWPU-RESISC45" / "airplane").mkdir(parents=True)
-    for task, folder, part in (("SVHN", tmp_path, "MATLAB"), ("RESISC45", tmp_path / "original", "not split")):
+    (tmp_path / "faces.mat").write_bytes(b"MATLAB 5.0")
+    (tmp_path / "original" / "airplane").mkdir(parents=True)
+    for task, folder, part in (("SVHN", tmp_path, "MATLAB"), ("CIFAR10", tmp_path / "original", "not split")):
         with pytest.raises(TaskError, match=f"{part}.*save the images as train/CLASS/ and test/CLASS/") as error:
             load_examples(task, "train", folder)
         one_line(error)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_svhns_own_files_hold_its_digits(compressed, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 7), dtype=np.uint8)
+    labels = np.array([[1, 2, 9, 10, 10, 3, 5]], np.uint8).T
+    for name, count in (("train", 7), ("test", 1)):  # MATLAB drops the last size of a single image
+        arrays = {"X": images[..., :count].squeeze(), "y": labels[:count]}
+        savemat(tmp_path / f"{name}_32x32.mat", arrays, do_compression=compressed)
+    found = load_examples("SVHN", "train", tmp_path)
+    assert [example.gold[0] for example in found] == [1, 2, 9, 0, 0, 3, 5]
+    assert all((pixels(example) == images[..., number]).all() for number, example in enumerate(found))
+    (one,) = load_examples("SVHN", "validation", tmp_path)
+    assert (pixels(one) == images[..., 0]).all() and list(find_task("SVHN").original_files(tmp_path)) == [
+        "train/train_32x32.mat",
+        "validation/test_32x32.mat",
+    ]
+
+
+def test_mat_files_of_another_kind_or_damaged_ones_are_one_line(tmp_path):
+    path, images, labels = tmp_path / "train_32x32.mat", np.zeros((32, 32, 3, 4), np.uint8), np.ones((4, 1))
+    wrong = [
+        {"X": images.astype(float), "y": labels},
+        {"X": images[:16], "y": labels},
+        {"X": images, "y": labels[:3]},
+        {"X": images, "y": labels * 11},
+        {"X": images, "y": labels + 0.5},
+        {"X": images, "y": np.array([["a"]] * 4, object)},
+        {"X": np.array([[images]], object), "y": labels},
+        {"y": labels},
+    ]
+    for arrays in wrong:
+        savemat(path, arrays, do_compression=True)
+        with pytest.raises(TaskError, match="no whole file of SVHN") as error:
+            load_examples("SVHN", "train", tmp_path)
+        one_line(error)
+    savemat(path, {"X": images, "y": labels}, do_compression=True)
+    whole = path.read_bytes()
+    for part in (b"", whole[:60], whole[:150], whole[:-9], b"MATLAB 5.0", bytes(128) + whole[128:], os.urandom(500)):
+        path.write_bytes(part)
+        with pytest.raises(TaskError) as error:
+            load_examples("SVHN", "train", tmp_path)
+        one_line(error)
+
+
+@pytest.mark.parametrize("inside", ["", "NWPU-RESISC45"])
+def test_resisc45s_one_folder_is_split_by_class_and_name_or_by_its_lists(inside, tmp_path):
+    base = tmp_path / inside
+    for name in ("airplane", "sea_ice"):
+        (base / name).mkdir(parents=True)
+        for number in range(1, 11):
+            Image.new("RGB", (4, 4)).save(base / name / f"{name}_{number:03d}.{'JPG' if number % 2 else 'jpg'}", "JPEG")
+    train, test = (load_examples("RESISC45", split, tmp_path) for split in ("train", "validation"))
+    numbers = [[int(Path(example.where).stem[-3:]) for example in part] for part in (train, test)]
+    assert numbers == [[*range(1, 7)] * 2, [9, 10] * 2]
+    assert [example.gold[0] for example in test] == [0, 0, 35, 35]
+    (base / "resisc45-train.txt").write_text("airplane_009.JPG\nsea_ice_002.jpg\n")
+    listed = load_examples("RESISC45", "train", tmp_path)
+    assert [Path(example.where).name for example in listed] == ["airplane_009.JPG", "sea_ice_002.jpg"]
+
+
+def test_capitals_of_an_ending_are_no_difference_in_a_list(shared, tmp_path):
+    folder = small_cifar10(tmp_path / "cifar", shared)
+    before = load_examples("CIFAR10", "train", folder)
+    for path in (folder / "train").glob("*.png"):
+        path.rename(path.with_suffix(".PNG"))
+    after = load_examples("CIFAR10", "train", folder)
+    assert [example.gold for example in after] == [example.gold for example in before]
+    assert (pixels(after[3]) == np.asarray(Image.open(after[3].where).convert("RGB"))).all()
 
 
 @pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"])
