@@ -28,7 +28,7 @@ class BorrowedMask:
 
     Attributes:
         nnz: number of positions.
-        positions: (nnz,) flat positions in the weight's memory.
+        positions: (nnz,) int64 flat positions in the weight's memory.
     """
 
     def __init__(self, masks: Sequence[Mask], transposed: bool, backend: str):
@@ -39,7 +39,7 @@ class BorrowedMask:
         self.nnz, self.transposed, self.backend = mask.nnz, transposed, backend
         self.row_starts = mask.row_starts
         self.columns, self.touched = compact_columns(mask)
-        self.positions = mask.columns.long() * mask.shape[0] + mask.rows.long() if transposed else mask.positions
+        self.positions = mask.columns.long() * mask.shape[0] + mask.rows if transposed else mask.positions.long()
 
     def delta(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Entries of S at `positions`, (nnz,): the sum over the masks, in their order, of entries (nnz of one,)."""
@@ -88,7 +88,7 @@ def add_entries(weight: torch.Tensor, positions: torch.Tensor, delta: torch.Tens
 @torch.no_grad()
 def _borrow(weight, positions, delta, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     # compute(weight) while the weight holds W + S. It gets no parameter: autocast keeps casts of those, of W + S here.
-    positions, weight = positions.long(), weight.detach()
+    weight = weight.detach()
     lock = _locks.get(weight.data_ptr()) or _locks.setdefault(weight.data_ptr(), threading.Lock())
     with lock:
         original = add_entries(weight, positions, delta)

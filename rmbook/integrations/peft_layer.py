@@ -168,7 +168,7 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         self._restore()
         weight, borrowed = self.base_layer.weight, self._borrowed(together)
         delta = borrowed.delta([self.delta(name) for name in together])
-        positions = borrowed.positions.long()
+        positions = borrowed.positions
         self._unmerged = positions, add_entries(weight, positions, delta)
         self.merged_adapters = [*before, *(name for name in names if name not in before)]
         if safe_merge and not weight.data.view(-1)[positions].isfinite().all():

@@ -1,11 +1,11 @@
 """Adapters of random masks as files: peft's folders, transformers' and rmbook's, a stranger's, and checkpoints."""
 
 import json
-import shutil
-import socket
+import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -294,45 +294,40 @@ def test_trainer_resumes_bit_for_bit_and_loads_the_best_model(tmp_path):
 
 # -- new processes -------------------------------------------------------------------------------------------------
 
-WORKER = """
-import sys, torch, torch.distributed as dist
+OTHER = """
+import sys, torch
 from peft import AutoPeftModelForCausalLM
-from torch.nn.parallel import DistributedDataParallel
 from rmbook import RandomMaskConfig
-rank, port, folder, rows = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], torch.load(sys.argv[4])
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-model = AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=True)
-wrapped = DistributedDataParallel(model)
-optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-for _ in range(2):
-    wrapped(input_ids=rows[rank::2], labels=rows[rank::2]).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-if rank == 0:
-    model.save_pretrained(folder + "/trained")
-dist.destroy_process_group()
+sys.path.insert(0, sys.argv[1])
+import test_peft_files
+test_peft_files.train_in_group(1, sys.argv[2], AutoPeftModelForCausalLM.from_pretrained(sys.argv[3], is_trainable=True))
 """
 
 
-def test_two_processes_load_the_adapter_and_train_as_one(tmp_path, base):
-    model = shaken(get_peft_model(AutoModelForCausalLM.from_pretrained(base), config()))
+def train_in_group(rank, store, model):
+    """Two steps on every second row, in a group of two processes."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        for _ in range(2):
+            wrapped(input_ids=IDS[rank::2], labels=IDS[rank::2]).loss.backward()
+            optimizer.step(), optimizer.zero_grad()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_new_process_loads_the_adapter_and_trains_with_this_one(tmp_path, base):
+    alone, model = (shaken(get_peft_model(AutoModelForCausalLM.from_pretrained(base), config())) for _ in range(2))
     model.save_pretrained(tmp_path / "adapter")
-    torch.save(IDS, tmp_path / "rows")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    arguments = [port, str(tmp_path / "adapter"), str(tmp_path / "rows")]
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), *arguments], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
-    assert all(worker.returncode == 0 for worker in workers), errors
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    arguments = [str(Path(__file__).parent), str(tmp_path / "store"), str(tmp_path / "adapter")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", OTHER, *arguments], env=environment) as other:
+        train_in_group(0, tmp_path / "store", model)
+    assert other.returncode == 0
+    optimizer = torch.optim.SGD([p for p in alone.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
-        loss(model).backward(), optimizer.step(), optimizer.zero_grad()
-    there = PeftModel.from_pretrained(tiny(), tmp_path / "adapter" / "trained")
-    for (name, mine), other in zip(layers(model).items(), layers(there).values(), strict=True):
-        torch.testing.assert_close(mine.rmbook_values["default"], other.rmbook_values["default"], msg=name)
-    assert same(base_bits(there), base_bits(tiny()))
-    shutil.rmtree(tmp_path / "adapter")
+        loss(alone).backward(), optimizer.step(), optimizer.zero_grad()
+    for mine, theirs in zip(layers(alone).values(), layers(model).values(), strict=True):
+        torch.testing.assert_close(mine.rmbook_values["default"], theirs.rmbook_values["default"])
+    assert same(base_bits(model), base_bits(tiny()))
