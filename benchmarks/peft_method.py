@@ -5,8 +5,8 @@
 Two cases, one thread, float32: a linear layer of width 2048 with 512 tokens, and a model of four layers of OPT-125m
 (query and value matrices, 4 x 64 tokens). LoRA and SHiRA have r = 8, masks the density at which they train as many
 entries. All methods take turns in one process; a figure is the median over rounds of the ratio to another method
-*of the same round*. The clock is the processor's time of this process, as one thread on an idle machine is the same, and what
-other programs do counts less.
+*of the same round*. The clock is this process's processor time: with one thread on an idle machine the same, and less
+disturbed by other programs elsewhere.
 """
 
 import argparse
