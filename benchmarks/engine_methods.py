@@ -14,10 +14,12 @@ from transformers import AutoModel, AutoModelForCausalLM, CLIPVisionConfig, Llam
 from rmbook.adapters.adapter_file import save_adapter
 from rmbook.engine.masking import apply_random_mask
 from rmbook.engine.targets import find_targets
+from rmbook.integrations.peft_config import RandomMaskConfig
 from rmbook.methods.apply import full_finetuning, lora
 
 SHAPES = {
     "opt-125m": OPTConfig(),  # transformers' defaults are this model
+    "opt-125m-4-layers": OPTConfig(num_hidden_layers=4),
     "opt-1.3b": OPTConfig(hidden_size=2048, num_hidden_layers=24, ffn_dim=8192, num_attention_heads=32),
     "opt-13b": OPTConfig(hidden_size=5120, num_hidden_layers=40, ffn_dim=20480, num_attention_heads=40),
     "llama-2-7b": LlamaConfig(),
@@ -114,6 +116,12 @@ def shira(model: nn.Module, targets: list[str], density: float, width: int) -> n
     return inject_adapter_in_model(ShiraConfig(r=rank, target_modules=targets), model.requires_grad_(False))
 
 
+def peft_mask(model: nn.Module, targets: list[str], density: float) -> nn.Module:
+    """The mask of `apply_random_mask` as a method of peft."""
+    config = RandomMaskConfig(density=density, target_modules=targets)
+    return inject_adapter_in_model(config, model.requires_grad_(False))
+
+
 def _naive(model: nn.Module, targets: list[str], density: float) -> nn.Module:
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
@@ -137,6 +145,8 @@ def _build(base, loss, targets, densities, width, only, alone=False) -> dict[str
     for density in densities:
         if density >= 2 / width:  # SHiRA of rank 1 trains this share
             makers[f"shira {density:g}"] = lambda model, density=density: shira(model, targets, density, width)
+    for density in densities:
+        makers[f"peft mask {density:g}"] = lambda model, density=density: peft_mask(model, targets, density)
     makers[f"naive mask {densities[0]:g}"] = lambda model: _naive(model, targets, densities[0])
     makers["full"] = full_finetuning
     wanted = [name for name in makers if only is None or name in only or (name == "frozen" and not alone)]

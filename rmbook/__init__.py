@@ -7,6 +7,7 @@ above it in this list:
     masks      which entries are trained
     engine     layers that add a sparse matrix to a frozen weight, W + S
     adapters   trained values as files
+    integrations  the same masks in peft, and in the trainers that build on it
     methods    the paper's eight methods, one call each
     models     loading models, and what they say to a prompt
     training   the loop
@@ -39,6 +40,8 @@ if TYPE_CHECKING:  # for editors; at run time a name is loaded when it is used, 
     from rmbook.engine.masking import RandomMask, apply_masks, apply_random_mask
     from rmbook.engine.reference import masked_linear_reference
     from rmbook.engine.targets import TargetError
+    from rmbook.integrations.peft_config import RandomMaskConfig
+    from rmbook.integrations.peft_folder import load_from_peft, save_as_peft
     from rmbook.masks.sample import Mask, density_to_ratio, ratio_to_density, sample_mask
     from rmbook.methods.apply import apply_method
     from rmbook.models.language import convert_checkpoint
@@ -57,6 +60,7 @@ _HOMES = {
     "Mask": "masks.sample",
     "MaskedLinear": "engine.layer",
     "RandomMask": "engine.masking",
+    "RandomMaskConfig": "integrations.peft_config",
     "RunConfig": "runs.config",
     "TargetError": "engine.targets",
     "TrainingConfig": "training.config",
@@ -68,12 +72,14 @@ _HOMES = {
     "density_to_ratio": "masks.sample",
     "evaluate": "training.evaluation",
     "load_adapter": "adapters.adapter_file",
+    "load_from_peft": "integrations.peft_folder",
     "load_from_shira": "adapters.shira",
     "masked_linear_reference": "engine.reference",
     "ratio_to_density": "masks.sample",
     "resume_run": "runs.run",
     "sample_mask": "masks.sample",
     "save_adapter": "adapters.adapter_file",
+    "save_as_peft": "integrations.peft_folder",
     "save_as_shira": "adapters.shira",
     "save_merged": "adapters.merged",
     "start_run": "runs.run",

@@ -130,12 +130,18 @@ def _check_values(name, shape, values: Layout, positions: Layout | None, recipe:
         _require(positions.shape == values.shape and positions.dtype in (torch.int32, torch.int64),
                  f"positions of {name}", positions)  # fmt: skip
         return
-    # So that drawing costs no more than the values that are there: ten standard deviations, or the exact count.
-    expected = numel * recipe.density
-    spread = 10 * math.sqrt(expected * (1 - recipe.density)) + 10
-    exact = recipe.structure != "entries" or recipe.density in (0, 1)
-    plausible = count == int(expected) if exact else abs(count - expected) <= spread
-    _require(plausible, f"number of values of {name}", count)
+    _require(plausible_count(count, shape, recipe), f"number of values of {name}", count)
+
+
+def plausible_count(count: int, shape: tuple[int, int], recipe: MaskRecipe) -> bool:
+    """Tell whether a recipe can draw so many positions in a matrix (out, in), without drawing them.
+
+    So that drawing for a file costs no more than the values that it has: ten standard deviations, or the exact count.
+    """
+    expected = math.prod(shape) * recipe.density
+    if recipe.structure != "entries" or recipe.density in (0, 1):
+        return count == int(expected)
+    return abs(count - expected) <= 10 * math.sqrt(expected * (1 - recipe.density)) + 10
 
 
 def _require(sound: Any, field: str, value: Any) -> None:

@@ -6,6 +6,7 @@ handle to train, merge or remove them.
     masking        `apply_random_mask`, `apply_masks`, `RandomMask`
     targets        which layers a name such as "q_proj" means
     layer          `MaskedLinear`; reference has its dense form, which it is tested against
+    borrowed       the same layer for other libraries: W + S is in the weight for one product only
     tap            the gradient of the values, and the write of W + S
     gradient_check the error for a layer that no gradient reaches
     conv1d         layers that are saved in the form of GPT-2's Conv1D

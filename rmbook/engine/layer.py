@@ -14,14 +14,13 @@ from torch import nn
 
 from rmbook.engine.backends import choose_backend
 from rmbook.engine.reference import masked_linear_reference
-from rmbook.engine.tap import Tap, merge
+from rmbook.engine.tap import Tap, compact_columns, merge
 from rmbook.masks.sample import Mask
 
 OWN_ATTRIBUTES = (
     *("values", "mask", "row_starts", "columns", "touched", "original", "merged", "merged_into"),
     *("wanted_backend", "backend", "backend_reason", "scale", "writes", "up_to_date"),
 )
-COMPACT_BELOW = 0.3  # keep only the touched columns of the input when they are at most this share of all columns
 
 
 def _values_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -173,10 +172,8 @@ class MaskedLinear(nn.Linear):
 
     def _set_mask(self, mask: Mask) -> None:
         # Plain attributes, not buffers: DistributedDataParallel would broadcast buffers at every forward.
-        self.mask, self.row_starts, self.columns, self.touched = mask, mask.row_starts, mask.columns, None
-        touched, compact = torch.unique(mask.columns, return_inverse=True)
-        if 0 < touched.numel() <= COMPACT_BELOW * mask.shape[1]:
-            self.touched, self.columns = touched, compact.to(torch.int32)
+        self.mask, self.row_starts = mask, mask.row_starts
+        self.columns, self.touched = compact_columns(mask)
 
     @torch.no_grad()
     def _save_original(self) -> None:

@@ -1,0 +1,68 @@
+"""What a training step costs with random masks in peft, beside `apply_random_mask`, SHiRA and LoRA of equal count.
+
+    python benchmarks/peft_method.py [--rounds 40] [--write peft_cpu]
+
+Two cases, one thread, float32: a linear layer of width 2048 with 512 tokens, and a model of four layers of OPT-125m
+(query and value matrices, 4 x 64 tokens). LoRA and SHiRA have r = 8, masks the density at which they train as many
+entries. All methods take turns in one process; a figure is the median over rounds of the ratio to another method
+*of the same round*. The clock is this process's processor time: with one thread on an idle machine the same, and less
+disturbed by other programs elsewhere.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+
+import torch
+from engine import RESULTS, ratios, time_in_turn
+from engine_methods import layer_methods, model_methods
+
+from rmbook.files import write_json
+from rmbook.stamps import stamp
+
+RANK = 8
+
+
+def compare(methods: dict, rounds: int) -> dict[str, dict]:
+    """Milliseconds of each method, and its ratio to the others that matter."""
+    seconds = time_in_turn({name: method.step for name, method in methods.items()}, rounds, time.process_time)
+    rows = {name: {"milliseconds": row["milliseconds"]} for name, row in ratios(seconds).items()}
+    for other in ("mask", "shira", "lora r8"):
+        (full,) = (name for name in seconds if name == other or name.startswith(f"{other} "))
+        for name, row in ratios(seconds, full).items():
+            rows[name] |= {f"to {other}": row["ratio"], f"quartiles to {other}": row["quartiles"]}
+    for name, method in methods.items():
+        rows[name] |= {"trained": method.trained, "saved_bytes": method.saved_bytes()}
+    return rows
+
+
+def main() -> None:
+    """Measure, print, and perhaps store."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--write", metavar="NAME", help="store as results/benchmarks/NAME.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tables, cpu = {}, (torch.float32, "cpu")
+    for case, width in (("layer of width 2048", 2048), ("four layers of OPT-125m", 768)):
+        density = 2 * RANK / width
+        only = ["lora r8", *(f"{name} {density:g}" for name in ("mask", "peft mask", "shira"))]
+        if width == 2048:
+            methods = layer_methods(width, density, 512, *cpu, only)
+        else:
+            methods = model_methods("opt-125m-4-layers", [density], 4, 64, *cpu, only)
+        tables[case] = compare(methods, options.rounds)
+        print(f"\n{case}")
+        for name, row in tables[case].items():
+            figures = "  ".join(f"{row[f'to {other}']:.3f} of {other}" for other in ("mask", "shira", "lora r8"))
+            print(f"  {name:<22} {row['milliseconds']:8.2f} ms  {figures}  trained {row['trained']:>9,}", flush=True)
+    if options.write:
+        command = f"python benchmarks/peft_method.py {shlex.join(sys.argv[1:])}"
+        settings = {"rounds": options.rounds, "rank": RANK, "clock": "process time"}
+        write_json(RESULTS / f"{options.write}.json", {"stamp": stamp(command), "settings": settings, "tables": tables})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""Random masks in other libraries' own tools.
+
+In: a model and a tool of Hugging Face. Out: the masks of `rmbook.engine` there, with its files, switches and trainers.
+
+    peft_config   `RandomMaskConfig`, and its registration as a method of `peft`
+    peft_tuner    what `peft` calls to put masks on a model and to load values
+    peft_layer    a linear layer with the masks of several adapters
+    peft_folder   between rmbook's adapter files and peft's folders
+"""

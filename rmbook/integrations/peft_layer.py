@@ -1,0 +1,254 @@
+"""A linear layer with the masks of any number of adapters, as `peft` wants its layers.
+
+The base layer's weight is W whenever nobody computes with it (`rmbook.engine.borrowed`), so `state_dict`, `deepcopy`,
+`.to`, `disable_adapter`, `unload`, tied weights and sharding need nothing special. While adapters are merged the weight
+is W + S, and W's entries are kept.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rmbook.engine.backends import choose_backend
+from rmbook.engine.borrowed import BorrowedMask, add_entries, masked_linear
+from rmbook.engine.tap import write_entries
+from rmbook.integrations.peft_checks import DIGEST_BYTES, check_loaded, digest, entries_of, matrix_shape
+from rmbook.masks.sample import Mask
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The mask of one adapter in one layer.
+
+    Attributes:
+        mask: on the weight's device.
+        scale: S = scale * values.
+        backend: as asked for; see `rmbook.engine.backends`.
+    """
+
+    mask: Mask
+    scale: float
+    backend: str
+
+
+class RandomMaskLayer(nn.Module, BaseTunerLayer):
+    """y = x (W + sum over the active adapters of strength * scale * values)^T + b.
+
+    Args:
+        base_layer: `nn.Linear` or GPT-2's `Conv1D`.
+        name: of the layer in its model, for messages.
+
+    Attributes:
+        rmbook_values: (nnz,) parameter of each adapter; float32, or float64 for a float64 weight.
+        rmbook_digest: (64,) bytes of each adapter, saved with it: SHA-256 of the positions, then of W there.
+        rmbook_positions: (nnz,) positions once more, of adapters that save them.
+        rmbook_drawn: what is drawn again when an adapter is loaded.
+        rmbook_strength: of each adapter; 1 until `set_scale` changes it.
+    """
+
+    adapter_layer_names = ("rmbook_values",)
+    other_param_names = ("rmbook_drawn", "rmbook_strength", "rmbook_digest", "rmbook_positions")
+
+    def __init__(self, base_layer: nn.Module, name: str):
+        super().__init__()
+        self.base_layer, self.name = base_layer, name
+        self.transposed = isinstance(base_layer, Conv1D)
+        self.out_features, self.in_features = matrix_shape(base_layer)
+        self.rmbook_values = nn.ParameterDict()
+        self.rmbook_digest, self.rmbook_positions = BufferDict(persistent=True), BufferDict(persistent=True)
+        self.rmbook_drawn: dict[str, Drawn] = {}
+        self.rmbook_strength: dict[str, float] = {}
+        self._checked: dict[str, torch.Tensor] = {}  # digests that were compared; loading replaces a buffer or fills it
+        self._together: BorrowedMask | None = None  # of the active adapters
+        self._names: list[str] = []  # theirs, sorted
+        self._unmerged = None  # while merged: positions, and W's entries there
+        self._disable_adapters, self.merged_adapters, self._active_adapter = False, [], []
+        self.register_load_state_dict_post_hook(_check_loaded)
+
+    def add(self, adapter_name: str, drawn: Drawn, values: torch.Tensor, store_positions: bool, frozen: bool) -> None:
+        """Give the layer one more adapter, with values (nnz,) to begin with."""
+        weight = self.base_layer.weight
+        choose_backend(drawn.backend, weight)
+        self.rmbook_digest[adapter_name] = torch.zeros(DIGEST_BYTES, dtype=torch.uint8, device=weight.device)
+        if store_positions:
+            self.rmbook_positions[adapter_name] = drawn.mask.positions.to(weight.device)
+        self.rmbook_strength[adapter_name] = 1.0
+        self.set_mask(adapter_name, drawn, values)
+        self.set_adapter(self.active_adapters or [adapter_name], inference_mode=frozen)
+
+    def set_mask(self, adapter_name: str, drawn: Drawn, values: torch.Tensor) -> None:
+        """Set what an adapter has in this layer: where, and which values (nnz,)."""
+        device = self.base_layer.weight.device
+        self.rmbook_drawn[adapter_name] = replace(drawn, mask=drawn.mask.to(device))
+        self.rmbook_values[adapter_name] = nn.Parameter(values.to(device))
+        entries = None if self.merged else entries_of(self.base_layer, drawn.mask)
+        self.rmbook_digest[adapter_name].copy_(digest(drawn.mask, entries))
+        self._checked[adapter_name] = self.rmbook_digest[adapter_name]
+
+    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """y = x (W + S)^T + b; (..., in) to (..., out)."""
+        if self._disable_adapters and self.merged_adapters:
+            self.unmerge()
+        if self._disable_adapters or self.merged_adapters or self._together is None:
+            return self.base_layer(x, *args, **kwargs)
+        if not torch.compiler.is_compiling():
+            for name in self._names:
+                if self.rmbook_digest[name] is not self._checked[name]:
+                    self.check(name)  # transformers puts tensors in their places without any call to the layer
+        delta = self._together.delta([self.delta(name) for name in self._names])
+        return masked_linear(x, self.base_layer.weight, self.base_layer.bias, delta, self._together)
+
+    def delta(self, adapter_name: str) -> torch.Tensor:
+        """Entries of S of one adapter, (nnz,)."""
+        values, scale = self.rmbook_values[adapter_name], self.rmbook_drawn[adapter_name].scale
+        values, strength = values if scale == 1 else scale * values, self.rmbook_strength[adapter_name]
+        return values if strength == 1 else strength * values
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """Return S as a dense matrix of the base weight's shape: for inspection, it costs O(out * in)."""
+        mask, delta = self.rmbook_drawn[adapter].mask, self.delta(adapter)
+        dense = delta.new_zeros(mask.numel).index_put((mask.positions.long(),), delta).view(mask.shape)
+        return dense.t() if self.transposed else dense
+
+    # -- switches --
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make these adapters active and, unless `inference_mode`, trainable; others are neither."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._plan()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter; see `BaseTunerLayer.delete_adapter` for which one is active then."""
+        if adapter_name in self.merged_adapters:
+            self.unmerge()
+        super().delete_adapter(adapter_name)
+        self._checked.pop(adapter_name, None)
+        self._plan()
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Set the strength of an adapter, as peft's other layers name it; for adapters that are not merged."""
+        if not math.isfinite(scale):
+            raise ValueError(f"the strength of an adapter must be finite, got {scale}.")
+        if adapter in self.rmbook_strength:
+            self.rmbook_strength[adapter] = float(scale)
+
+    def _plan(self) -> None:
+        self._names = sorted(name for name in self.active_adapters if name in self.rmbook_drawn)
+        self._together = self._borrowed(self._names)
+
+    def _borrowed(self, names: list[str]) -> BorrowedMask | None:
+        weight, drawn = self.base_layer.weight, [self.rmbook_drawn[name] for name in names]
+        if not drawn or weight.is_meta:
+            return None
+        with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode cannot be trained with
+            masks = [each.mask for each in drawn]
+            return BorrowedMask(masks, self.transposed, choose_backend(drawn[0].backend, weight)[0])
+
+    # -- merging --
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Leave W + S in the weight, for the adapters named or for the active ones.
+
+        Several are summed in the order of their names, whatever the order of the calls, and rounded once.
+
+        Raises:
+            ValueError: `safe_merge`, and the result would not be finite; nothing has changed then.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.rmbook_drawn]
+        if not names:
+            return
+        before, together = self.merged_adapters, sorted({*self.merged_adapters, *names})
+        self._restore()
+        weight, borrowed = self.base_layer.weight, self._borrowed(together)
+        delta = borrowed.delta([self.delta(name) for name in together])
+        positions = borrowed.positions
+        self._unmerged = positions, add_entries(weight, positions, delta)
+        self.merged_adapters = [*before, *(name for name in names if name not in before)]
+        if safe_merge and not weight.data.view(-1)[positions].isfinite().all():
+            self._restore()
+            self.merged_adapters = []
+            if before:
+                self.merge(adapter_names=before)
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken")
+
+    def unmerge(self) -> None:
+        """Restore W bit for bit."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        self._restore()
+        self.merged_adapters = []
+
+    def _restore(self) -> None:
+        if self._unmerged is not None:
+            write_entries(self.base_layer.weight, *self._unmerged)
+            self._unmerged = None
+
+    def unload_and_optionally_merge_module(self, merge: bool, safe_merge: bool, adapter_names) -> nn.Module:
+        """Return the plain layer: with W + S if `merge`, otherwise with W bit for bit."""
+        if merge:
+            self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        else:
+            self._restore()
+        return self.base_layer
+
+    # -- what moves, casts and loads --
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # peft also casts to the base layer's dtype here: bfloat16 would lose what was trained.
+        device, values = device or self.base_layer.weight.device, self.rmbook_values
+        if adapter_name in values and not values[adapter_name].is_meta and device.type != "meta":
+            moved = nn.Parameter(values[adapter_name].data.to(device), values[adapter_name].requires_grad)
+            values[adapter_name] = values[adapter_name] if values[adapter_name].device == device else moved
+
+    def _apply(self, fn, recurse=True):
+        # Casts W. Values are moved, and cast to a higher precision only.
+        values = self._modules.pop("rmbook_values")
+        checked = [name for name in self._checked if self._checked[name] is self.rmbook_digest[name]]
+        super()._apply(fn, recurse)
+        self._modules["rmbook_values"] = values
+
+        def keep(tensor):
+            moved = fn(tensor)
+            return tensor.to(moved.device, torch.promote_types(tensor.dtype, moved.dtype), copy=moved is not tensor)
+
+        values._apply(keep)
+        weight = self.base_layer.weight
+        if weight.is_cpu and weight.is_shared():
+            raise RuntimeError(
+                "a layer with a random mask writes to its weight while it computes, so processes cannot share the "
+                "weight's memory (share_memory): merge the adapter first (merge_and_unload)."
+            )
+        if not weight.is_meta:
+            for name, drawn in self.rmbook_drawn.items():
+                self.rmbook_drawn[name] = replace(drawn, mask=drawn.mask.to(weight.device))
+            if self._unmerged is not None:
+                positions, original = self._unmerged
+                self._unmerged = positions.to(weight.device), original.to(weight.device, weight.dtype)
+        self._checked |= {name: self.rmbook_digest[name] for name in checked}
+        self._plan()
+        return self
+
+    def check(self, adapter_name: str) -> None:
+        """Compare what was loaded with what was drawn here; see `rmbook.integrations.peft_checks.check_loaded`."""
+        positions = self.rmbook_positions[adapter_name] if adapter_name in self.rmbook_positions else None
+        drawn = self.rmbook_drawn[adapter_name]
+        mask = check_loaded(self, adapter_name, drawn.mask, positions)
+        if mask is not drawn.mask:
+            self.rmbook_drawn[adapter_name] = replace(drawn, mask=mask.to(self.base_layer.weight.device))
+            self._plan()
+        self._checked[adapter_name] = self.rmbook_digest[adapter_name]
+
+    def __repr__(self) -> str:
+        return f"rmbook.{super().__repr__()}"
+
+
+def _check_loaded(layer: RandomMaskLayer, incompatible_keys) -> None:
+    for name in layer.rmbook_drawn:
+        layer.check(name)

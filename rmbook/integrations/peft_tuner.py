@@ -1,0 +1,148 @@
+"""What `peft` calls to put random masks on the layers of a model, and to load values into them."""
+
+from collections import Counter
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
+from torch import nn
+
+from rmbook.engine.targets import plain_names, refuse_tied
+from rmbook.integrations.peft_checks import MaskMismatchError, check_stored, check_target, checked_mask, matrix_shape
+from rmbook.integrations.peft_layer import Drawn, RandomMaskLayer
+from rmbook.masks.recipe import MaskRecipe
+from rmbook.masks.sample import ratio_to_density
+
+DEFAULT_RATIO = 1e-3  # peft wants a configuration that gives nothing but targets to work
+PREFIX = "base_model.model."
+
+
+class RandomMaskModel(BaseTuner):
+    """The tuner of `RandomMaskConfig`; use `peft.get_peft_model`.
+
+    The masks are those of `rmbook.apply_random_mask` with the same seed, density and module names, bit for bit.
+    """
+
+    prefix = "rmbook_"
+    tuner_layer_cls = RandomMaskLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    _surveyed: str | None = None  # the adapter whose targets were found and checked last
+
+    def inject_adapter(self, *args, **kwargs) -> None:
+        """Put an adapter on the model; all its targets are checked before the first one changes."""
+        self._surveyed = None
+        super().inject_adapter(*args, **kwargs)
+
+    def _create_and_replace(
+        self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None, **kwargs
+    ) -> None:
+        if self._surveyed != adapter_name:
+            self._survey(peft_config)
+            self._surveyed = adapter_name
+        base, name = _base_layer(target), self._plain[current_key]
+        shape = matrix_shape(base)
+        recipe = MaskRecipe((name,), peft_config.density, peft_config.seed, peft_config.structure)
+        if peft_config.stored is not None:
+            check_stored(peft_config, recipe, current_key, shape)
+        (mask,) = recipe.draw({name: shape}).values()
+        # Drawn on the CPU: the same numbers on every device.
+        start = torch.zeros if peft_config.init_weights else torch.randn
+        values = start(mask.nnz, dtype=torch.promote_types(torch.float32, base.weight.dtype))
+        layer = target if isinstance(target, RandomMaskLayer) else RandomMaskLayer(target, name).train(target.training)
+        drawn = Drawn(mask, peft_config.factor(), peft_config.backend)
+        layer.add(adapter_name, drawn, values, peft_config.store_positions, peft_config.inference_mode)
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+
+    def _survey(self, config) -> None:
+        # Find all targets, check them, and fix the density: later layers must not find a model that has changed.
+        self._plain, targets, inside = plain_names(self.model), {}, ()
+        for name, module in self.model.named_modules():
+            if inside and name.startswith(inside):
+                continue
+            if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+                inside = (*inside, f"{name}.")
+            if name and self._check_target_module_exists(config, name):
+                targets[name] = _base_layer(module)
+        for name, layer in targets.items():
+            check_target(layer, name)
+        if config.density is None:
+            total = sum(parameter.numel() for parameter in _base_parameters(self.model))
+            held = sum(layer.weight.numel() for layer in targets.values())
+            ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
+            config.ratio, config.density = ratio, ratio_to_density(ratio, total, held)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # Values are float32 from the start. autocast_adapter_dtype=False asks for the base's dtype.
+        layers = [] if autocast_adapter_dtype else _layers(self.model, adapter_name).values()
+        for layer in layers:
+            values = layer.rmbook_values[adapter_name]
+            values.data = values.data.to(layer.base_layer.weight.dtype)
+
+    # A tied weight can be borrowed, since W is back before anybody else reads it; merging would change the others.
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        refuse_tied(self.model, {f"{name}.base_layer": layer.base_layer for name, layer in _layers(self.model).items()})
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs) -> nn.Module:
+        if merge:
+            self._untie()
+        return super()._unload_and_optionally_merge(merge=merge, **kwargs)
+
+    def _untie(self) -> None:
+        uses = Counter(id(parameter) for _, parameter in self.model.named_parameters(remove_duplicate=False))
+        for layer in _layers(self.model).values():
+            weight = layer.base_layer.weight
+            if uses[id(weight)] > 1:
+                layer.base_layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
+        layers = _layers(model, adapter_name)
+        own = {name.removeprefix(PREFIX): layer for name, layer in layers.items()}
+        saved = {key: key.rpartition(".rmbook_values")[0].removeprefix(PREFIX) for key in state_dict}
+        if differing := {name for name in saved.values() if name} ^ set(own):
+            raise MaskMismatchError(
+                f"the adapter's values are for other layers than this model has; they differ at "
+                f"{', '.join(sorted(differing)[:3])}: load the base model, and the version of transformers, that it "
+                "was trained with."
+            )
+        for name, layer in own.items():  # stored positions decide: make room for as many values as there are
+            positions = state_dict.get(f"{PREFIX}{name}.rmbook_positions")
+            positions = state_dict.get(f"{name}.rmbook_positions") if positions is None else positions
+            if positions is not None:
+                _adopt(layer, adapter_name, positions)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+
+def _adopt(layer: RandomMaskLayer, adapter_name: str, positions: torch.Tensor) -> None:
+    drawn, old = layer.rmbook_drawn[adapter_name], layer.rmbook_values[adapter_name]
+    mask = checked_mask(drawn.mask.shape, positions, layer.name)
+    layer.rmbook_positions[adapter_name] = mask.positions.to(layer.base_layer.weight.device)
+    if mask.digest() != drawn.mask.digest():
+        values = torch.zeros(mask.nnz, dtype=old.dtype)
+        layer.set_mask(adapter_name, Drawn(mask, drawn.scale, drawn.backend), values)
+        layer.set_adapter(layer.active_adapters, inference_mode=not old.requires_grad)
+
+
+def _base_layer(module: nn.Module) -> nn.Module:
+    return module.base_layer if isinstance(module, RandomMaskLayer) else module
+
+
+def _layers(model: nn.Module, adapter_name: str | None = None) -> dict[str, RandomMaskLayer]:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, RandomMaskLayer)}
+    return {name: layer for name, layer in layers.items() if adapter_name in (None, *layer.rmbook_drawn)}
+
+
+def _base_parameters(model: nn.Module):
+    # Each once: no adapter's, and no copy that peft trains (`modules_to_save`).
+    others = set()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            for name, child in module.named_children():
+                if name not in ("base_layer", "original_module"):
+                    others.update(map(id, child.parameters()))
+    return (parameter for parameter in model.parameters() if id(parameter) not in others)

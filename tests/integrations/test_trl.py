@@ -1,0 +1,56 @@
+"""Random masks in trl's trainers; skipped where trl is not installed."""
+
+import pytest
+import torch
+from peft import PeftModel
+from peft_models import base_bits, config, layers, logits, same, tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+trl = pytest.importorskip("trl")
+SETTINGS = {"report_to": [], "use_cpu": True, "bf16": False, "learning_rate": 1e-2, "gradient_checkpointing": False}
+
+
+def letters():
+    vocabulary = {token: place for place, token in enumerate(["<pad>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz "])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokens = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **tokens)
+
+
+def rows(**columns):
+    from datasets import Dataset
+
+    return Dataset.from_dict(columns)
+
+
+def check_trained(trainer):
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    assert any(layer.rmbook_values["default"].any() for layer in layers(model).values())
+    assert same(base_bits(model), base_bits(tiny()))
+    return model.eval()
+
+
+def test_sft_trainer(tmp_path):
+    settings = trl.SFTConfig(str(tmp_path), **SETTINGS, max_steps=2, per_device_train_batch_size=2, max_length=16)
+    data = rows(text=["hello world", "random masks", "a few weights", "are enough"])
+    trainer = trl.SFTTrainer(tiny(), settings, train_dataset=data, processing_class=letters(), peft_config=config())
+    trainer.train()
+    trainer.save_model(tmp_path / "adapter")
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny(), tmp_path / "adapter")), logits(check_trained(trainer)))
+
+
+def test_grpo_trainer_with_the_base_as_its_reference(tmp_path):
+    sizes = {"per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 4, "beta": 0.1}
+    settings = trl.GRPOConfig(str(tmp_path), **SETTINGS, **sizes, max_steps=1, save_strategy="no")
+    trainer = trl.GRPOTrainer(
+        model=tiny(),
+        reward_funcs=lambda completions, **_: [float(text.count("a")) + 0.1 * len(text) for text in completions],
+        args=settings,
+        train_dataset=rows(prompt=["abc", "hello", "mask", "tiny"]),
+        processing_class=letters(),
+        peft_config=config(),
+    )
+    trainer.train()
+    check_trained(trainer)
