@@ -26,6 +26,7 @@ from rmbook.adapters.base import base_fingerprint, check_base, check_sum, find_m
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
 from rmbook.engine.buffers import running_statistics, saved_buffers, write_buffers
 from rmbook.engine.masking import RandomMask, apply_masks
+from rmbook.engine.sharded import read_entries, whole, working_device, writing_once
 from rmbook.engine.targets import check_targets, named_layers
 from rmbook.files import UnreadableFileError, digest_tensors, read_safetensors, write_safetensors
 from rmbook.masks.recipe import MaskRecipe
@@ -57,6 +58,8 @@ def save_adapter(
 ) -> None:
     """Write the values of `masking` to a safetensors file, completely or not at all.
 
+    Of a sharded model, all processes call it at the same time, and the first one writes; the file is as any other.
+
     Args:
         masking: what `apply_random_mask` or `apply_masks` returned.
         path: the file; its folder must exist. An older file is replaced in one step; through a symbolic link, the
@@ -80,7 +83,7 @@ def save_adapter(
         raise FileNotFoundError(f"cannot save {path.name}: the folder {path.parent} does not exist; create it first.")
     tensors, layers = {}, {}
     for name, layer in masking.layers.items():
-        values = layer.values.detach().cpu().to(dtype or layer.values.dtype).contiguous()
+        values = whole(layer.values.detach()).cpu().to(dtype or layer.values.dtype).contiguous()
         if not values.isfinite().all():
             raise ValueError(
                 f"the values of {name!r} are not all finite in {values.dtype}: the training diverged, or the type's "
@@ -104,7 +107,9 @@ def save_adapter(
         **({BUFFERS: json.dumps(sorted(buffers))} if buffers else {}),
     }
     metadata["content"] = _content_digest(tensors, metadata)
-    write_safetensors(path, tensors, metadata)
+    with writing_once(masking.layers.values()) as writes:
+        if writes:
+            write_safetensors(path, tensors, metadata)
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike, *, unused: str = "error") -> RandomMask:
@@ -186,7 +191,8 @@ def _check_numbers(adapter: Adapter, model: nn.Module, path: str | os.PathLike) 
     layers, own = named_layers(model), saved_buffers(model)
     for name, mask in adapter.masks.items():
         wide = torch.promote_types(layers[name].weight.dtype, torch.float32)  # the dtype of a layer's values
-        check_sum(name, layers[name], mask.positions, adapter.scale * adapter.values[name].to(wide), path)
+        before = read_entries(layers[name].weight.detach(), mask.to(working_device(layers[name].weight)))
+        check_sum(name, before, adapter.scale * adapter.values[name].to(wide), path)
     for name, buffer in adapter.buffers.items():
         if name not in own or own[name].shape != buffer.shape or own[name].dtype != buffer.dtype:
             raise AdapterCorruptError(f"{path} has a buffer {name[:80]!r}, which the model does not have so.")

@@ -17,6 +17,7 @@ from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError
 from rmbook.adapters.shira_folder import Origin, ShiraError, ShiraFolder, read_folder, write_folder
 from rmbook.engine.conv1d import is_conv1d
 from rmbook.engine.masking import RandomMask, apply_masks
+from rmbook.engine.sharded import read_entries
 from rmbook.engine.targets import check_targets, named_layers
 from rmbook.masks.sample import Mask, positions_dtype
 
@@ -110,7 +111,7 @@ def load_from_shira(model: nn.Module, folder: str | os.PathLike) -> RandomMask:
         ordered, order = positions[:count].sort()
         masks[name], values[name] = Mask(shape, ordered), entries[name][1][:count][order]
         wide = torch.promote_types(layer.weight.dtype, torch.float32)
-        check_sum(name, layer, ordered, values[name].to(wide), folder)
+        check_sum(name, read_entries(layer.weight.detach(), masks[name]), values[name].to(wide), folder)
     masking = apply_masks(model, masks, origin and origin.recipe)
     with torch.no_grad():
         for name, layer in masking.layers.items():

@@ -14,7 +14,8 @@ from rmbook.engine.buffers import BufferSnapshot
 from rmbook.engine.gradient_check import REACTIONS, GradientCheck
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.merge import Refresh
-from rmbook.engine.targets import TargetError, check_targets, find_targets, named_layers, plain_names
+from rmbook.engine.sharded import GradientAverage, reshard, whole, working_device
+from rmbook.engine.targets import TargetError, check_targets, find_targets, named_layers, plain_key, plain_names
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask, ratio_to_density
 
@@ -114,9 +115,9 @@ def apply_masks(
             raise ValueError(
                 f"the mask of {name!r} has shape {mask.shape}, its weight {tuple(layers[name].weight.shape)}."
             )
-        choose_backend(backend, layers[name].weight)
+        choose_backend(backend, torch.empty(0, dtype=layers[name].weight.dtype, device=working_device(layers[name].weight)))
     # All that can fail has been done before the first change: nothing leaves a half-masked model.
-    were_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    were_trainable = [plain_key(name, plain) for name, parameter in model.named_parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     masked = {name: MaskedLinear.attach(layer, masks[name], backend, float(scale)) for name, layer in layers.items()}
     return RandomMask(model, masked, recipe, were_trainable, unused)
@@ -142,9 +143,14 @@ class RandomMask:
         self.targets: tuple[str, ...] = recipe.targets if recipe else tuple(layers)
         self.density: float | None = recipe.density if recipe else None
         self.seed: int | None = recipe.seed if recipe else None
-        self._were_trainable: list[nn.Parameter] = were_trainable
+        self._were_trainable: list[str] = were_trainable  # names, as parameters would keep unsharded weights alive
         self.buffers = BufferSnapshot(model)
         self._refresh = Refresh(model, layers.values(), GradientCheck(layers, unused))
+        average = GradientAverage(model, list(layers.values()))
+        for layer in layers.values():
+            layer.average = average
+            if layer.sharded:
+                average.watch(layer)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the values of each layer, (nnz,), with their names."""
@@ -202,7 +208,7 @@ class RandomMask:
     @torch.no_grad()
     def distance(self) -> float:
         """Return the distance from the pretrained weights: the Frobenius norm of S over all layers."""
-        return sum(float(layer.delta.double().square().sum()) for layer in self.layers.values()) ** 0.5
+        return sum(float(whole(layer.delta).double().square().sum()) for layer in self.layers.values()) ** 0.5
 
     @contextlib.contextmanager
     def dense_form(self) -> Iterator[None]:
@@ -233,10 +239,14 @@ class RandomMask:
         return self._end(MaskedLinear.bake)
 
     def _end(self, how) -> nn.Module:
+        if any(layer.sharded for layer in self.layers.values()):
+            reshard(self.model)
         self._refresh.remove()
         for layer in self.layers.values():
             how(layer)
-        for parameter in self._were_trainable:
-            parameter.requires_grad_(True)
+        names = plain_names(self.model)
+        for name, parameter in self.model.named_parameters():
+            if plain_key(name, names) in self._were_trainable:
+                parameter.requires_grad_(True)
         self.layers = {}
         return self.model

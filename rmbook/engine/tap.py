@@ -104,7 +104,15 @@ def merge(weight, merged, values, original, positions) -> bool:
             return True
     elif _same_bits(values, merged):
         return False
-    # Overwrite from the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
+    overwrite(weight, values, original, positions)
+    merged.copy_(values)
+    return True
+
+
+@torch.no_grad()
+def overwrite(weight, values, original, positions) -> None:
+    """Make the entries of `weight` at `positions` original + values, in O(nnz)."""
+    # From the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
     # .data: the write must not invalidate earlier forward passes as a change would; Tap.backward looks after them.
     new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
     entries = weight.data.view(-1)
@@ -112,5 +120,3 @@ def merge(weight, merged, values, original, positions) -> bool:
         entries.scatter_(0, positions.long(), new)
     else:
         entries.index_put_((positions,), new)
-    merged.copy_(values)
-    return True

@@ -1,15 +1,11 @@
 """Backends: equal results, a choice that explains itself, and refusals that change nothing."""
 
 import contextlib
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
 import transformers
 from conftest import TwoLayers, state_bytes
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from rmbook import MaskedLinear, apply_random_mask, sample_mask
 from rmbook.engine import backends, product_torch
@@ -95,21 +91,6 @@ def test_every_backend_is_known_to_the_chooser():
     weight = torch.zeros(2, 2, device="meta")  # stands for any device that is neither a CPU nor a CUDA GPU
     assert choose_backend("auto", weight) == ("torch", "a device of type meta: torch's own kernels")
     assert backends.product("torch", "cpu") is product_torch.sampled_product
-
-
-def test_fsdp_is_refused_before_it_silently_drops_the_merge():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    dist.init_process_group("gloo", init_method=address, rank=0, world_size=1)
-    try:
-        model = TwoLayers()
-        apply_random_mask(model, ["first"], density=0.1)
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(RuntimeError, match="DistributedDataParallel"):
-            model(torch.randn(2, 24))
-    finally:
-        dist.destroy_process_group()
 
 
 def test_a_weight_that_is_replaced_is_refused_and_one_that_is_loaded_is_not():

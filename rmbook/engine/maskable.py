@@ -1,0 +1,51 @@
+"""The linear layers that can be masked, and the change of a layer's class."""
+
+from types import MethodType
+
+import torch
+from torch import nn
+
+from rmbook.engine.sharded import check_placements, is_sharded
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def change_class(linear: nn.Linear, cls: type[nn.Linear]) -> None:
+    """Turn a layer into one of another class, in place."""
+    # accelerate's hooks (a device_map) keep the method `forward` of the class in the instance: it follows.
+    for name in ("forward", "_old_forward"):
+        if getattr(linear.__dict__.get(name), "__func__", None) is type(linear).forward:
+            linear.__dict__[name] = MethodType(cls.forward, linear)
+    linear.__class__ = cls
+
+
+def check_maskable(linear: nn.Module) -> None:
+    """Raise TypeError or ValueError if `linear` cannot be masked; see `rmbook.engine.layer.MaskedLinear.attach`."""
+    kind = type(linear)
+    if getattr(linear, "is_masked", False):
+        raise TypeError("the layer is masked already; remove the first mask (RandomMask.remove) before adding another.")
+    if kind is not nn.Linear:
+        raise TypeError(
+            f"expected a plain torch.nn.Linear, got {kind.__module__}.{kind.__qualname__}; quantised, "
+            "embedding, convolution and other layers are not supported: name targets that are linear layers."
+        )
+    inner = linear.__dict__.get("_old_forward", linear.__dict__.get("forward"))
+    if "forward" in linear.__dict__ and getattr(inner, "__func__", None) is not kind.forward:
+        raise TypeError(
+            "its forward was replaced on this one instance, so the masked layer would never run; restore it first."
+        )
+    hook = getattr(linear, "_hf_hook", None)
+    if any(getattr(one, "offload", False) for one in (hook, *getattr(hook, "hooks", ()))):
+        raise ValueError(
+            "accelerate offloads its weight to the CPU or the disk, and fetches a copy of it for each forward pass; "
+            "load the model with a device_map that keeps this layer on a device."
+        )
+    weight = linear.weight
+    if weight.is_meta:
+        raise ValueError("its weight is on the meta device and holds no numbers; load the weights before masking.")
+    if weight.dtype not in DTYPES:
+        raise ValueError(f"its weight has dtype {weight.dtype}; float32, bfloat16, float16 or float64 is needed.")
+    if is_sharded(weight):
+        check_placements(weight)
+    elif type(weight.data) is not torch.Tensor or weight.layout is not torch.strided or not weight.is_contiguous():
+        raise ValueError("its weight is not a plain contiguous tensor (quantised or sparse); it is unsupported.")
