@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -10,8 +10,9 @@ from torch import nn
 from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError
 from rmbook.engine.buffers import running_statistics
 from rmbook.engine.conv1d import is_conv1d
+from rmbook.engine.dequantise import quantisation, weight_shape
 from rmbook.engine.layer import MaskedLinear
-from rmbook.engine.sharded import whole
+from rmbook.engine.shards import whole
 from rmbook.engine.targets import named_layers, plain_key, plain_names
 from rmbook.files import hash_tensor
 
@@ -30,7 +31,7 @@ def base_fingerprint(model: nn.Module, buffers: Mapping[str, torch.Tensor] | Non
     names, layers = plain_names(model), named_layers(model)
     tensors = {plain_key(key, names): tensor for key, tensor in model.state_dict().items()}
     masked = {f"{name}.".removeprefix("."): layer for name, layer in layers.items() if isinstance(layer, MaskedLinear)}
-    originals = {prefix: tensors.pop(f"{prefix}original") for prefix in masked}
+    originals = {prefix: tensors.pop(f"{prefix}original", None) for prefix in masked}
     for name in {f"{prefix}values" for prefix in masked} | running_statistics(model):
         tensors.pop(name, None)
     tensors |= {n: value.to(tensors[n].dtype) for n, value in (buffers or {}).items() if n in tensors}
@@ -41,11 +42,27 @@ def base_fingerprint(model: nn.Module, buffers: Mapping[str, torch.Tensor] | Non
         tensor, prefix = whole(tensor), name.removesuffix("weight")  # one at a time: a model may outgrow one process
         if f"{prefix}weight" == name and is_conv1d(layers.get(prefix.removesuffix("."))):
             tensor = tensor.t().contiguous()
-        if f"{prefix}weight" == name and prefix in masked:
+        if f"{prefix}weight" == name and originals.get(prefix) is not None:  # quantised weights have none, and hold W
             positions = masked[prefix].mask.positions.long()
             tensor = tensor.detach().clone().view(-1).index_copy_(0, positions, originals[prefix]).view_as(tensor)
-        hash_tensor(digest, name, tensor)
+        for part, inner in _flat(name, tensor):
+            hash_tensor(digest, part, inner)
     return digest.hexdigest()
+
+
+def _flat(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a tensor, or the plain tensors that one of another class, such as torchao's, is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for part in tensor.__tensor_flatten__()[0]:
+            yield from _flat(f"{name}.{part}", getattr(tensor, part))
+    else:
+        yield name, tensor
+
+
+def name_quantisation(model: nn.Module, layers: Iterable[str]) -> str:
+    """Say how the weights of some layers are quantised; an empty string if they are not."""
+    there = named_layers(model)
+    return "; ".join(sorted({quantisation(there[name]) or "" for name in layers if name in there}))
 
 
 def check_base(wanted: str, fingerprint: str, path: str | os.PathLike) -> None:
@@ -64,8 +81,8 @@ def find_misfit(shapes: Mapping[str, tuple[int, int]], model: nn.Module) -> str 
         layer = layers.get(name)
         if not isinstance(layer, nn.Linear):
             return f"is for a layer {name[:80]!r}, which this model does not have"
-        if tuple(layer.weight.shape) != tuple(shape):
-            return f"gives {name[:80]!r} the shape {tuple(shape)}, in the model it has {tuple(layer.weight.shape)}"
+        if (own := weight_shape(layer)) != tuple(shape):
+            return f"gives {name[:80]!r} the shape {tuple(shape)}, in the model it has {own}"
     return None
 
 

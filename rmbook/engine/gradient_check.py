@@ -9,7 +9,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rmbook.engine.layer import MaskedLinear
-from rmbook.engine.sharded import is_sharded
+from rmbook.engine.shards import is_sharded
 from rmbook.engine.targets import TargetError
 
 REACTIONS = ("error", "warn")
@@ -69,7 +69,7 @@ class GradientCheck:
         if torch._C._current_graph_task_id() != -1:  # inside a backward pass: a recomputation
             return False
         for name, layer in list(self._waiting.items()):
-            if is_sharded(layer.values) and layer.values.grad is not None:  # FSDP has them, and calls no hooks of theirs
+            if is_sharded(layer.values) and layer.values.grad is not None:  # FSDP calls no hooks of values it has
                 self._arrived(name, layer.values)
         if not self._began:
             return False

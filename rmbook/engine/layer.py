@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rmbook.engine import sharded
 from rmbook.engine.backends import choose_backend
+from rmbook.engine.dequantise import weight_shape
 from rmbook.engine.maskable import change_class, check_maskable
 from rmbook.engine.reference import masked_linear_reference
-from rmbook.engine.sharded import check_placements, is_sharded, read_entries, whole, working_device, write_entries
+from rmbook.engine.shards import is_sharded, read_entries, whole, working_device, write_entries
 from rmbook.engine.tap import Tap, merge, overwrite
 from rmbook.masks.sample import Mask
 
@@ -46,13 +48,16 @@ class MaskedLinear(nn.Linear):
         dense_form: whether forward is `masked_linear_reference` (slow, differentiable any number of times).
         writes: how often `weight` was, or on a GPU may have been, written.
         up_to_date: ids of values that need no merge in this forward pass; `rmbook.engine.merge` fills and empties it.
-        sharded: whether FSDP2 has the weight: then it holds W, and W + S is written into each gathered copy of it.
+        resident: whether `weight` holds W + S between calls; else it holds W, and each call merges into a copy of it.
+        sharded: whether FSDP2 has the weight; see `rmbook.engine.sharded`.
         mesh: of devices, FSDP's.
+        plain_class: what `detach` and `bake` turn the layer back into.
     """
 
     values: nn.Parameter
     is_masked = True
-    dense_form, sharded, average, mesh = False, False, None, None
+    dense_form, resident, sharded, average, mesh = False, True, False, None, None
+    plain_class = nn.Linear
 
     @classmethod
     def attach(cls, linear: nn.Linear, mask: Mask, backend: str = "auto", scale: float = 1.0) -> "MaskedLinear":
@@ -65,11 +70,11 @@ class MaskedLinear(nn.Linear):
                 has another shape.
         """
         check_maskable(linear)
-        if tuple(linear.weight.shape) != mask.shape:
-            raise ValueError(f"the mask has shape {mask.shape}, the weight {tuple(linear.weight.shape)}.")
+        if weight_shape(linear) != mask.shape:
+            raise ValueError(f"the mask has shape {mask.shape}, the weight {weight_shape(linear)}.")
         weight, device = linear.weight.requires_grad_(False), working_device(linear.weight)
+        chosen = choose_backend(backend, weight)
         values = nn.Parameter(torch.zeros(mask.nnz, dtype=_values_dtype(weight), device=device))
-        chosen = choose_backend(backend, values)
         change_class(linear, cls)
         linear.wanted_backend, (linear.backend, linear.backend_reason) = backend, chosen
         linear.scale, linear.values = scale, values
@@ -77,7 +82,7 @@ class MaskedLinear(nn.Linear):
         linear._set_mask(mask.to(device))
         if is_sharded(weight):
             linear.original = read_entries(weight, linear.mask)
-            linear._become_sharded()
+            sharded.begin(linear)
         else:
             linear._save_original()
         return linear
@@ -85,33 +90,12 @@ class MaskedLinear(nn.Linear):
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
         if name == "weight" and not self.sharded and is_sharded(value):  # fully_shard does it so
-            self._become_sharded()
+            sharded.begin(self)
 
-    @torch.no_grad()
-    def _become_sharded(self) -> None:
-        weight, device = self.weight, working_device(self.weight)
-        check_placements(weight)
-        self.sharded, self.mesh = True, weight.device_mesh
-        self.merged = self.merged_into = None  # which would keep the whole weight alive
-        self._set_mask(self.mask.to(device))
-        self.original = self.original.to(device)
-        if not weight.is_meta:
-            write_entries(weight, self.mask, self.original)  # shards hold W
-        if not (is_sharded(self.values) or self.values.is_meta):
-            self.values.data = self.values.data.to(device)
-        if self.mask.nnz == 0:
-            self.values.requires_grad_(False)  # FSDP cannot reduce an empty gradient
-        self.backend, self.backend_reason = choose_backend(self.wanted_backend, self.original)
-        if self.average is not None:
-            self.average.watch(self)
-
-    def _write_gathered(self, weight: torch.Tensor, delta: torch.Tensor) -> None:
-        if is_sharded(weight) or weight.untyped_storage().size() == 0:
-            raise RuntimeError(
-                "the weight of this masked layer is sharded and not gathered: call it through the module that was given "
-                "to fully_shard, not on its own."
-            )
-        overwrite(weight, delta, self.original, self.mask.positions)
+    def check_removable(self, keep: bool) -> None:
+        """Raise RuntimeError if the layer cannot be turned back into a plain one, whose weight keeps W + S or not."""
+        if is_sharded(self.values):
+            raise RuntimeError("FSDP holds the values of this mask: save the adapter, and load it in one process.")
 
     def detach(self) -> nn.Linear:
         """Turn the module back into a plain `nn.Linear` with the original weight, bit for bit."""
@@ -122,13 +106,8 @@ class MaskedLinear(nn.Linear):
         """Turn the module back into a plain `nn.Linear` whose weight keeps W + S."""
         self.refresh()
         if self.sharded:
-            write_entries(self.weight, self.mask, self._summed())
+            write_entries(self.weight, self.mask, sharded.summed_entries(self))
         return self._forget()
-
-    def _summed(self) -> torch.Tensor:
-        """Entries of W + S, (nnz,); a collective if the values are sharded."""
-        delta = whole(self.values.detach()).to(self.original.device) * self.scale
-        return (self.original.to(torch.promote_types(self.original.dtype, delta.dtype)) + delta).to(self.original.dtype)
 
     def refresh(self) -> None:
         """Bring the merged weight up to date with the values; does nothing when they have not changed.
@@ -145,7 +124,7 @@ class MaskedLinear(nn.Linear):
 
     @torch.no_grad()
     def _merge(self, delta: torch.Tensor) -> None:
-        if self.sharded:  # each forward pass merges into what it is given
+        if not self.resident:
             return
         self.check_weight()
         state = self.weight, self.merged, delta, self.original, self.mask.positions
@@ -185,7 +164,7 @@ class MaskedLinear(nn.Linear):
             return masked_linear_reference(input, weight, bias, self.mask, delta)
         compiling = torch.compiler.is_compiling()
         if self.sharded:
-            merge_again = partial(self._write_gathered, weight)
+            merge_again = partial(sharded.write_gathered, self, weight)
             merge_again(delta)
         elif compiling or id(values) not in self.up_to_date:
             self._merge(delta)
@@ -210,6 +189,11 @@ class MaskedLinear(nn.Linear):
     def product_shape(self) -> tuple[int, int]:
         """Shape (out, in) of the product that is sampled for the values' gradient; `in` counts kept columns."""
         return self.mask.shape[0], self.mask.shape[1] if self.touched is None else self.touched.numel()
+
+    @property
+    def operand_dtype(self) -> torch.dtype:
+        """Dtype in which the layer computes, as far as it is known before it is called."""
+        return self.weight.dtype if self.weight.dtype.is_floating_point else self.values.dtype
 
     def set_dense_form(self, dense_form: bool) -> None:
         """Switch between the fast layer and the reference form, in which `weight` holds W instead of W + S.
@@ -241,27 +225,25 @@ class MaskedLinear(nn.Linear):
         if not self.weight.is_meta:
             self.original = read_entries(self.weight, self.mask)
         self.writes += 1
-        if self.sharded:
+        if not self.resident:
             return
         self.merged = torch.zeros_like(self.values)  # W + 0 is what the weight holds now
         self.merged_into = (self.weight,)  # in a tuple, so that nn.Module does not register it a second time
 
     @torch.no_grad()
     def _restore(self) -> None:
-        if self.sharded:
+        if not self.resident:
             return
         self.weight.view(-1).index_copy_(0, self.mask.positions.long(), self.original)
         self.merged.zero_()
         self.writes += 1
 
     def _forget(self) -> nn.Linear:
-        if is_sharded(self.values):
-            raise RuntimeError("FSDP holds the values of this mask: save the adapter, and load it in one process.")
         for name in OWN_ATTRIBUTES:
             delattr(self, name)
-        for name in ("dense_form", "sharded", "mesh"):
+        for name in ("dense_form", "resident", "sharded", "mesh"):
             self.__dict__.pop(name, None)
-        change_class(self, nn.Linear)
+        change_class(self, self.plain_class)
         return self
 
     def _apply(self, fn, recurse=True):
@@ -276,7 +258,7 @@ class MaskedLinear(nn.Linear):
         for tensor in (values,) if values.grad is None else (values, values.grad):
             tensor.data = fn(tensor.data) if is_sharded(tensor) else to(tensor.data)
         self._parameters["values"] = values
-        self.backend, self.backend_reason = choose_backend(self.wanted_backend, self.original)
+        self.backend, self.backend_reason = choose_backend(self.wanted_backend, self.weight)
         self._set_mask(self.mask.to(values.device))
         self._save_original()
         return self
@@ -290,7 +272,7 @@ class MaskedLinear(nn.Linear):
             return
         if self.sharded:
             weight = destination[prefix + "weight"] = destination[prefix + "weight"].detach().clone()
-            write_entries(weight, self.mask, self._summed())
+            write_entries(weight, self.mask, sharded.summed_entries(self))
         elif self.dense_form or not torch.equal(self.delta, self.merged):  # saving changes nothing: merge into a copy
             weight = destination[prefix + "weight"] = self.weight.detach().clone()
             overwrite(weight, self.delta, self.original, self.mask.positions)

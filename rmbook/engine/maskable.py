@@ -5,7 +5,8 @@ from types import MethodType
 import torch
 from torch import nn
 
-from rmbook.engine.sharded import check_placements, is_sharded
+from rmbook.engine.dequantise import can_dequantise
+from rmbook.engine.shards import check_placements, is_sharded
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -24,10 +25,12 @@ def check_maskable(linear: nn.Module) -> None:
     kind = type(linear)
     if getattr(linear, "is_masked", False):
         raise TypeError("the layer is masked already; remove the first mask (RandomMask.remove) before adding another.")
-    if kind is not nn.Linear:
+    quantised = can_dequantise(linear)
+    if kind is not nn.Linear and not quantised:
         raise TypeError(
-            f"expected a plain torch.nn.Linear, got {kind.__module__}.{kind.__qualname__}; quantised, "
-            "embedding, convolution and other layers are not supported: name targets that are linear layers."
+            f"expected a plain torch.nn.Linear, or a quantised one of bitsandbytes or torchao that holds its numbers, "
+            f"got {kind.__module__}.{kind.__qualname__}; other layers, such as embeddings and convolutions, are not "
+            "supported: name targets that are linear layers."
         )
     inner = linear.__dict__.get("_old_forward", linear.__dict__.get("forward"))
     if "forward" in linear.__dict__ and getattr(inner, "__func__", None) is not kind.forward:
@@ -43,6 +46,8 @@ def check_maskable(linear: nn.Module) -> None:
     weight = linear.weight
     if weight.is_meta:
         raise ValueError("its weight is on the meta device and holds no numbers; load the weights before masking.")
+    if quantised:
+        return
     if weight.dtype not in DTYPES:
         raise ValueError(f"its weight has dtype {weight.dtype}; float32, bfloat16, float16 or float64 is needed.")
     if is_sharded(weight):

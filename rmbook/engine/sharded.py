@@ -1,19 +1,16 @@
 """Masked layers on a base that FSDP2 shards: torch's `fully_shard`, and accelerate's FSDP with version 2.
 
-Each process keeps a shard of W, and FSDP gathers the whole of it for the length of a forward or backward pass. The layer
-writes W + S into what was gathered, in its forward pass and again before its backward pass: shards hold W, always. The
-values belong to one of two owners:
+Each process keeps a shard of W, and FSDP gathers the whole of it for a forward or a backward pass. The layer writes
+W + S into what was gathered, in its forward pass and again before its backward pass: shards hold W, always. The values
+belong to one of two owners:
 
 - FSDP, where it is given the masked model as it is (accelerate, `transformers.Trainer`): it shards them like any
   parameter, and reduces their gradient.
 - nobody, where they are in its `ignored_params` or the mask came after `fully_shard`: every process holds all of
   them, in full precision, and one all-reduce at the end of the backward pass averages their gradients.
-
-What is called a collective here has to be called by all processes at the same time.
 """
 
 import contextlib
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,82 +18,49 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from rmbook.masks.sample import Mask
-
-
-def is_sharded(tensor: Any) -> bool:
-    """Tell whether a tensor is a DTensor, of which this process holds a part."""
-    library = sys.modules.get("torch.distributed.tensor")  # a second to import, and there is no DTensor without it
-    return library is not None and isinstance(tensor, library.DTensor)
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return all of a tensor, gathered if it is sharded; then a collective."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return this process's part of a tensor: memory, not a copy."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
-
-
-def working_device(tensor: torch.Tensor) -> torch.device:
-    """Device on which a tensor takes part in computations; FSDP may keep its shard on the CPU."""
-    if not is_sharded(tensor):
-        return tensor.device
-    kind = tensor.device_mesh.device_type
-    return torch.device("cpu") if kind == "cpu" else torch.device(kind, torch.get_device_module(kind).current_device())
-
-
-def check_placements(weight: torch.Tensor) -> None:
-    """Raise ValueError unless a DTensor is sharded in one dimension at most, and replicated in the others."""
-    from torch.distributed.tensor import Replicate, Shard
-
-    placed = [placement for placement in weight.placements if not isinstance(placement, Replicate)]
-    if len(placed) > 1 or any(type(placement) is not Shard for placement in placed):
-        raise ValueError(
-            f"its weight is sharded as {weight.placements}; FSDP2 alone, or with replicas (HSDP), is supported, tensor "
-            "parallelism is not."
-        )
-
-
-def _local_entries(mask: Mask, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find which entries of a mask lie in this process's shard, (n,), and their flat places there, (n,)."""
-    first, size = [0, 0], list(weight.shape)
-    for number, placement in enumerate(weight.placements):
-        if placement.is_shard():
-            axis = placement.dim
-            chunk = -(-weight.shape[axis] // weight.device_mesh.size(number))  # the rule of torch.chunk, and FSDP's
-            first[axis] = min(weight.shape[axis], chunk * weight.device_mesh.get_local_rank(number))
-            size[axis] = min(chunk, weight.shape[axis] - first[axis])
-    row, column = mask.rows.long() - first[0], mask.columns.long() - first[1]
-    which = ((row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])).nonzero().squeeze(1)
-    return which, row[which] * size[1] + column[which]
+from rmbook.engine.backends import choose_backend
+from rmbook.engine.shards import check_placements, is_sharded, whole, working_device, write_entries
+from rmbook.engine.tap import overwrite
 
 
 @torch.no_grad()
-def read_entries(weight: torch.Tensor, mask: Mask) -> torch.Tensor:
-    """Return the entries of a matrix at a mask's positions, (nnz,); a collective if the matrix is sharded."""
-    if not is_sharded(weight):
-        return weight.reshape(-1).index_select(0, mask.positions.to(weight.device))
+def begin(layer: Any) -> None:
+    """Make a masked layer one of a sharded weight, which it has just been given."""
+    weight, device = layer.weight, working_device(layer.weight)
+    if not isinstance(layer.original, torch.Tensor):
+        raise TypeError("FSDP cannot shard a quantised layer that is masked: keep it out by ignored_params.")
     check_placements(weight)
-    device = working_device(weight)
-    which, places = _local_entries(mask, weight)
-    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    found = torch.zeros(mask.nnz, dtype=exact, device=device)  # all terms but one are zero: the sum is exact
-    found[which.to(device)] = local(weight).reshape(-1)[places.to(weight.device)].to(device, exact)
-    for number, placement in enumerate(weight.placements):
-        if placement.is_shard():
-            dist.all_reduce(found, group=weight.device_mesh.get_group(number))
-    return found.to(weight.dtype)
+    layer.sharded, layer.resident, layer.mesh = True, False, weight.device_mesh
+    layer.merged = layer.merged_into = None  # which would keep the whole weight alive
+    layer._set_mask(layer.mask.to(device))
+    layer.original = layer.original.to(device)
+    if not weight.is_meta:
+        write_entries(weight, layer.mask, layer.original)  # shards hold W
+    if not (is_sharded(layer.values) or layer.values.is_meta):
+        layer.values.data = layer.values.data.to(device)
+    if layer.mask.nnz == 0:
+        layer.values.requires_grad_(False)  # FSDP cannot reduce an empty gradient
+    layer.backend, layer.backend_reason = choose_backend(layer.wanted_backend, weight)
+    if layer.average is not None:
+        layer.average.watch(layer)
+
+
+def write_gathered(layer: Any, weight: torch.Tensor, delta: torch.Tensor) -> None:
+    """Make the gathered weight of a layer W + S; raises RuntimeError if it is not gathered."""
+    if is_sharded(weight) or weight.untyped_storage().size() == 0:
+        raise RuntimeError(
+            "the weight of this masked layer is sharded and not gathered: call it through the module that was "
+            "given to fully_shard, not on its own."
+        )
+    overwrite(weight, delta, layer.original, layer.mask.positions)
 
 
 @torch.no_grad()
-def write_entries(weight: torch.Tensor, mask: Mask, entries: torch.Tensor) -> None:
-    """Make `entries`, (nnz,), those of a sharded matrix at a mask's positions: each process writes into its shard."""
-    which, places = _local_entries(mask, weight)
-    if which.numel():
-        local(weight).view(-1)[places.to(weight.device)] = entries[which].to(weight.device, weight.dtype)
+def summed_entries(layer: Any) -> torch.Tensor:
+    """Entries of W + S in a sharded layer, (nnz,); a collective if FSDP has the values."""
+    delta = whole(layer.values.detach()).to(layer.original.device) * layer.scale
+    wide = torch.promote_types(layer.original.dtype, delta.dtype)
+    return (layer.original.to(wide) + delta).to(layer.original.dtype)
 
 
 def reshard(model: nn.Module) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.maskable import check_maskable
-from rmbook.engine.sharded import local
+from rmbook.engine.shards import local
 from rmbook.errors import closest
 
 WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rmbook import apply_random_mask, load_adapter, save_adapter
 from rmbook.adapters.base import base_fingerprint
-from rmbook.engine.sharded import whole
+from rmbook.engine.shards import whole
 
 STEPS, BATCH, TARGETS = 4, 12, ["inner", "outer", "head"]
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -58,7 +58,9 @@ class Toy(nn.Module):
     def forward(self, x, labels):
         for block in self.blocks:
             x = block(x)
-        return F.cross_entropy(x if self.skip_head else self.head(x), labels.clamp(max=x.shape[1] - 1) if self.skip_head else labels)
+        if self.skip_head:
+            return x.square().mean()
+        return F.cross_entropy(self.head(x), labels)
 
 
 class Llama(nn.Module):
