@@ -143,7 +143,7 @@ class QuantisedLinear(MaskedLinear):
             return type(self.weight).__name__ == "Params4bit" and dtype != torch.float64
         weight, modes = self.weight.data, ("act_quant_kwargs", "activation_quantization")
         dynamic = any(getattr(weight, mode, None) is not None for mode in modes)
-        return not dynamic and type(weight).__name__ != "LinearActivationQuantizedTensor"
+        return dtype == weight.dtype and not dynamic and type(weight).__name__ != "LinearActivationQuantizedTensor"
 
     # -- state: W is not changed, so there is nothing to put back ----------------------------------------------------
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.maskable import check_maskable
-from rmbook.engine.shards import local
 from rmbook.errors import closest
 
 WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -73,14 +73,21 @@ def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)
 
 
+def _memory(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the plain tensor that holds the numbers of one of another class: a shard, or quantised numbers."""
+    while hasattr(tensor, "__tensor_flatten__"):
+        tensor = getattr(tensor, tensor.__tensor_flatten__()[0][0])
+    return tensor
+
+
 def refuse_tied(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     """Raise TargetError if another parameter or buffer shares memory with the weight of one of `layers`."""
     # Memory ranges, not storages: tensors of one memory-mapped checkpoint share a storage without overlapping.
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    parts = [(name, local(tensor)) for name, tensor in tensors]
+    parts = [(name, _memory(tensor)) for name, tensor in tensors]
     spans = [(t.device, t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), n) for n, t in parts if t.numel()]
     for name, layer in layers.items():
-        weight = local(layer.weight)
+        weight = _memory(layer.weight)
         start, end = weight.data_ptr(), weight.data_ptr() + weight.numel() * weight.element_size()
         sharing = [n for device, first, last, n in spans if device == weight.device and first < end and start < last]
         if len(sharing) > 1:
