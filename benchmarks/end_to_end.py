@@ -2,11 +2,11 @@
 
     python benchmarks/end_to_end.py [--steps 24] [--rounds 3] [--threads 1] [--shape opt-125m] [--write]
 
-Each job is a process of its own that loads the same model (random weights), encodes the same sentences, takes the same
-steps (batch of 8, float32, constant learning rate, the same loss), scores the same dev examples after them and
-the same test examples at the end, and saves what it trained. Jobs take turns; `seconds` is from the start of the process
-to its end, `processor_seconds` is what it computed in that time, on all threads: the fairer figure on a machine that has
-other work. `start_seconds` end where the first step begins.
+Each job is a process of its own that loads the same model (random weights), encodes the same sentences, takes the
+same steps (batch of 8, float32, constant learning rate, the same loss), scores the same dev and test examples, and
+saves what it trained. Jobs take turns; `seconds` is from the start of the process to its end, `processor_seconds` is
+what it computed in that time, on all threads: the fairer figure on a machine that has other work. `start_seconds` end
+where the first step begins.
 """
 
 import argparse
@@ -57,7 +57,8 @@ def trainer_job(folder: Path, method: str, steps: int, output: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     longest = task.prompt_limit(model, None)
-    train, dev, test = (task.encode(part, model, tokenizer, longest) for part in (splits.train, splits.dev, splits.test))
+    given = (splits.train, splits.dev, splits.test)
+    train, dev, test = (task.encode(part, model, tokenizer, longest) for part in given)
     targets = ["q_proj", "v_proj"]
     if method == "LoRA r8":
         model = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules=targets))

@@ -3,8 +3,8 @@
     python benchmarks/quantised.py [--kinds nf4 int8 torchao] [--width 2048] [--tokens 512] [--rounds 20] [--write]
 
 A step is a forward pass and a backward pass with the gradient of the input. All methods take turns; a figure is the
-median over rounds of the ratio to LoRA of rank 8 on the same base in the same round. `kept` are the bytes that a forward
-pass keeps for its backward pass, beside the quantised base. Needs bitsandbytes (nf4, int8) or torchao.
+median over rounds of the ratio to LoRA of rank 8 on the same base in the same round. `kept_bytes` are what a
+forward pass keeps for its backward pass, beside the quantised base. Needs bitsandbytes (nf4, int8) or torchao.
 """
 
 import argparse

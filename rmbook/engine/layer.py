@@ -14,7 +14,7 @@ from torch import nn
 from rmbook.engine import sharded
 from rmbook.engine.backends import choose_backend
 from rmbook.engine.dequantise import weight_shape
-from rmbook.engine.maskable import change_class, check_maskable
+from rmbook.engine.maskable import change_class, check_maskable, check_same
 from rmbook.engine.reference import masked_linear_reference
 from rmbook.engine.shards import is_sharded, read_entries, whole, working_device, write_entries
 from rmbook.engine.tap import Tap, merge, overwrite
@@ -49,15 +49,13 @@ class MaskedLinear(nn.Linear):
         writes: how often `weight` was, or on a GPU may have been, written.
         up_to_date: ids of values that need no merge in this forward pass; `rmbook.engine.merge` fills and empties it.
         resident: whether `weight` holds W + S between calls; else it holds W, and each call merges into a copy of it.
-        sharded: whether FSDP2 has the weight; see `rmbook.engine.sharded`.
-        mesh: of devices, FSDP's.
-        plain_class: what `detach` and `bake` turn the layer back into.
+        sharded: whether FSDP2 has the weight, on the devices of `mesh`; see `rmbook.engine.sharded`.
     """
 
     values: nn.Parameter
     is_masked = True
     dense_form, resident, sharded, average, mesh = False, True, False, None, None
-    plain_class = nn.Linear
+    plain_class = nn.Linear  # what detach and bake turn the layer back into
 
     @classmethod
     def attach(cls, linear: nn.Linear, mask: Mask, backend: str = "auto", scale: float = 1.0) -> "MaskedLinear":
@@ -65,7 +63,7 @@ class MaskedLinear(nn.Linear):
 
         Raises:
             ValueError, ImportError: the backend does not work here; see `rmbook.engine.backends.choose_backend`.
-            TypeError: if it is not exactly an `nn.Linear`, which covers quantised layers, or is masked already.
+            TypeError: if it is not exactly an `nn.Linear`, or is masked already.
             ValueError: if its weight is on the meta device, offloaded, of an unsupported dtype or layout, or the mask
                 has another shape.
         """
@@ -80,11 +78,9 @@ class MaskedLinear(nn.Linear):
         linear.scale, linear.values = scale, values
         linear.writes, linear.up_to_date, linear.average = 0, frozenset(), None
         linear._set_mask(mask.to(device))
+        linear._save_original()
         if is_sharded(weight):
-            linear.original = read_entries(weight, linear.mask)
             sharded.begin(linear)
-        else:
-            linear._save_original()
         return linear
 
     def __setattr__(self, name, value):
@@ -106,7 +102,7 @@ class MaskedLinear(nn.Linear):
         """Turn the module back into a plain `nn.Linear` whose weight keeps W + S."""
         self.refresh()
         if self.sharded:
-            write_entries(self.weight, self.mask, sharded.summed_entries(self))
+            sharded.write_sum(self, self.weight)
         return self._forget()
 
     def refresh(self) -> None:
@@ -144,17 +140,8 @@ class MaskedLinear(nn.Linear):
         Raises:
             RuntimeError: it was replaced or sharded.
         """
-        # FSDP1 and offloading hand the layer a rebuilt copy at each forward, in which a merge would be lost.
-        weight, (ours,) = self.weight, self.merged_into
-        if weight is ours or torch.compiler.is_compiling():
-            return
-        if type(weight.data) is not torch.Tensor or weight.data_ptr() != ours.data_ptr():
-            raise RuntimeError(
-                f"the weight of this masked layer was replaced by another {type(weight.data).__name__}, but W + S "
-                "lives in the memory of the weight that was masked. FSDP1 (FullyShardedDataParallel) does that: use "
-                "FSDP2 (fully_shard; in accelerate fsdp_version: 2) or DistributedDataParallel. So does accelerate's "
-                "offloading: keep masked layers on a device. If you replaced it yourself, remove the mask first."
-            )
+        if not torch.compiler.is_compiling():
+            check_same(self.weight, *self.merged_into)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y = x (W + S)^T + b; (..., in) to (..., out)."""
@@ -225,18 +212,16 @@ class MaskedLinear(nn.Linear):
         if not self.weight.is_meta:
             self.original = read_entries(self.weight, self.mask)
         self.writes += 1
-        if not self.resident:
-            return
-        self.merged = torch.zeros_like(self.values)  # W + 0 is what the weight holds now
-        self.merged_into = (self.weight,)  # in a tuple, so that nn.Module does not register it a second time
+        if self.resident:
+            self.merged = torch.zeros_like(self.values)  # W + 0 is what the weight holds now
+            self.merged_into = (self.weight,)  # in a tuple, so that nn.Module does not register it a second time
 
     @torch.no_grad()
     def _restore(self) -> None:
-        if not self.resident:
-            return
-        self.weight.view(-1).index_copy_(0, self.mask.positions.long(), self.original)
-        self.merged.zero_()
-        self.writes += 1
+        if self.resident:
+            self.weight.view(-1).index_copy_(0, self.mask.positions.long(), self.original)
+            self.merged.zero_()
+            self.writes += 1
 
     def _forget(self) -> nn.Linear:
         for name in OWN_ATTRIBUTES:
@@ -271,8 +256,7 @@ class MaskedLinear(nn.Linear):
         if self.weight.is_meta:
             return
         if self.sharded:
-            weight = destination[prefix + "weight"] = destination[prefix + "weight"].detach().clone()
-            write_entries(weight, self.mask, sharded.summed_entries(self))
+            destination[prefix + "weight"] = sharded.write_sum(self, self.weight.detach().clone())
         elif self.dense_form or not torch.equal(self.delta, self.merged):  # saving changes nothing: merge into a copy
             weight = destination[prefix + "weight"] = self.weight.detach().clone()
             overwrite(weight, self.delta, self.original, self.mask.positions)

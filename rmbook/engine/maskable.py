@@ -54,3 +54,17 @@ def check_maskable(linear: nn.Module) -> None:
         check_placements(weight)
     elif type(weight.data) is not torch.Tensor or weight.layout is not torch.strided or not weight.is_contiguous():
         raise ValueError("its weight is not a plain contiguous tensor (quantised or sparse); it is unsupported.")
+
+
+def check_same(weight: torch.Tensor, masked: torch.Tensor) -> None:
+    """Raise RuntimeError if a layer's weight is no longer the tensor that was masked, whose memory holds W + S."""
+    # FSDP1 and offloading hand the layer a rebuilt copy at each forward, in which a merge would be lost.
+    if weight is not masked and (
+        type(weight.data) is not torch.Tensor or weight.data_ptr() != masked.data_ptr() or weight.is_meta
+    ):
+        raise RuntimeError(
+            f"the weight of this masked layer was replaced by another {type(weight.data).__name__}, but W + S "
+            "lives in the memory of the weight that was masked. FSDP1 (FullyShardedDataParallel) does that: use "
+            "FSDP2 (fully_shard; in accelerate fsdp_version: 2) or DistributedDataParallel. So does accelerate's "
+            "offloading: keep masked layers on a device. If you replaced it yourself, remove the mask first."
+        )

@@ -150,8 +150,6 @@ class RandomMask:
         average = GradientAverage(model, list(layers.values()))
         for layer in layers.values():
             layer.average = average
-            if layer.sharded:
-                average.watch(layer)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the values of each layer, (nnz,), with their names."""

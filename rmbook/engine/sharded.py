@@ -41,8 +41,9 @@ def begin(layer: Any) -> None:
     if layer.mask.nnz == 0:
         layer.values.requires_grad_(False)  # FSDP cannot reduce an empty gradient
     layer.backend, layer.backend_reason = choose_backend(layer.wanted_backend, weight)
-    if layer.average is not None:
-        layer.average.watch(layer)
+    layer.average = layer.average or GradientAverage(None, [layer])  # None: of a copy, or masked on its own
+    if layer.mask.nnz and not is_sharded(layer.values):  # if FSDP takes them, none comes here
+        layer.values.register_post_accumulate_grad_hook(lambda _: layer.average.arrived())
 
 
 def write_gathered(layer: Any, weight: torch.Tensor, delta: torch.Tensor) -> None:
@@ -56,11 +57,12 @@ def write_gathered(layer: Any, weight: torch.Tensor, delta: torch.Tensor) -> Non
 
 
 @torch.no_grad()
-def summed_entries(layer: Any) -> torch.Tensor:
-    """Entries of W + S in a sharded layer, (nnz,); a collective if FSDP has the values."""
+def write_sum(layer: Any, weight: torch.Tensor) -> torch.Tensor:
+    """Make a sharded weight W + S, and return it; a collective if FSDP has the values."""
     delta = whole(layer.values.detach()).to(layer.original.device) * layer.scale
     wide = torch.promote_types(layer.original.dtype, delta.dtype)
-    return (layer.original.to(wide) + delta).to(layer.original.dtype)
+    write_entries(weight, layer.mask, (layer.original.to(wide) + delta).to(layer.original.dtype))
+    return weight
 
 
 def reshard(model: nn.Module) -> None:
@@ -93,26 +95,28 @@ class GradientAverage:
     (`set_requires_gradient_sync(False)`, accelerate's `no_sync` and `accumulate`), there is none.
 
     Args:
-        model: FSDP's.
+        model: FSDP's; None if it is not known: then there is no waiting for FSDP.
         layers: its masked layers.
     """
 
-    def __init__(self, model: nn.Module, layers: list):
+    def __init__(self, model: nn.Module | None, layers: list):
         self._model, self._layers, self._queued = model, layers, False
 
-    def watch(self, layer) -> None:
-        """Wait for the gradient of a layer whose weight was sharded. If FSDP takes its values, none will come here."""
-        if layer.mask.nnz and not is_sharded(layer.values):
-            layer.values.register_post_accumulate_grad_hook(self._arrived)
+    def __deepcopy__(self, memo):
+        return None  # whoever copies one layer does not mean the model
 
-    def _arrived(self, _) -> None:
+    def __reduce__(self):
+        return type(None), ()
+
+    def arrived(self) -> None:
+        """Take note that one of the values has got its gradient: the backward pass has begun."""
         if not self._queued and self._wanted():
             self._queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self._average)
 
     def _wanted(self) -> bool:
         # FSDP has no public way to ask. Where this way is gone, averages of averages are right, too, and cost more.
-        for module in self._model.modules():
+        for module in self._model.modules() if self._model is not None else ():
             state = getattr(module, "_get_fsdp_state", None)
             groups = getattr(state and state(), "_fsdp_param_groups", None)
             if groups or (groups := [getattr(state and state(), "_fsdp_param_group", None)])[0]:

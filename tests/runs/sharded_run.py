@@ -38,7 +38,6 @@ def sharded_accelerator(mixed_precision="no", version=2, **how):
 
 
 def run(settings, folder, how, interrupt=False):
-    import faulthandler; faulthandler.dump_traceback_later(400)
     """One process's part of a run; with `interrupt`, it stops after the first epoch and goes on."""
     rank, world = (str(torch.distributed.get_rank()), str(torch.distributed.get_world_size()))
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "ACCELERATE_USE_CPU": "true"}
