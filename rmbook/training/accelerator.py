@@ -32,12 +32,17 @@ def new_accelerator(mixed_precision: str = "no") -> Accelerator:
         dynamo_backend="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )
+    refuse_fsdp1(accelerator)
+    return accelerator
+
+
+def refuse_fsdp1(accelerator: Accelerator) -> None:
+    """Raise ConfigError if an Accelerator is to shard the model by FSDP1."""
     if shards_base(accelerator) and not accelerator.is_fsdp2:
         raise ConfigError(
             "FSDP1 is not supported: use fsdp_version: 2 in accelerate's configuration (accelerate config), or plain "
             "data parallel training."
         )
-    return accelerator
 
 
 def shards_base(accelerator: Accelerator) -> bool:
