@@ -90,8 +90,8 @@ class MaskedLinear(nn.Linear):
 
     def check_removable(self, keep: bool) -> None:
         """Raise RuntimeError if the layer cannot be turned back into a plain one, whose weight keeps W + S or not."""
-        if is_sharded(self.values):
-            raise RuntimeError("FSDP holds the values of this mask: save the adapter, and load it in one process.")
+        if is_sharded(self.values) or type(self).__name__.startswith("FSDP"):
+            raise RuntimeError("FSDP holds the values or the layer: save the adapter, and load it in one process.")
 
     def detach(self) -> nn.Linear:
         """Turn the module back into a plain `nn.Linear` with the original weight, bit for bit."""

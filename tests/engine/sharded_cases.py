@@ -5,11 +5,13 @@ test_sharded.py runs some rows of it. Each row says by how much losses and value
 """
 
 import copy
+import gc
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from unittest import mock
 
@@ -25,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rmbook import apply_random_mask, load_adapter, save_adapter
 from rmbook.adapters.base import base_fingerprint
-from rmbook.engine.shards import whole
+from rmbook.engine.shards import local, whole
 
 STEPS, BATCH, TARGETS = 4, 12, ["inner", "outer", "head"]
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -282,6 +284,38 @@ def check_mixed_precision():
     assert torch.equal(layer.weight.data, expected)
 
 
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_memory(width=64, blocks=4, report=lambda *_: None):
+    """Nothing keeps the whole weights alive, in whatever order a model is masked and sharded; each has its part."""
+    world = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (world,))
+    for owner in ("nobody", "fsdp"):
+        before = resident_bytes()
+        model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(blocks)))
+        masking = apply_random_mask(model, [str(n) for n in range(blocks)], density=1e-3, unused="warn")
+        weights = [weakref.ref(layer.weight) for layer in model]
+        whole_bytes = sum(layer.weight.nbytes for layer in model)
+        ignored = set(masking.parameters()) if owner == "nobody" else set()
+        for block in model:
+            fully_shard(block, mesh=mesh, ignored_params=ignored)
+        fully_shard(model, mesh=mesh, ignored_params=ignored)
+        gc.collect()
+        after = resident_bytes() - before
+        for _ in range(2):
+            model(torch.randn(4, width)).square().mean().backward()
+        gc.collect()
+        later = resident_bytes() - before
+        assert not any(weight() is not None for weight in weights)
+        own = sum(local(layer.weight).untyped_storage().nbytes() for layer in model)
+        assert own <= 1.15 / world * whole_bytes, (own, whole_bytes)
+        shares = [f"{part / whole_bytes:.3f}" for part in (own, after, later)]
+        report(f"{whole_bytes / 2**20:.0f} MB, values of {owner}: tensors, process, process in training {shares}")
+
+
 def check_refusals():
     """What would go wrong silently is refused by name."""
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -304,7 +338,7 @@ def check_refusals():
     for owner in ("nobody", "fsdp"):
         refuses(lambda owner=owner: sharded(owner=owner, unused="error", skip_head=True), "no gradient reached", "head")
     _, _, model, masking = sharded(owner="fsdp", dtype=torch.float32)
-    refuses(masking.remove, "FSDP holds the values")
+    refuses(masking.remove, "FSDP holds the values or the layer")
     refuses(lambda: masking.layers["head"].set_dense_form(True), "dense form")
     refuses(lambda: masking.layers["blocks.0.inner"](torch.ones(2, 9)), "not gathered")
 
@@ -335,11 +369,13 @@ def check_all(folder):
         check_row(name)
     check_files(folder)
     check_mixed_precision()
+    check_memory()
     check_refusals()
 
 
 def run_table(wanted, kinds):
     rank, world = dist.get_rank(), dist.get_world_size()
+    check_memory(1024, 24, print if rank == 0 else lambda *_: None)
     failed = []
     for kind in kinds:
         for name in ROWS | (EVEN if world % 2 == 0 and world > 2 else {}):
