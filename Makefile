@@ -1,6 +1,6 @@
 # `make book` and `make test` are all that is needed on a machine with Python, git and make. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help book test test-code test-pages pdf record clean new-venv
+.PHONY: help book test test-code test-pages pdf record spops clean new-venv
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -87,6 +87,16 @@ pdf: book  ## print the whole book: _build/book.pdf (needs Chromium)
 
 record: $(BOOK)  ## run the chapters in place and store their outputs; one of them: make record NB=book/x.ipynb
 	$(VENV)/bin/python book/record.py $(NB)
+
+# A folder with a copy of the repository, or a git address for pip. SPOPS_FORCE_CPU_ONLY=1 builds no GPU part.
+SPOPS_SOURCE ?= git+https://github.com/IST-DASLab/spops
+spops: $(STAMP)  ## build IST-DASLab's spops (SPOPS_SOURCE=folder, SPOPS_FORCE_CPU_ONLY=1) and run the tests of its backend
+	$(RUN) pip install "pybind11>=2.10" ninja "setuptools>=64" wheel
+	@$(RUN) pip install --no-build-isolation --no-deps --force-reinstall "$(SPOPS_SOURCE)" || { \
+	  echo "spops was not built. Without a network, copy https://github.com/IST-DASLab/spops to this machine, and:" \
+	    "make spops SPOPS_SOURCE=/path/to/spops. Without a CUDA toolkit that fits this torch: make spops" \
+	    "SPOPS_FORCE_CPU_ONLY=1. It needs a C++ compiler (Debian, Ubuntu: g++)." >&2; exit 1; }
+	$(RUN) pytest -rs tests/engine/test_spops_backend.py
 
 clean:  ## remove everything that is built, the environment included
 	rm -rf $(VENV) _build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

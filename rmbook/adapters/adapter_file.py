@@ -18,14 +18,18 @@ from rmbook.adapters.adapter_header import (
     ADAPTER_FORMAT,
     BUFFERS,
     FIELDS,
+    QUANTISED,
     VALUES_DTYPES,
     AdapterHeader,
     read_adapter_header,
 )
-from rmbook.adapters.base import base_fingerprint, check_base, check_sum, find_misfit
-from rmbook.adapters.errors import AdapterCorruptError, AdapterError
+from rmbook.adapters.base import base_fingerprint, check_base, check_sum, find_misfit, name_quantisation
+from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError, AdapterError
 from rmbook.engine.buffers import running_statistics, saved_buffers, write_buffers
 from rmbook.engine.masking import RandomMask, apply_masks
+from rmbook.engine.quantised import base_entries
+from rmbook.engine.sharded import writing_once
+from rmbook.engine.shards import whole
 from rmbook.engine.targets import check_targets, named_layers
 from rmbook.files import UnreadableFileError, digest_tensors, read_safetensors, write_safetensors
 from rmbook.masks.recipe import MaskRecipe
@@ -57,6 +61,8 @@ def save_adapter(
 ) -> None:
     """Write the values of `masking` to a safetensors file, completely or not at all.
 
+    Of a sharded model, all processes call it at the same time, and the first one writes; the file is as any other.
+
     Args:
         masking: what `apply_random_mask` or `apply_masks` returned.
         path: the file; its folder must exist. An older file is replaced in one step; through a symbolic link, the
@@ -80,7 +86,7 @@ def save_adapter(
         raise FileNotFoundError(f"cannot save {path.name}: the folder {path.parent} does not exist; create it first.")
     tensors, layers = {}, {}
     for name, layer in masking.layers.items():
-        values = layer.values.detach().cpu().to(dtype or layer.values.dtype).contiguous()
+        values = whole(layer.values.detach()).cpu().to(dtype or layer.values.dtype).contiguous()
         if not values.isfinite().all():
             raise ValueError(
                 f"the values of {name!r} are not all finite in {values.dtype}: the training diverged, or the type's "
@@ -102,9 +108,12 @@ def save_adapter(
         "scale": json.dumps(next(iter(masking.layers.values())).scale),
         "layers": json.dumps(layers),
         **({BUFFERS: json.dumps(sorted(buffers))} if buffers else {}),
+        **({QUANTISED: text} if (text := name_quantisation(masking.model, masking.layers)) else {}),
     }
     metadata["content"] = _content_digest(tensors, metadata)
-    write_safetensors(path, tensors, metadata)
+    with writing_once(masking.layers.values()) as writes:
+        if writes:
+            write_safetensors(path, tensors, metadata)
 
 
 def load_adapter(model: nn.Module, path: str | os.PathLike, *, unused: str = "error") -> RandomMask:
@@ -149,6 +158,11 @@ def read_adapter(path: str | os.PathLike, model: nn.Module | None = None, finger
     """
     header, base = read_adapter_header(path), fingerprint
     if model is not None:
+        if (own := name_quantisation(model, header.shapes)) != header.quantised:
+            raise AdapterBaseError(
+                f"{path} was trained on {header.quantised or 'weights that are not quantised'}; this model's are "
+                f"{own or 'not quantised'}: load the base as it was quantised then."
+            )
         base = base or base_fingerprint(model)
         if misfit := find_misfit(header.shapes, model):
             check_base(header.base_fingerprint, base, path)
@@ -186,7 +200,8 @@ def _check_numbers(adapter: Adapter, model: nn.Module, path: str | os.PathLike) 
     layers, own = named_layers(model), saved_buffers(model)
     for name, mask in adapter.masks.items():
         wide = torch.promote_types(layers[name].weight.dtype, torch.float32)  # the dtype of a layer's values
-        check_sum(name, layers[name], mask.positions, adapter.scale * adapter.values[name].to(wide), path)
+        before = base_entries(layers[name], mask)
+        check_sum(name, before, adapter.scale * adapter.values[name].to(wide), path)
     for name, buffer in adapter.buffers.items():
         if name not in own or own[name].shape != buffer.shape or own[name].dtype != buffer.dtype:
             raise AdapterCorruptError(f"{path} has a buffer {name[:80]!r}, which the model does not have so.")
@@ -213,7 +228,7 @@ def _read_tensors(path: str | os.PathLike, header: AdapterHeader) -> dict[str, t
 
 
 def _content_digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
-    fields = FIELDS if BUFFERS not in metadata else (*FIELDS, BUFFERS)
+    fields = (*FIELDS, *(field for field in (BUFFERS, QUANTISED) if field in metadata))
     return digest_tensors(tensors, json.dumps([metadata[field] for field in fields]))
 
 

@@ -20,6 +20,7 @@ from rmbook.masks.recipe import MaskRecipe
 ADAPTER_FORMAT = "rmbook-adapter-3"
 FIELDS = ("format", "rmbook_version", "base_fingerprint", "recipe", "scale", "layers")
 BUFFERS = "buffers"  # one more field, in files of models with buffers that training changes
+QUANTISED = "quantised"  # one more, in files of quantised bases: how their weights are
 VALUES_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LARGEST_SEED = 2**256
 
@@ -49,6 +50,11 @@ class AdapterHeader:
     buffers: tuple[str, ...]
 
     @property
+    def quantised(self) -> str:
+        """How the base's weights are quantised; an empty string if they are not."""
+        return self.metadata.get(QUANTISED, "")
+
+    @property
     def base_fingerprint(self) -> str:
         """Fingerprint of the base model; see `rmbook.adapters.base.base_fingerprint`."""
         return self.metadata["base_fingerprint"]
@@ -67,7 +73,7 @@ def read_adapter_header(path: str | os.PathLike) -> AdapterHeader:
         metadata, layouts = read_header(path)
     except UnreadableFileError as error:
         raise AdapterCorruptError(str(error)) from None
-    if metadata.get("format") != ADAPTER_FORMAT or {*metadata} - {BUFFERS} != {*FIELDS, "content"}:
+    if metadata.get("format") != ADAPTER_FORMAT or {*metadata} - {BUFFERS, QUANTISED} != {*FIELDS, "content"}:
         raise AdapterCorruptError(
             f"{path} is no rmbook adapter: its format is {str(metadata.get('format'))[:40]!r}, expected "
             f"{ADAPTER_FORMAT!r}."
@@ -102,6 +108,7 @@ def _parsed(metadata: dict[str, str], layouts: dict[str, Layout]) -> AdapterHead
     scale, layers = json.loads(metadata["scale"]), json.loads(metadata["layers"])
     buffers = json.loads(metadata.get(BUFFERS, "[]"))
     _require(is_hash(metadata["base_fingerprint"]), "base_fingerprint", metadata["base_fingerprint"])
+    _require(len(metadata.get(QUANTISED, "")) < 1000, QUANTISED, metadata.get(QUANTISED))
     _require(len(metadata["rmbook_version"]) < 40, "rmbook_version", metadata["rmbook_version"])
     _require(type(scale) is float and 0 < scale < math.inf, "scale", scale)
     _require(isinstance(layers, dict) and layers, "layers", layers)

@@ -10,7 +10,9 @@ from torch import nn
 from rmbook.adapters.adapter_file import read_adapter
 from rmbook.adapters.base import base_fingerprint
 from rmbook.engine.buffers import BufferSnapshot, write_buffers
-from rmbook.engine.targets import check_targets, named_layers
+from rmbook.engine.dequantise import quantisation
+from rmbook.engine.shards import is_sharded
+from rmbook.engine.targets import TargetError, check_targets, named_layers
 
 
 class AdapterBank:
@@ -53,12 +55,18 @@ class AdapterBank:
             FileNotFoundError, AdapterError: as for `rmbook.adapters.adapter_file.read_adapter`;
                 AdapterCorruptError for layers, shapes or values that do not fit the model, AdapterBaseError for
                 another base.
-            TargetError: one of its layers is no plain linear layer, or is tied.
+            TargetError: one of its layers is no plain linear layer, is tied, quantised or sharded.
         """
         if name in self._entries:
             raise ValueError(f"there is an adapter {name!r} already; remove it first, or choose another name.")
         with self._inactive():  # the file is checked against W, not against what is active on it
             adapter = read_adapter(path, self.model, self._fingerprint)
+        for layer in adapter.masks:
+            if quantisation(self._modules[layer]) or is_sharded(self._modules[layer].weight):
+                raise TargetError(
+                    f"a bank writes into plain weights, and that of {layer!r} is quantised or sharded: use "
+                    "load_adapter there."
+                )
         self._buffers[name] = adapter.buffers
         self._entries[name] = {}
         for layer, mask in adapter.masks.items():

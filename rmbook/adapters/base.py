@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -10,8 +10,10 @@ from torch import nn
 from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError
 from rmbook.engine.buffers import running_statistics
 from rmbook.engine.conv1d import is_conv1d
+from rmbook.engine.dequantise import quantisation, weight_shape
 from rmbook.engine.layer import MaskedLinear
-from rmbook.engine.targets import named_layers, plain_names
+from rmbook.engine.shards import whole
+from rmbook.engine.targets import named_layers, plain_key, plain_names
 from rmbook.files import hash_tensor
 
 
@@ -19,34 +21,48 @@ def base_fingerprint(model: nn.Module, buffers: Mapping[str, torch.Tensor] | Non
     """Return the SHA-256 of names, dtypes, shapes and bytes of the whole base model.
 
     Values of masks do not count, nor do running statistics of norm layers, nor what wrappers add to names. Reads every
-    weight once (about a second a gigabyte). A model loaded in another dtype is another base.
+    weight once (about a second a gigabyte). A model loaded in another dtype is another base. Of a sharded model all
+    processes ask for it at the same time, and all get it.
 
     Args:
         model: with or without a mask.
         buffers: by name, in place of the model's own: as they were before training changed them.
     """
     names, layers = plain_names(model), named_layers(model)
-    tensors = {}
-    for key, tensor in model.state_dict().items():
-        owner, _, part = key.rpartition(".")
-        tensors[f"{names.get(owner, owner)}.{part}".removeprefix(".")] = tensor
-    for name, module in layers.items():
-        prefix = f"{name}." if name else ""
-        if is_conv1d(module):
-            tensors[f"{prefix}weight"] = tensors[f"{prefix}weight"].t().contiguous()
-        if isinstance(module, MaskedLinear):
-            del tensors[f"{prefix}values"]
-            weight = tensors[f"{prefix}weight"].detach().clone()
-            weight.view(-1).index_copy_(0, module.mask.positions.long(), tensors.pop(f"{prefix}original"))
-            tensors[f"{prefix}weight"] = weight
-    for name in running_statistics(model):
+    tensors = {plain_key(key, names): tensor for key, tensor in model.state_dict().items()}
+    masked = {f"{name}.".removeprefix("."): layer for name, layer in layers.items() if isinstance(layer, MaskedLinear)}
+    originals = {prefix: tensors.pop(f"{prefix}original", None) for prefix in masked}
+    for name in {f"{prefix}values" for prefix in masked} | running_statistics(model):
         tensors.pop(name, None)
     tensors |= {n: value.to(tensors[n].dtype) for n, value in (buffers or {}).items() if n in tensors}
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        if isinstance(tensor, torch.Tensor):
-            hash_tensor(digest, name, tensor)
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        tensor, prefix = whole(tensor), name.removesuffix("weight")  # one at a time: a model may outgrow one process
+        if f"{prefix}weight" == name and is_conv1d(layers.get(prefix.removesuffix("."))):
+            tensor = tensor.t().contiguous()
+        if f"{prefix}weight" == name and originals.get(prefix) is not None:  # quantised weights have none, and hold W
+            positions = masked[prefix].mask.positions.long()
+            tensor = tensor.detach().clone().view(-1).index_copy_(0, positions, originals[prefix]).view_as(tensor)
+        for part, inner in _flat(name, tensor):
+            hash_tensor(digest, part, inner)
     return digest.hexdigest()
+
+
+def _flat(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a tensor, or the plain tensors that one of another class, such as torchao's, is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for part in tensor.__tensor_flatten__()[0]:
+            yield from _flat(f"{name}.{part}", getattr(tensor, part))
+    else:
+        yield name, tensor
+
+
+def name_quantisation(model: nn.Module, layers: Iterable[str]) -> str:
+    """Say how the weights of some layers are quantised; an empty string if they are not."""
+    there = named_layers(model)
+    return "; ".join(sorted({quantisation(there[name]) or "" for name in layers if name in there}))
 
 
 def check_base(wanted: str, fingerprint: str, path: str | os.PathLike) -> None:
@@ -65,25 +81,22 @@ def find_misfit(shapes: Mapping[str, tuple[int, int]], model: nn.Module) -> str 
         layer = layers.get(name)
         if not isinstance(layer, nn.Linear):
             return f"is for a layer {name[:80]!r}, which this model does not have"
-        if tuple(layer.weight.shape) != tuple(shape):
-            return f"gives {name[:80]!r} the shape {tuple(shape)}, in the model it has {tuple(layer.weight.shape)}"
+        if (own := weight_shape(layer)) != tuple(shape):
+            return f"gives {name[:80]!r} the shape {tuple(shape)}, in the model it has {own}"
     return None
 
 
 @torch.no_grad()
-def check_sum(name: str, layer: nn.Linear, positions: torch.Tensor, delta: torch.Tensor, path) -> None:
+def check_sum(name: str, before: torch.Tensor, delta: torch.Tensor, path) -> None:
     """Raise AdapterCorruptError if W + S is not finite in the weight's dtype, where W is.
 
     Args:
         name: of the layer.
-        layer: unmasked.
-        positions: (nnz,) flat positions of S.
+        before: (nnz,) entries of W where S has its own, in W's dtype.
         delta: (nnz,) entries of S, of at least the weight's precision.
         path: of the file, for the message.
     """
-    weight = layer.weight.detach()
-    before = weight.reshape(-1)[positions.to(weight.device, torch.int64)]
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    after = (before.to(wide) + delta.to(weight.device, wide)).to(weight.dtype)
+    wide = torch.promote_types(before.dtype, torch.float32)
+    after = (before.to(wide) + delta.to(before.device, wide)).to(before.dtype)
     if not (after.isfinite() | ~before.isfinite()).all():
-        raise AdapterCorruptError(f"{path} makes weights of {name[:80]!r} infinite in {weight.dtype}; it is forged.")
+        raise AdapterCorruptError(f"{path} makes weights of {name[:80]!r} infinite in {before.dtype}; it is forged.")

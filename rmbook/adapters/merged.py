@@ -28,7 +28,7 @@ def save_merged(masking: RandomMask, folder: str | os.PathLike) -> None:
 
     Raises:
         ValueError: the mask was removed from its model already.
-        TypeError: the model is no transformers model, is quantised, or has an adapter of peft as well.
+        TypeError: the model is no transformers model, is quantised or sharded, or has an adapter of peft as well.
         FileExistsError: the folder has content, or is a file.
         FileNotFoundError: the folder's parent does not exist.
         OSError: the disk is full, or another failure to write.
@@ -41,9 +41,11 @@ def save_merged(masking: RandomMask, folder: str | os.PathLike) -> None:
             f"expected a transformers model, got {type(model).__module__}.{type(model).__qualname__}, which has no "
             "from_pretrained: call masking.merge(), then safetensors.torch.save_model(model, file)."
         )
-    if getattr(model, "hf_quantizer", None) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    plain = all(layer.resident for layer in masking.layers.values()) and not getattr(model, "hf_quantizer", None)
+    if not plain or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise TypeError(
-            "the model is quantised or has an adapter of peft; a merged copy needs plain weights throughout."
+            "the model is quantised, sharded or has an adapter of peft; a merged copy needs plain weights throughout: "
+            "save the adapter instead."
         )
     own = {part: getattr(model, part) for part in ("config", "generation_config") if hasattr(model, part)}
     try:

@@ -16,7 +16,9 @@ from rmbook.adapters.base import base_fingerprint, check_base, check_sum
 from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError
 from rmbook.adapters.shira_folder import Origin, ShiraError, ShiraFolder, read_folder, write_folder
 from rmbook.engine.conv1d import is_conv1d
+from rmbook.engine.dequantise import weight_shape
 from rmbook.engine.masking import RandomMask, apply_masks
+from rmbook.engine.quantised import base_entries
 from rmbook.engine.targets import check_targets, named_layers
 from rmbook.masks.sample import Mask, positions_dtype
 
@@ -104,13 +106,13 @@ def load_from_shira(model: nn.Module, folder: str | os.PathLike) -> RandomMask:
     check_targets(model, layers)
     masks, values = {}, {}
     for name, layer in layers.items():
-        shape = tuple(layer.weight.shape)
+        shape = weight_shape(layer)
         positions = _positions(name, shape, contents.rank, *entries[name])
         count = origin.counts[name] if origin else positions.numel()  # what follows is save_as_shira's padding
         ordered, order = positions[:count].sort()
         masks[name], values[name] = Mask(shape, ordered), entries[name][1][:count][order]
         wide = torch.promote_types(layer.weight.dtype, torch.float32)
-        check_sum(name, layer, ordered, values[name].to(wide), folder)
+        check_sum(name, base_entries(layer, masks[name]), values[name].to(wide), folder)
     masking = apply_masks(model, masks, origin and origin.recipe)
     with torch.no_grad():
         for name, layer in masking.layers.items():

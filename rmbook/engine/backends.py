@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import torch
 
 from rmbook.engine import product_costs, product_torch
+from rmbook.engine.shards import working_device
 
 BACKENDS = ("auto", "torch", "triton", "spops", "dense")
 
@@ -29,7 +30,7 @@ def choose_backend(wanted: str, weight: torch.Tensor) -> tuple[str, str]:
     """
     if wanted not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {wanted!r}.")
-    device, has_triton = weight.device, find_spec("triton") is not None
+    device, has_triton = working_device(weight), find_spec("triton") is not None
     if wanted == "auto":
         if device.type == "cuda" and has_triton:
             return "triton", "a CUDA GPU, and triton is installed"

@@ -9,6 +9,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rmbook.engine.layer import MaskedLinear
+from rmbook.engine.shards import is_sharded
 from rmbook.engine.targets import TargetError
 
 REACTIONS = ("error", "warn")
@@ -36,12 +37,12 @@ class GradientCheck:
         if unused not in REACTIONS:
             raise ValueError(f"unused must be one of {', '.join(REACTIONS)}, got {unused!r}.")
         self._unused, self._began, self._done = unused, False, False
-        self._waiting = {name: layer.values for name, layer in layers.items() if layer.mask.nnz}
+        self._waiting = {name: layer for name, layer in layers.items() if layer.mask.nnz}
+        self._layers = list(self._waiting.values())
         self._hooks = [
-            values.register_post_accumulate_grad_hook(partial(self._arrived, name))
-            for name, values in self._waiting.items()
+            layer.values.register_post_accumulate_grad_hook(partial(self._arrived, name))
+            for name, layer in self._waiting.items()
         ]
-        self._values = {id(values): values for values in self._waiting.values()}  # alive, so that no id comes twice
         if not _PENDING_HOOK:
             _PENDING_HOOK.append(register_optimizer_step_pre_hook(_look))
         _PENDING.add(self)
@@ -65,9 +66,14 @@ class GradientCheck:
         """
         if self._done:
             return True
-        if not self._began or torch._C._current_graph_task_id() != -1:  # inside a backward pass: a recomputation
+        if torch._C._current_graph_task_id() != -1:  # inside a backward pass: a recomputation
             return False
-        missing = [name for name, values in self._waiting.items() if values.requires_grad]
+        for name, layer in list(self._waiting.items()):
+            if is_sharded(layer.values) and layer.values.grad is not None:  # FSDP calls no hooks of values it has
+                self._arrived(name, layer.values)
+        if not self._began:
+            return False
+        missing = [name for name, layer in self._waiting.items() if layer.values.requires_grad]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             message = (
@@ -91,5 +97,6 @@ class GradientCheck:
 
 def _look(optimizer: torch.optim.Optimizer, *_: object) -> None:
     for check in list(_PENDING):
-        if any(id(value) in check._values for group in optimizer.param_groups for value in group["params"]):
+        own = {id(layer.values) for layer in check._layers}
+        if any(id(value) in own for group in optimizer.param_groups for value in group["params"]):
             check.finished()

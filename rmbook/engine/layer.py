@@ -6,20 +6,23 @@ the gradient of the values by a sampled product. No dense copy of W and no dense
 """
 
 from functools import partial
-from types import MethodType
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rmbook.engine import sharded
 from rmbook.engine.backends import choose_backend
+from rmbook.engine.dequantise import weight_shape
+from rmbook.engine.maskable import change_class, check_maskable, check_same
 from rmbook.engine.reference import masked_linear_reference
-from rmbook.engine.tap import Tap, compact_columns, merge
+from rmbook.engine.shards import is_sharded, read_entries, whole, working_device, write_entries
+from rmbook.engine.tap import Tap, compact_columns, merge, overwrite
 from rmbook.masks.sample import Mask
 
 OWN_ATTRIBUTES = (
     *("values", "mask", "row_starts", "columns", "touched", "original", "merged", "merged_into"),
-    *("wanted_backend", "backend", "backend_reason", "scale", "writes", "up_to_date"),
+    *("wanted_backend", "backend", "backend_reason", "scale", "writes", "up_to_date", "average"),
 )
 
 
@@ -44,10 +47,14 @@ class MaskedLinear(nn.Linear):
         dense_form: whether forward is `masked_linear_reference` (slow, differentiable any number of times).
         writes: how often `weight` was, or on a GPU may have been, written.
         up_to_date: ids of values that need no merge in this forward pass; `rmbook.engine.merge` fills and empties it.
+        resident: whether `weight` holds W + S between calls; else it holds W, and each call merges into a copy of it.
+        sharded: whether FSDP2 has the weight, on the devices of `mesh`; see `rmbook.engine.sharded`.
     """
 
     values: nn.Parameter
-    dense_form = False
+    is_masked = True
+    dense_form, resident, sharded, average, mesh = False, True, False, None, None
+    plain_class = nn.Linear  # what detach and bake turn the layer back into
 
     @classmethod
     def attach(cls, linear: nn.Linear, mask: Mask, backend: str = "auto", scale: float = 1.0) -> "MaskedLinear":
@@ -55,23 +62,35 @@ class MaskedLinear(nn.Linear):
 
         Raises:
             ValueError, ImportError: the backend does not work here; see `rmbook.engine.backends.choose_backend`.
-            TypeError: if it is not exactly an `nn.Linear`, which covers quantised layers, or is masked already.
-            ValueError: if its weight is on the meta device, of an unsupported dtype or layout, or the mask has
-                another shape.
+            TypeError: if it is not exactly an `nn.Linear`, or is masked already.
+            ValueError: if its weight is on the meta device, offloaded, of an unsupported dtype or layout, or the mask
+                has another shape.
         """
         check_maskable(linear)
-        if tuple(linear.weight.shape) != mask.shape:
-            raise ValueError(f"the mask has shape {mask.shape}, the weight {tuple(linear.weight.shape)}.")
-        chosen = choose_backend(backend, linear.weight)
-        weight = linear.weight.requires_grad_(False)
-        _change_class(linear, cls)
+        if weight_shape(linear) != mask.shape:
+            raise ValueError(f"the mask has shape {mask.shape}, the weight {weight_shape(linear)}.")
+        weight, device = linear.weight.requires_grad_(False), working_device(linear.weight)
+        chosen = choose_backend(backend, weight)
+        values = nn.Parameter(torch.zeros(mask.nnz, dtype=_values_dtype(weight), device=device))
+        change_class(linear, cls)
         linear.wanted_backend, (linear.backend, linear.backend_reason) = backend, chosen
-        linear.scale = scale
-        linear.writes, linear.up_to_date = 0, frozenset()
-        linear._set_mask(mask.to(weight.device))
-        linear.values = nn.Parameter(torch.zeros(mask.nnz, dtype=_values_dtype(weight), device=weight.device))
+        linear.scale, linear.values = scale, values
+        linear.writes, linear.up_to_date, linear.average = 0, frozenset(), None
+        linear._set_mask(mask.to(device))
         linear._save_original()
+        if is_sharded(weight):
+            sharded.begin(linear)
         return linear
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "weight" and not self.sharded and is_sharded(value):  # fully_shard does it so
+            sharded.begin(self)
+
+    def check_removable(self, keep: bool) -> None:
+        """Raise RuntimeError if the layer cannot be turned back into a plain one, whose weight keeps W + S or not."""
+        if is_sharded(self.values) or type(self).__name__.startswith("FSDP"):
+            raise RuntimeError("FSDP holds the values or the layer: save the adapter, and load it in one process.")
 
     def detach(self) -> nn.Linear:
         """Turn the module back into a plain `nn.Linear` with the original weight, bit for bit."""
@@ -81,6 +100,8 @@ class MaskedLinear(nn.Linear):
     def bake(self) -> nn.Linear:
         """Turn the module back into a plain `nn.Linear` whose weight keeps W + S."""
         self.refresh()
+        if self.sharded:
+            sharded.write_sum(self, self.weight)
         return self._forget()
 
     def refresh(self) -> None:
@@ -98,6 +119,8 @@ class MaskedLinear(nn.Linear):
 
     @torch.no_grad()
     def _merge(self, delta: torch.Tensor) -> None:
+        if not self.resident:
+            return
         self.check_weight()
         state = self.weight, self.merged, delta, self.original, self.mask.positions
         if torch.compiler.is_compiling():
@@ -116,16 +139,8 @@ class MaskedLinear(nn.Linear):
         Raises:
             RuntimeError: it was replaced or sharded.
         """
-        # FSDP shards the weight, and hands the layer a rebuilt copy at each forward, in which a merge would be lost.
-        weight, (ours,) = self.weight, self.merged_into
-        if weight is ours or torch.compiler.is_compiling():
-            return
-        if type(weight.data) is not torch.Tensor or weight.data_ptr() != ours.data_ptr():
-            raise RuntimeError(
-                f"the weight of this masked layer was replaced by another {type(weight.data).__name__}, but W + S "
-                "lives in the memory of the weight that was masked. FSDP does that when it shards: use "
-                "DistributedDataParallel instead. If you replaced it yourself, remove the mask first."
-            )
+        if not torch.compiler.is_compiling():
+            check_same(self.weight, *self.merged_into)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y = x (W + S)^T + b; (..., in) to (..., out)."""
@@ -134,7 +149,10 @@ class MaskedLinear(nn.Linear):
         if self.dense_form:
             return masked_linear_reference(input, weight, bias, self.mask, delta)
         compiling = torch.compiler.is_compiling()
-        if compiling or id(values) not in self.up_to_date:
+        if self.sharded:
+            merge_again = partial(sharded.write_gathered, self, weight)
+            merge_again(delta)
+        elif compiling or id(values) not in self.up_to_date:
             self._merge(delta)
         else:
             self.check_weight()
@@ -143,8 +161,8 @@ class MaskedLinear(nn.Linear):
             return output
         if self.touched is not None:
             input = input.index_select(-1, self.touched)  # all that the backward pass needs
-        # A compiled graph keeps its own W + S.
-        merge_again = None if compiling else partial(self._merge_again, self.writes)
+        if not self.sharded:  # a compiled graph keeps its own W + S
+            merge_again = None if compiling else partial(self._merge_again, self.writes)
         return Tap.apply(output, delta, input.detach(), self.row_starts, self.columns, self.backend, merge_again)
 
     def train(self, mode: bool = True) -> "MaskedLinear":
@@ -158,8 +176,19 @@ class MaskedLinear(nn.Linear):
         """Shape (out, in) of the product that is sampled for the values' gradient; `in` counts kept columns."""
         return self.mask.shape[0], self.mask.shape[1] if self.touched is None else self.touched.numel()
 
+    @property
+    def operand_dtype(self) -> torch.dtype:
+        """Dtype in which the layer computes, as far as it is known before it is called."""
+        return self.weight.dtype if self.weight.dtype.is_floating_point else self.values.dtype
+
     def set_dense_form(self, dense_form: bool) -> None:
-        """Switch between the fast layer and the reference form, in which `weight` holds W instead of W + S."""
+        """Switch between the fast layer and the reference form, in which `weight` holds W instead of W + S.
+
+        Raises:
+            RuntimeError: the weight is sharded.
+        """
+        if self.sharded:
+            raise RuntimeError("the dense form of a sharded layer is not supported: load its adapter in one process.")
         if dense_form:
             self._restore()
         self.dense_form = dense_form
@@ -177,22 +206,26 @@ class MaskedLinear(nn.Linear):
 
     @torch.no_grad()
     def _save_original(self) -> None:
-        self.original = self.weight.view(-1).index_select(0, self.mask.positions)
-        self.merged = torch.zeros_like(self.values)  # W + 0 is what the weight holds now
+        if not self.weight.is_meta:
+            self.original = read_entries(self.weight, self.mask)
         self.writes += 1
-        self.merged_into = (self.weight,)  # in a tuple, so that nn.Module does not register it a second time
+        if self.resident:
+            self.merged = torch.zeros_like(self.values)  # W + 0 is what the weight holds now
+            self.merged_into = (self.weight,)  # in a tuple, so that nn.Module does not register it a second time
 
     @torch.no_grad()
     def _restore(self) -> None:
-        self.weight.view(-1).index_copy_(0, self.mask.positions.long(), self.original)
-        self.merged.zero_()
-        self.writes += 1
+        if self.resident:
+            self.weight.view(-1).index_copy_(0, self.mask.positions.long(), self.original)
+            self.merged.zero_()
+            self.writes += 1
 
     def _forget(self) -> nn.Linear:
         for name in OWN_ATTRIBUTES:
             delattr(self, name)
-        self.__dict__.pop("dense_form", None)
-        _change_class(self, nn.Linear)
+        for name in ("dense_form", "resident", "sharded", "mesh"):
+            self.__dict__.pop(name, None)
+        change_class(self, self.plain_class)
         return self
 
     def _apply(self, fn, recurse=True):
@@ -200,11 +233,15 @@ class MaskedLinear(nn.Linear):
         self._restore()
         values = self._parameters.pop("values")
         super()._apply(fn, recurse)
+        to = partial(torch.Tensor.to, device=working_device(self.weight), dtype=_values_dtype(self.weight))
+        if self.weight.is_meta:  # accelerate does so before it shards, and loads the state afterwards
+            self._parameters["values"] = nn.Parameter(to(values.data), values.requires_grad)
+            return self
         for tensor in (values,) if values.grad is None else (values, values.grad):
-            tensor.data = tensor.data.to(self.weight.device, _values_dtype(self.weight))
+            tensor.data = fn(tensor.data) if is_sharded(tensor) else to(tensor.data)
         self._parameters["values"] = values
         self.backend, self.backend_reason = choose_backend(self.wanted_backend, self.weight)
-        self._set_mask(self.mask.to(self.weight.device))
+        self._set_mask(self.mask.to(values.device))
         self._save_original()
         return self
 
@@ -213,9 +250,13 @@ class MaskedLinear(nn.Linear):
     @torch.no_grad()
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.dense_form or not torch.equal(self.delta, self.merged):  # saving changes nothing: merge into a copy
+        if self.weight.is_meta:
+            return
+        if self.sharded:
+            destination[prefix + "weight"] = sharded.write_sum(self, self.weight.detach().clone())
+        elif self.dense_form or not torch.equal(self.delta, self.merged):  # saving changes nothing: merge into a copy
             weight = destination[prefix + "weight"] = self.weight.detach().clone()
-            merge(weight, torch.full_like(self.merged, torch.nan), self.delta, self.original, self.mask.positions)
+            overwrite(weight, self.delta, self.original, self.mask.positions)
         destination[prefix + "original"] = self.original
 
     @torch.no_grad()
@@ -226,40 +267,9 @@ class MaskedLinear(nn.Linear):
             original = None
         self._restore()
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if original is not None:
+        if original is not None and self.sharded:
+            write_entries(self.weight, self.mask, whole(original).to(self.mask.positions.device))
+        elif original is not None:
             original = original.to(self.weight.device, self.weight.dtype)
             self.weight.view(-1).index_copy_(0, self.mask.positions.long(), original)
         self._save_original()
-
-
-def _change_class(linear: nn.Linear, cls: type[nn.Linear]) -> None:
-    # accelerate's hooks (a device_map) keep the method `forward` of the class in the instance: it follows.
-    for name in ("forward", "_old_forward"):
-        if getattr(linear.__dict__.get(name), "__func__", None) is type(linear).forward:
-            linear.__dict__[name] = MethodType(cls.forward, linear)
-    linear.__class__ = cls
-
-
-def check_maskable(linear: nn.Module) -> None:
-    """Raise if `linear` cannot be turned into a masked layer; see `MaskedLinear.attach`."""
-    if isinstance(linear, MaskedLinear):
-        raise TypeError("the layer is masked already; remove the first mask (RandomMask.remove) before adding another.")
-    if type(linear) is not nn.Linear:
-        raise TypeError(
-            f"expected a plain torch.nn.Linear, got {type(linear).__module__}.{type(linear).__qualname__}; quantised, "
-            "embedding, convolution and other layers are not supported: name targets that are linear layers."
-        )
-    inner = linear.__dict__.get("_old_forward", linear.__dict__.get("forward"))
-    if "forward" in linear.__dict__ and getattr(inner, "__func__", None) is not nn.Linear.forward:
-        raise TypeError(
-            "its forward was replaced on this one instance, so the masked layer would never run; restore it first."
-        )
-    weight = linear.weight
-    if weight.is_meta:
-        raise ValueError("its weight is on the meta device and holds no numbers; load the weights before masking.")
-    if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"its weight has dtype {weight.dtype}; float32, bfloat16, float16 or float64 is needed.")
-    if type(weight.data) is not torch.Tensor or weight.layout is not torch.strided or not weight.is_contiguous():
-        raise ValueError(
-            "its weight is not a plain contiguous tensor (quantised, sharded or sparse); it is unsupported."
-        )

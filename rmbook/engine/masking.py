@@ -11,10 +11,14 @@ from torch import nn
 from rmbook.checks import check_density, check_seed
 from rmbook.engine.backends import choose_backend, explain_way
 from rmbook.engine.buffers import BufferSnapshot
+from rmbook.engine.dequantise import count_parameters, weight_shape
 from rmbook.engine.gradient_check import REACTIONS, GradientCheck
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.merge import Refresh
-from rmbook.engine.targets import TargetError, check_targets, find_targets, named_layers, plain_names
+from rmbook.engine.quantised import masked_class
+from rmbook.engine.sharded import GradientAverage, reshard
+from rmbook.engine.shards import whole
+from rmbook.engine.targets import TargetError, check_targets, find_targets, named_layers, plain_key, plain_names
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask, ratio_to_density
 
@@ -65,14 +69,14 @@ def apply_random_mask(
         )
     layers = find_targets(model, targets)
     check_targets(model, layers)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    held = sum(layer.weight.numel() for layer in layers.values())
+    shapes = {name: weight_shape(layer) for name, layer in layers.items()}
+    total, held = count_parameters(model), sum(map(math.prod, shapes.values()))
     density = check_density(density) if ratio is None else ratio_to_density(ratio, total, held)
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     recipe = MaskRecipe(names, density, check_seed(seed), structure)
     if scale == "inverse_density":
         scale = 1 / density if density else 1.0
-    masks = recipe.draw({name: tuple(layer.weight.shape) for name, layer in layers.items()})
+    masks = recipe.draw(shapes)
     return apply_masks(model, masks, recipe, backend, scale, unused)
 
 
@@ -110,15 +114,13 @@ def apply_masks(
     layers = {name: modules[name] for name in masks}
     check_targets(model, layers)
     for name, mask in masks.items():
-        if tuple(layers[name].weight.shape) != mask.shape:
-            raise ValueError(
-                f"the mask of {name!r} has shape {mask.shape}, its weight {tuple(layers[name].weight.shape)}."
-            )
+        if (shape := weight_shape(layers[name])) != mask.shape:
+            raise ValueError(f"the mask of {name!r} has shape {mask.shape}, its weight {shape}.")
         choose_backend(backend, layers[name].weight)
     # All that can fail has been done before the first change: nothing leaves a half-masked model.
-    were_trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    were_trainable = [plain_key(name, plain) for name, parameter in model.named_parameters() if parameter.requires_grad]
     model.requires_grad_(False)
-    masked = {name: MaskedLinear.attach(layer, masks[name], backend, float(scale)) for name, layer in layers.items()}
+    masked = {n: masked_class(layer).attach(layer, masks[n], backend, float(scale)) for n, layer in layers.items()}
     return RandomMask(model, masked, recipe, were_trainable, unused)
 
 
@@ -142,9 +144,12 @@ class RandomMask:
         self.targets: tuple[str, ...] = recipe.targets if recipe else tuple(layers)
         self.density: float | None = recipe.density if recipe else None
         self.seed: int | None = recipe.seed if recipe else None
-        self._were_trainable: list[nn.Parameter] = were_trainable
+        self._were_trainable: list[str] = were_trainable  # names, as parameters would keep unsharded weights alive
         self.buffers = BufferSnapshot(model)
         self._refresh = Refresh(model, layers.values(), GradientCheck(layers, unused))
+        average = GradientAverage(model, list(layers.values()))
+        for layer in layers.values():
+            layer.average = average
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the values of each layer, (nnz,), with their names."""
@@ -163,7 +168,7 @@ class RandomMask:
     @property
     def total(self) -> int:
         """Number of parameters of the base model, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters()) - self.trainable
+        return count_parameters(self.model) - self.trainable
 
     @property
     def ratio(self) -> float:
@@ -192,7 +197,7 @@ class RandomMask:
                 "backend": layer.backend,
                 "because": layer.backend_reason,
                 "way": explain_way(
-                    layer.backend, layer.product_shape, layer.mask.nnz, layer.weight.dtype, layer.weight.device
+                    layer.backend, layer.product_shape, layer.mask.nnz, layer.operand_dtype, layer.values.device
                 ),
             }
             for name, layer in self.layers.items()
@@ -202,7 +207,7 @@ class RandomMask:
     @torch.no_grad()
     def distance(self) -> float:
         """Return the distance from the pretrained weights: the Frobenius norm of S over all layers."""
-        return sum(float(layer.delta.double().square().sum()) for layer in self.layers.values()) ** 0.5
+        return sum(float(whole(layer.delta).double().square().sum()) for layer in self.layers.values()) ** 0.5
 
     @contextlib.contextmanager
     def dense_form(self) -> Iterator[None]:
@@ -224,19 +229,25 @@ class RandomMask:
         That is its weights, `requires_grad`, and the buffers that training changed, such as a batch norm's running
         statistics (those of more than a million elements stay as they are).
         """
-        model = self._end(MaskedLinear.detach)
+        model = self._end(keep=False)
         self.buffers.restore()
         return model
 
     def merge(self) -> nn.Module:
         """Keep the result: plain linear layers again whose weights hold W + S, and buffers as training left them."""
-        return self._end(MaskedLinear.bake)
+        return self._end(keep=True)
 
-    def _end(self, how) -> nn.Module:
+    def _end(self, keep: bool) -> nn.Module:
+        for layer in self.layers.values():
+            layer.check_removable(keep)
+        if any(layer.sharded for layer in self.layers.values()):
+            reshard(self.model)
         self._refresh.remove()
         for layer in self.layers.values():
-            how(layer)
-        for parameter in self._were_trainable:
-            parameter.requires_grad_(True)
+            layer.bake() if keep else layer.detach()
+        names = plain_names(self.model)
+        for name, parameter in self.model.named_parameters():
+            if plain_key(name, names) in self._were_trainable:
+                parameter.requires_grad_(True)
         self.layers = {}
         return self.model

@@ -68,7 +68,8 @@ class Refresh:
 
     def _arrange(self) -> None:
         """Sort the layers into those of one launch, by dtypes and device, and those that merge one by one."""
-        layers = [layer for layer in self._layers if isinstance(layer, MaskedLinear) and not layer.dense_form]
+        layers = [layer for layer in self._layers if isinstance(layer, MaskedLinear)]
+        layers = [layer for layer in layers if layer.resident and not layer.dense_form]
         self._ids = [id(layer.values) for layer in layers]
         self._one_by_one, self._scaled, groups = [], [], {}
         for layer in layers:

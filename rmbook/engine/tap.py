@@ -38,20 +38,13 @@ class Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         """Pass the gradient (..., out) on, and give `values` (nnz,) theirs."""
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                "a MaskedLinear layer cannot be differentiated twice (create_graph=True): its fast path would lose "
-                "terms of the Hessian. Run the forward pass inside RandomMask.dense_form() for curvature."
-            )
+        refuse_second_derivative()
         values, input, row_starts, columns = ctx.saved_tensors
         if ctx.merge_again is not None:
             ctx.merge_again(values)
         grad_values = None
         if ctx.needs_input_grad[1]:
-            # The registered operation costs 0.1 ms a call: only a compiled graph needs it.
-            compiling = torch.compiler.is_compiling()
-            compute = torch.ops.rmbook.sampled_product if compiling else _sampled_product
-            grad_values = compute(
+            grad_values = compute_product(
                 grad_output.reshape(-1, grad_output.shape[-1]),
                 input.reshape(-1, input.shape[-1]),
                 row_starts,
@@ -72,6 +65,21 @@ def compact_columns(mask: Mask) -> tuple[torch.Tensor, torch.Tensor | None]:
     if 0 < touched.numel() <= COMPACT_BELOW * mask.shape[1]:
         return compact.to(torch.int32), touched
     return mask.columns, None
+
+
+def refuse_second_derivative() -> None:
+    """Raise RuntimeError in a backward pass that builds a graph of the gradient."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "a MaskedLinear layer cannot be differentiated twice (create_graph=True): its fast path would lose "
+            "terms of the Hessian. Run the forward pass inside RandomMask.dense_form() for curvature."
+        )
+
+
+def compute_product(*operands) -> torch.Tensor:
+    """Compute the sampled product; operands as of `rmbook.engine.product_torch.sampled_product`, and the backend."""
+    # The registered operation costs 0.1 ms a call: only a compiled graph needs it.
+    return (torch.ops.rmbook.sampled_product if torch.compiler.is_compiling() else _sampled_product)(*operands)
 
 
 def _sampled_product(
@@ -116,11 +124,17 @@ def merge(weight, merged, values, original, positions) -> bool:
             return True
     elif _same_bits(values, merged):
         return False
-    # Overwrite from the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
-    new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
-    write_entries(weight, positions, new)
+    overwrite(weight, values, original, positions)
     merged.copy_(values)
     return True
+
+
+@torch.no_grad()
+def overwrite(weight, values, original, positions) -> None:
+    """Make the entries of `weight` at `positions` original + values, in O(nnz)."""
+    # From the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
+    new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
+    write_entries(weight, positions, new)
 
 
 def write_entries(weight: torch.Tensor, positions: torch.Tensor, entries: torch.Tensor) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
-from rmbook.engine.layer import MaskedLinear, check_maskable
+from rmbook.engine.layer import MaskedLinear
+from rmbook.engine.maskable import check_maskable
 from rmbook.errors import closest
 
 WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -55,6 +57,12 @@ def plain_names(model: nn.Module) -> dict[str, str]:
     return plain
 
 
+def plain_key(name: str, names: dict[str, str]) -> str:
+    """Plain name of a parameter, a buffer or an entry of `state_dict`, by the `plain_names` of its model's modules."""
+    owner, _, part = name.rpartition(".")
+    return f"{names.get(owner, owner)}.{part}".removeprefix(".")
+
+
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Modules of a model by their plain names; under the name of a wrapper stands the module that it wraps."""
     names = plain_names(model)
@@ -65,13 +73,21 @@ def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith("." + target)
 
 
+def _memory(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the plain tensor that holds the numbers of one of another class: a shard, or quantised numbers."""
+    while hasattr(tensor, "__tensor_flatten__"):
+        tensor = getattr(tensor, tensor.__tensor_flatten__()[0][0])
+    return tensor
+
+
 def refuse_tied(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     """Raise TargetError if another parameter or buffer shares memory with the weight of one of `layers`."""
     # Memory ranges, not storages: tensors of one memory-mapped checkpoint share a storage without overlapping.
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    spans = [(t.device, t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), n) for n, t in tensors if t.numel()]
+    parts = [(name, _memory(tensor)) for name, tensor in tensors]
+    spans = [(t.device, t.data_ptr(), t.data_ptr() + t.numel() * t.element_size(), n) for n, t in parts if t.numel()]
     for name, layer in layers.items():
-        weight = layer.weight
+        weight = _memory(layer.weight)
         start, end = weight.data_ptr(), weight.data_ptr() + weight.numel() * weight.element_size()
         sharing = [n for device, first, last, n in spans if device == weight.device and first < end and start < last]
         if len(sharing) > 1:
@@ -83,6 +99,11 @@ def refuse_tied(model: nn.Module, layers: dict[str, nn.Module]) -> None:
 
 def check_targets(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     """Raise TargetError unless every one of `layers` of `model` can be masked, and none is."""
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise TargetError(
+            "the model is wrapped in FSDP1 (FullyShardedDataParallel), which is not supported: use FSDP2 (fully_shard; "
+            "in accelerate fsdp_version: 2) or DistributedDataParallel."
+        )
     for name, layer in layers.items():
         try:
             check_maskable(layer)

@@ -166,7 +166,7 @@ def undisturbed(model: nn.Module, twice: bool = False) -> Iterator[None]:
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    masked = [(m, m.merged.clone()) for m in modules if isinstance(m, MaskedLinear) and not m.dense_form]
+    masked = [(m, m.resident and m.merged.clone()) for m in modules if isinstance(m, MaskedLinear) and not m.dense_form]
     try:
         for module, _ in masked if twice else ():
             module.set_dense_form(True)
@@ -180,7 +180,8 @@ def undisturbed(model: nn.Module, twice: bool = False) -> Iterator[None]:
         for layer, merged in masked:
             if twice:
                 layer.set_dense_form(False)
-            layer._merge(merged)  # the same bits in the weight as before
+            if layer.resident:
+                layer._merge(merged)  # the same bits in the weight as before
 
 
 class _Call(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from rmbook.engine.masking import RandomMask
+from rmbook.engine.shards import spread, whole
 from rmbook.methods.adalora import AdaLora
 from rmbook.methods.settings import MethodError
 
@@ -67,7 +68,7 @@ class AppliedMethod:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies on the CPU of all that training changes, by name: for the best epoch, for files, to go on later."""
-        state = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.named_parameters()}
+        state = {name: whole(p.detach()).to("cpu", copy=True) for name, p in self.named_parameters()}
         return state | ({f"adalora:{n}": t for n, t in self.budget.state().items()} if self.budget else {})
 
     @torch.no_grad()
@@ -87,7 +88,7 @@ class AppliedMethod:
                 f"{', '.join(wrong[:3])}{' and others' if len(wrong) > 3 else ''}; give the same settings and model."
             )
         for name, parameter in own.items():
-            parameter.copy_(values[name])
+            parameter.copy_(spread(values[name], parameter))
         if self.budget:
             self.budget.load_state(extra)
 

@@ -21,7 +21,7 @@ from rmbook.runs.config import MASKS, RunConfig
 from rmbook.tasks.catalog import find_task
 from rmbook.tasks.splits import Splits, sample_splits
 from rmbook.tasks.task import Task
-from rmbook.training.accelerator import new_accelerator
+from rmbook.training.accelerator import new_accelerator, shards_base
 from rmbook.training.objectives import Objective
 
 
@@ -72,7 +72,10 @@ def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedR
     examples = [task.load_examples(split, config.data_dir) for split in ("train", "validation")]
     splits = sample_splits(*examples, config.seed, config.train_size, config.dev_size, config.test_size)
     accelerator = new_accelerator(config.mixed_precision)
-    place = {"dtype": getattr(torch, config.dtype), "device": accelerator.device, "revision": config.revision}
+    if shards_base(accelerator) and config.method not in MASKS:
+        raise ConfigError(f"FSDP is supported for {' and '.join(MASKS)}, not for {config.method}: launch without it.")
+    device = "cpu" if shards_base(accelerator) else accelerator.device  # FSDP takes it from there, shard by shard
+    place = {"dtype": getattr(torch, config.dtype), "device": torch.device(device), "revision": config.revision}
     load = functools.partial(bases.take, task.load_model) if bases else task.load_model
     model, tokenizer = load(config.model, **place)
     longest = task.prompt_limit(model, config.max_length)
@@ -123,6 +126,10 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 def score_examples(prepared: PreparedRun, examples: Sequence, progress: bool) -> dict[str, float]:
     """The task's metric over examples, which the processes share."""
     accelerator, task = prepared.accelerator, prepared.task
+    if shards_base(accelerator):  # all processes do all examples together
+        with tqdm(total=len(examples), desc="test", unit="example", leave=False, disable=not progress) as bar:
+            answers = task.predict(prepared.model, prepared.tokenizer, examples, prepared.max_length, bar.update)
+        return task.score(examples, answers)
     own = examples[accelerator.process_index :: accelerator.num_processes]
     with tqdm(total=len(own), desc="test", unit="example", leave=False, disable=not progress) as bar:
         given = (prepared.model, prepared.tokenizer, own, prepared.max_length, bar.update)

@@ -27,6 +27,7 @@ from rmbook.runs.prepare import PreparedRun, prepare_run, score_examples
 from rmbook.runs.result import RunError, read_result
 from rmbook.stamps import peak_memory, stamp
 from rmbook.tasks.catalog import find_task
+from rmbook.training.accelerator import shards_base
 from rmbook.training.checkpoint import Checkpoint, TrainingInterrupted
 from rmbook.training.config import TrainingResult
 from rmbook.training.train import train
@@ -174,9 +175,9 @@ def _run(
             )
         trained = outcome.best_epoch > 0  # else it diverged at once: there is nothing to keep
         test = score_examples(prepared, prepared.splits.test, progress) if trained else None
+    if trained and (accelerator.is_main_process or shards_base(accelerator)):
+        save_trained(prepared.method, folder / "adapter.safetensors", prepared.fingerprint)
     if accelerator.is_main_process:
-        if trained:
-            save_trained(prepared.method, folder / "adapter.safetensors", prepared.fingerprint)
         write_json(folder / "result.json", _result(prepared, outcome, test, metrics))
         checkpoint.path.unlink(missing_ok=True)
     accelerator.wait_for_everyone()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from rmbook.engine.shards import spread
 from rmbook.errors import RmbookError
 from rmbook.files import UnreadableFileError, digest_tensors, read_safetensors, write_safetensors
 from rmbook.json_files import count
@@ -123,8 +124,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Put back what `optimizer_tensors` took."""
-    state = {}
+    state, trained = {}, [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         number, _, name = key.partition(":")
-        state.setdefault(int(number), {})[name] = tensor
+        state.setdefault(int(number), {})[name] = spread(tensor, trained[int(number)]) if tensor.dim() else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

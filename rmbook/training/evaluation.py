@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from rmbook.training.accelerator import shards_base
 from rmbook.training.objectives import Classification, Objective
 
 
@@ -39,13 +40,14 @@ def evaluate(
     objective = objective or Classification()
     examples = sorted((data[index] for index in range(len(data))), key=objective.length)
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
-    if accelerator:
+    shared = accelerator is not None and not shards_base(accelerator)  # of a sharded model, all do all of them together
+    if shared:
         batches = batches[accelerator.process_index :: accelerator.num_processes]
     sums = torch.zeros(2, dtype=torch.float64)
     for batch in objective.ahead(batches):
         loss, right = objective.evaluate(model, batch)
         sums += torch.tensor([loss.item(), math.nan if right is None else right], dtype=torch.float64)
-    if accelerator and accelerator.num_processes > 1:
+    if shared and accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), "sum")
     loss, right = sums.tolist()
     return loss / objective.weight(examples), right / len(examples)

@@ -11,10 +11,12 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from rmbook.engine.shards import whole
 from rmbook.json_files import check_fields
 from rmbook.methods.applied_method import AppliedMethod
 from rmbook.methods.settings import MethodError
 from rmbook.stamps import peak_memory
+from rmbook.training.accelerator import shards_base
 from rmbook.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -43,12 +45,12 @@ class TrainingLoop:
         self.method, self.objective, self.config, self.accelerator = method, objective, config, accelerator
         self.checkpoint, self.state = checkpoint, TrainingState()
         self.log = log if log and accelerator.is_main_process else lambda row: None
-        self.trained = list(method.parameters())
         fused = accelerator.device.type in ("cpu", "cuda")  # several times faster than the loop over tensors
         optimizer = torch.optim.AdamW(
-            self.trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+            list(method.parameters()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
         self.model, self.optimizer = accelerator.prepare(method.model, optimizer)
+        self.trained = list(method.parameters())  # FSDP makes others of them
         self.best = self._weights()
         self.stop, self.due, self.speed, self.last_step = False, False, 0.0, 0
 
@@ -114,11 +116,15 @@ class TrainingLoop:
         size = self.config.micro_batch_size or max(1, len(share))
         # Without a share of a small last batch, a process still has to take part in summing the gradients.
         parts = [share[start : start + size] for start in range(0, len(share), size)] or [examples[:1]]
+        if shards_base(self.accelerator):  # whose processes have to call the model equally often
+            most = -(-len(examples) // processes)
+            size = self.config.micro_batch_size or most
+            parts += [examples[:1]] * (-(-most // size) - len(parts))
         weight, loss = self.objective.weight(examples), 0.0
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                summed = self.objective.loss(self.model, part) * (len(share) > 0) / weight
+                summed = self.objective.loss(self.model, part) * ((number - 1) * size < len(share)) / weight
                 # Gradients are averaged over the processes, where the sum of their shares is wanted.
                 self.accelerator.backward(summed * processes + (self.method.penalty() if last else 0.0))
             loss += summed.detach()
@@ -127,7 +133,7 @@ class TrainingLoop:
         loss, *flags = self.accelerator.reduce(
             torch.stack([loss, *map(loss.new_tensor, self._flags())]), "sum"
         ).tolist()
-        norm, self.stop, self.due = norm.item(), flags[0] > 0, flags[1] > 0
+        norm, self.stop, self.due = whole(norm).item(), flags[0] > 0, flags[1] > 0
         # A gradient scaler (fp16) finds its scale by infinite gradients, and skips those steps.
         if not math.isfinite(loss) or not (math.isfinite(norm) or self.accelerator.scaler):
             return False
@@ -183,7 +189,7 @@ class TrainingLoop:
         groups = {
             "now": self._weights(),
             "best": self.best,
-            "optimizer": optimizer_tensors(self.optimizer),
+            "optimizer": {name: whole(tensor) for name, tensor in optimizer_tensors(self.optimizer).items()},
             "random": {n: gather(state[None].to(self.accelerator.device)) for n, state in random.items()},
         }
         tensors = {f"{group}/{name}": tensor for group, entries in groups.items() for name, tensor in entries.items()}

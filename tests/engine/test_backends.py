@@ -1,19 +1,17 @@
 """Backends: equal results, a choice that explains itself, and refusals that change nothing."""
 
 import contextlib
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
 import transformers
+from accelerate import cpu_offload, dispatch_model
 from conftest import TwoLayers, state_bytes
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from rmbook import MaskedLinear, apply_random_mask, sample_mask
 from rmbook.engine import backends, product_torch
 from rmbook.engine.backends import BACKENDS, choose_backend
+from rmbook.engine.targets import TargetError
 from rmbook.masks.recipe import STRUCTURES
 
 
@@ -97,21 +95,6 @@ def test_every_backend_is_known_to_the_chooser():
     assert backends.product("torch", "cpu") is product_torch.sampled_product
 
 
-def test_fsdp_is_refused_before_it_silently_drops_the_merge():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    dist.init_process_group("gloo", init_method=address, rank=0, world_size=1)
-    try:
-        model = TwoLayers()
-        apply_random_mask(model, ["first"], density=0.1)
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(RuntimeError, match="DistributedDataParallel"):
-            model(torch.randn(2, 24))
-    finally:
-        dist.destroy_process_group()
-
-
 def test_a_weight_that_is_replaced_is_refused_and_one_that_is_loaded_is_not():
     model = TwoLayers()
     masking = apply_random_mask(model, ["first"], density=0.1)
@@ -122,6 +105,35 @@ def test_a_weight_that_is_replaced_is_refused_and_one_that_is_loaded_is_not():
     with pytest.raises(RuntimeError, match="replaced by another"):
         model(torch.randn(2, 24))
     assert masking.trainable
+
+
+def test_an_offloaded_weight_is_refused_by_name():
+    model = TwoLayers()
+    cpu_offload(model, execution_device="cpu")  # as device_map="auto" does with what does not fit
+    with pytest.raises(TargetError, match="offloads"):
+        apply_random_mask(model, ["first"], density=0.1)
+    model = TwoLayers()
+    apply_random_mask(model, ["first"], density=0.1)
+    cpu_offload(model, execution_device="cpu")
+    with pytest.raises(RuntimeError, match="offloading"):
+        model(torch.randn(2, 24))
+
+
+def test_a_dispatched_model_that_stays_on_its_devices_trains_as_a_plain_one():
+    losses = []
+    for dispatch in (False, True):
+        model = TwoLayers()
+        if dispatch:
+            model = dispatch_model(model, {"": "cpu"}, force_hooks=True)
+        masking = apply_random_mask(model, ["first", "second"], density=0.1)
+        for _ in range(2):
+            loss = model(torch.ones(2, 24)).square().mean()
+            loss.backward()
+            with torch.no_grad():
+                for values in masking.parameters():
+                    values -= values.grad
+        losses.append(loss.item())
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("sample", [False, True])

@@ -1,0 +1,133 @@
+"""One linear layer on a quantised base, in the processor time of one thread: masks beside peft's LoRA and SHiRA.
+
+    python benchmarks/quantised.py [--kinds nf4 int8 torchao] [--width 2048] [--tokens 512] [--rounds 20] [--write]
+
+A step is a forward pass and a backward pass with the gradient of the input. All methods take turns; a figure is the
+median over rounds of the ratio to LoRA of rank 8 on the same base in the same round. `kept_bytes` are what a
+forward pass keeps for its backward pass, beside the quantised base. Needs bitsandbytes (nf4, int8) or torchao.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import peft
+import torch
+from torch import nn
+
+from rmbook import sample_mask
+from rmbook.engine.dequantise import dequantise
+from rmbook.engine.quantised import QuantisedLinear
+from rmbook.files import write_json
+from rmbook.stamps import stamp
+
+RECORD = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "quantised_cpu.json"
+DENSITIES = (1e-2, 1e-3, 1e-4)
+
+
+def make_base(kind: str, width: int) -> nn.Module:
+    """A quantised layer with random weights; the same ones each time."""
+    torch.manual_seed(0)
+    linear = nn.Linear(width, width)
+    if kind == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        holder = nn.Sequential(linear)
+        quantize_(holder, Int8WeightOnlyConfig())
+        return holder[0].requires_grad_(False)
+    import bitsandbytes
+
+    if kind == "int8":
+        layer = bitsandbytes.nn.Linear8bitLt(width, width, has_fp16_weights=False)
+    else:
+        layer = bitsandbytes.nn.Linear4bit(width, width, compute_dtype=torch.float32, quant_type=kind)
+    layer.load_state_dict(linear.state_dict())
+    return layer.to("cpu").requires_grad_(False)
+
+
+def make_methods(kind: str, width: int) -> dict[str, nn.Module]:
+    """Layers by name; all on equal bases."""
+    layers = {"base alone": make_base(kind, width)}
+    for density in DENSITIES:
+        mask = sample_mask((width, width), density, 0, "w")
+        layers[f"mask {density:g}"] = QuantisedLinear.attach(make_base(kind, width), mask)
+        nn.init.normal_(layers[f"mask {density:g}"].values, std=0.01)
+    configs = {"LoRA r8": peft.LoraConfig(r=8, target_modules=["0"])}
+    if kind != "torchao":  # which peft refuses
+        configs["SHiRA r1"] = peft.ShiraConfig(r=1, target_modules=["0"])
+    for name, config in configs.items():
+        layers[name] = peft.get_peft_model(nn.Sequential(make_base(kind, width)), config).base_model.model[0]
+    return {name: layer.train() for name, layer in layers.items()}
+
+
+def kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
+    """Bytes that a forward pass keeps for its backward pass, without parameters and what they share memory with."""
+    known = {p.untyped_storage().data_ptr() for p in layer.parameters()} | {x.untyped_storage().data_ptr()}
+    found = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = layer(x)
+        return sum(found.values()) + 0 * output.numel()
+
+
+def measure(kind: str, width: int, tokens: int, rounds: int) -> dict[str, dict]:
+    """Step times and memory of all methods on one kind of base."""
+    layers = make_methods(kind, width)
+    x, gradient = torch.randn(tokens, width, requires_grad=True), torch.randn(tokens, width)
+    one, steps, single = torch.randn(1, width), {n: [] for n in layers}, {n: [] for n in layers}
+    for number in range(rounds + 1):  # the first round warms up
+        for name, layer in layers.items():
+            x.grad = None
+            layer.zero_grad()
+            start = time.process_time()
+            layer(x).backward(gradient)
+            middle = time.process_time()
+            with torch.no_grad():
+                layer(one)
+            if number:
+                steps[name].append(middle - start)
+                single[name].append(time.process_time() - middle)
+    rows = {}
+    for name, layer in layers.items():
+        relative = [own / limit for own, limit in zip(steps[name], steps["LoRA r8"], strict=True)]
+        rows[name] = {
+            "milliseconds": 1e3 * statistics.median(steps[name]),
+            "least_milliseconds": 1e3 * min(steps[name]),
+            "to_lora": statistics.median(relative),
+            "one_token_milliseconds": 1e3 * statistics.median(single[name]),
+            "trained": sum(p.numel() for p in layer.parameters() if p.requires_grad),
+            "kept_bytes": kept_bytes(layer, x),
+        }
+        print(f"{kind:8} {name:12} " + "  ".join(f"{k} {v:,.4g}" for k, v in rows[name].items()), flush=True)
+    start = time.process_time()
+    dequantise(layers["base alone"], torch.float32)
+    print(f"{kind:8} dequantise   {1e3 * (time.process_time() - start):.1f} ms")
+    return rows
+
+
+def main() -> None:
+    """Measure, print, and with --write store."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", default=["nf4", "int8"])
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    sizes = {"width": given.width, "tokens": given.tokens, "rounds": given.rounds}
+    rows = {kind: measure(kind, **sizes) for kind in given.kinds}
+    if given.write:
+        command = f"python benchmarks/quantised.py --kinds {' '.join(given.kinds)} --rounds {given.rounds} --write"
+        write_json(RECORD, sizes | {"kinds": rows, "stamp": stamp(command)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Masked layers on a base that FSDP2 shards: torch's `fully_shard`, and accelerate's FSDP with version 2.
+
+Each process keeps a shard of W, and FSDP gathers the whole of it for a forward or a backward pass. The layer writes
+W + S into what was gathered, in its forward pass and again before its backward pass: shards hold W, always. The values
+belong to one of two owners:
+
+- FSDP, where it is given the masked model as it is (accelerate, `transformers.Trainer`): it shards them like any
+  parameter, and reduces their gradient.
+- nobody, where they are in its `ignored_params` or the mask came after `fully_shard`: every process holds all of
+  them, in full precision, and one all-reduce at the end of the backward pass averages their gradients.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from rmbook.engine.backends import choose_backend
+from rmbook.engine.shards import check_placements, is_sharded, whole, working_device, write_entries
+from rmbook.engine.tap import overwrite
+
+
+@torch.no_grad()
+def begin(layer: Any) -> None:
+    """Make a masked layer one of a sharded weight, which it has just been given."""
+    weight, device = layer.weight, working_device(layer.weight)
+    if not isinstance(layer.original, torch.Tensor):
+        raise TypeError("FSDP cannot shard a quantised layer that is masked: keep it out by ignored_params.")
+    check_placements(weight)
+    layer.sharded, layer.resident, layer.mesh = True, False, weight.device_mesh
+    layer.merged = layer.merged_into = None  # which would keep the whole weight alive
+    layer._set_mask(layer.mask.to(device))
+    layer.original = layer.original.to(device)
+    if not weight.is_meta:
+        write_entries(weight, layer.mask, layer.original)  # shards hold W
+    if not (is_sharded(layer.values) or layer.values.is_meta):
+        layer.values.data = layer.values.data.to(device)
+    if layer.mask.nnz == 0:
+        layer.values.requires_grad_(False)  # FSDP cannot reduce an empty gradient
+    layer.backend, layer.backend_reason = choose_backend(layer.wanted_backend, weight)
+    layer.average = layer.average or GradientAverage(None, [layer])  # None: of a copy, or masked on its own
+    if layer.mask.nnz and not is_sharded(layer.values):  # if FSDP takes them, none comes here
+        layer.values.register_post_accumulate_grad_hook(lambda _: layer.average.arrived())
+
+
+def write_gathered(layer: Any, weight: torch.Tensor, delta: torch.Tensor) -> None:
+    """Make the gathered weight of a layer W + S; raises RuntimeError if it is not gathered."""
+    if is_sharded(weight) or weight.untyped_storage().size() == 0:
+        raise RuntimeError(
+            "the weight of this masked layer is sharded and not gathered: call it through the module that was "
+            "given to fully_shard, not on its own."
+        )
+    overwrite(weight, delta, layer.original, layer.mask.positions)
+
+
+@torch.no_grad()
+def write_sum(layer: Any, weight: torch.Tensor) -> torch.Tensor:
+    """Make a sharded weight W + S, and return it; a collective if FSDP has the values."""
+    delta = whole(layer.values.detach()).to(layer.original.device) * layer.scale
+    wide = torch.promote_types(layer.original.dtype, delta.dtype)
+    write_entries(weight, layer.mask, (layer.original.to(wide) + delta).to(layer.original.dtype))
+    return weight
+
+
+def reshard(model: nn.Module) -> None:
+    """Drop what FSDP has gathered, which may hold W + S, so that it is gathered again when it is needed."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+@contextlib.contextmanager
+def writing_once(layers: Iterable[Any]) -> Iterator[bool]:
+    """Give True to the process that is to write a file about these layers; all leave when it has done so.
+
+    That is each process where nothing is sharded, and the first one where a layer is.
+    """
+    sharded = any(layer.sharded for layer in layers)
+    try:
+        yield not sharded or dist.get_rank() == 0
+    finally:
+        if sharded:
+            dist.barrier()
+
+
+class GradientAverage:
+    """The average over all processes of the gradients of values that FSDP does not have.
+
+    One all-reduce for all layers at the end of each backward pass. While FSDP does not reduce gradients either
+    (`set_requires_gradient_sync(False)`, accelerate's `no_sync` and `accumulate`), there is none.
+
+    Args:
+        model: FSDP's; None if it is not known: then there is no waiting for FSDP.
+        layers: its masked layers.
+    """
+
+    def __init__(self, model: nn.Module | None, layers: list):
+        self._model, self._layers, self._queued = model, layers, False
+
+    def __deepcopy__(self, memo):
+        return None  # whoever copies one layer does not mean the model
+
+    def __reduce__(self):
+        return type(None), ()
+
+    def arrived(self) -> None:
+        """Take note that one of the values has got its gradient: the backward pass has begun."""
+        if not self._queued and self._wanted():
+            self._queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._average)
+
+    def _wanted(self) -> bool:
+        # FSDP has no public way to ask. Where this way is gone, averages of averages are right, too, and cost more.
+        for module in self._model.modules() if self._model is not None else ():
+            state = getattr(module, "_get_fsdp_state", None)
+            groups = getattr(state and state(), "_fsdp_param_groups", None)
+            if groups or (groups := [getattr(state and state(), "_fsdp_param_group", None)])[0]:
+                return groups[0].reduce_grads
+        return True
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        self._queued = False
+        layers = [layer for layer in self._layers if layer.sharded and layer.mask.nnz and not is_sharded(layer.values)]
+        values = [layer.values for layer in layers]
+        flat = torch.cat([v.new_zeros(v.numel()) if v.grad is None else v.grad for v in values])
+        mesh = layers[0].mesh
+        for number in range(mesh.ndim):
+            dist.all_reduce(flat, group=mesh.get_group(number))
+        flat /= mesh.size()
+        for v, part in zip(values, flat.split([v.numel() for v in values]), strict=True):
+            v.grad = part.to(v.dtype, copy=True)

@@ -1,0 +1,176 @@
+"""Masks on quantised bases, against the dense layer that the quantised numbers stand for."""
+
+import copy
+from importlib.util import find_spec
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import state_bytes
+from torch import nn
+
+from rmbook import apply_random_mask, load_adapter, sample_mask, save_adapter
+from rmbook.adapters.errors import AdapterBaseError
+from rmbook.engine import quantised
+from rmbook.engine.dequantise import count_parameters, dequantise, quantisation
+from rmbook.engine.quantised import QuantisedLinear, cheapest_way
+from rmbook.engine.targets import TargetError
+
+DTYPES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
+KINDS = ["nf4", "fp4", "nf4 double", "int8", "torchao int8", "torchao int4"]
+
+
+def needs(kind):
+    library = "torchao" if kind.startswith("torchao") else "bitsandbytes"
+    return pytest.param(kind, marks=pytest.mark.skipif(not find_spec(library), reason=f"{library} is not installed"))
+
+
+every_kind = pytest.mark.parametrize("kind", list(map(needs, KINDS)))
+
+
+def quantise(linear, kind):
+    """What the libraries make of a linear layer."""
+    if kind.startswith("torchao"):
+        from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
+        from torchao.quantization.granularity import PerGroup
+
+        int4 = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(8))
+        holder = nn.Sequential(linear)
+        quantize_(holder, int4 if "int4" in kind else Int8WeightOnlyConfig())
+        return holder[0].requires_grad_(False)
+    import bitsandbytes
+
+    sizes, bias = (linear.in_features, linear.out_features), linear.bias is not None
+    if kind == "int8":
+        layer = bitsandbytes.nn.Linear8bitLt(*sizes, bias, has_fp16_weights=False)
+    else:
+        kinds = {"quant_type": kind[:3], "compress_statistics": "double" in kind}
+        layer = bitsandbytes.nn.Linear4bit(*sizes, bias, **kinds)
+    layer.load_state_dict({name: value.clone() for name, value in linear.state_dict().items()})
+    return layer.to("cpu")
+
+
+class Quantised(nn.Module):
+    """Two quantised targets and a plain layer."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = quantise(nn.Linear(64, 48), kind)
+        self.second = quantise(nn.Linear(48, 32, bias=False), kind)
+        self.last = nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
+
+
+def dense_of(model):
+    """The same model with the dense weights that the quantised ones stand for."""
+    plain = nn.ModuleDict({"last": copy.deepcopy(model.last)})
+    for name in ("first", "second"):
+        layer = getattr(model, name)
+        plain[name] = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        plain[name].weight.data = dequantise(layer, torch.float32)
+        if layer.bias is not None:
+            plain[name].bias.data = layer.bias.data.clone()
+    plain.forward = lambda x: plain["last"](torch.tanh(plain["second"](torch.tanh(plain["first"](x)))))
+    return plain
+
+
+def near(got, wanted, limit):
+    return (got.double() - wanted.double()).norm() <= limit * wanted.double().norm()
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("density", [0.0, 0.002, 0.2])
+def test_forward_and_gradients_equal_the_dense_reference(kind, dtype, density):
+    torch.manual_seed(1)
+    layer = QuantisedLinear.attach(quantise(nn.Linear(96, 64), kind), sample_mask((64, 96), density, 0, "w"))
+    layer.values.data.normal_(std=0.1)
+    x = torch.randn(2, 9, 96, dtype=dtype, requires_grad=True)
+    dense = dequantise(layer, dtype)
+    delta = torch.zeros(dense.numel(), dtype=layer.values.dtype)
+    delta[layer.mask.positions.long()] = layer.values.detach()
+    weight = (dense + delta.view_as(dense)).to(dtype).requires_grad_()
+    other = x.detach().clone().requires_grad_()
+    wanted = F.linear(other, weight, layer.bias.to(dtype))
+    output, gradient = layer(x), torch.randn(2, 9, 64, dtype=dtype)
+    output.backward(gradient)
+    wanted.backward(gradient)
+    limit = DTYPES[dtype]
+    assert output.dtype == dtype and near(output, wanted, limit) and near(x.grad, other.grad, limit)
+    exact = gradient.double().flatten(0, 1).t() @ other.detach().double().flatten(0, 1)
+    assert near(layer.values.grad, exact.view(-1)[layer.mask.positions.long()], max(limit, 1e-6))
+    with torch.no_grad():  # both ways
+        assert near(layer(x), wanted, limit)
+        if layer.has_own_product(dtype):
+            x = x.detach()
+            assert near(layer._added(x, layer.delta), layer(x), max(limit, 1e-6))
+
+
+@every_kind
+def test_training_is_that_of_the_dense_model_and_the_base_stays_as_it_is(kind, tmp_path):
+    model, plain = Quantised(kind), dense_of(Quantised(kind))
+    before, parts = state_bytes(model) if "torchao" not in kind else None, [type(m) for m in model.children()]
+    bases = [dequantise(layer, torch.float32) for layer in (model.first, model.second)]
+    named, total = quantisation(model.first), count_parameters(model)
+    assert named and total == 64 * 48 + 48 + 48 * 32 + 32 * 3 + 3
+    maskings = [apply_random_mask(m, ["first", "second"], ratio=0.01, seed=4) for m in (model, plain)]
+    assert maskings[0].total == total and maskings[0].trainable == maskings[1].trainable
+    for step in range(4):
+        x = torch.randn(5, 64, generator=torch.Generator().manual_seed(step))
+        for m, masking in zip((model, plain), maskings, strict=True):
+            masking.model.zero_grad()
+            m(x).square().mean().backward()
+            with torch.no_grad():
+                for values in masking.parameters():
+                    values -= 0.5 * values.grad
+    for got, wanted in zip(maskings[0].parameters(), maskings[1].parameters(), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
+    maskings[0].explain()
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied(x), model(x))
+    save_adapter(maskings[0], tmp_path / "a.safetensors")
+    again = Quantised(kind)
+    load_adapter(again, tmp_path / "a.safetensors")
+    assert torch.equal(again(x), model(x))
+    with pytest.raises(RuntimeError, match="quantised weight.*remove"):
+        maskings[0].merge()
+    assert torch.equal(again(x), model(x))  # nothing was changed
+    maskings[0].remove()
+    assert [type(m) for m in model.children()] == parts and (before is None or state_bytes(model) == before)
+    for layer, base in zip((model.first, model.second), bases, strict=True):
+        assert torch.equal(dequantise(layer, torch.float32), base)
+
+
+@pytest.mark.parametrize("kind", [needs("nf4")])
+def test_an_adapter_belongs_to_the_quantised_base_that_it_was_trained_on(kind, tmp_path):
+    save_adapter(apply_random_mask(Quantised(kind), ["first"], density=0.1), tmp_path / "a.safetensors")
+    with pytest.raises(AdapterBaseError, match="trained on bitsandbytes nf4, blocks of 64; this model's are .*fp4"):
+        load_adapter(Quantised("fp4"), tmp_path / "a.safetensors")
+    with pytest.raises(AdapterBaseError, match="bitsandbytes nf4.*not quantised"):
+        load_adapter(dense_of(Quantised(kind)), tmp_path / "a.safetensors")
+    other = Quantised(kind)
+    other.second.weight.data[3] += 1
+    with pytest.raises(AdapterBaseError, match="fingerprint"):
+        load_adapter(other, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("kind", [needs("nf4")])
+def test_layers_that_hold_no_quantised_numbers_yet_are_refused(kind):
+    import bitsandbytes
+
+    with pytest.raises(TargetError, match="holds its numbers"):
+        apply_random_mask(nn.Sequential(bitsandbytes.nn.Linear4bit(8, 8)), ["0"], density=0.5)
+    with pytest.raises(TargetError, match="Linear8bitLt"):
+        apply_random_mask(nn.Sequential(bitsandbytes.nn.Linear8bitLt(8, 8)), ["0"], density=0.5)
+
+
+def test_the_rule_adds_where_the_write_costs_more():
+    assert cheapest_way((2048, 2048), 512, 4194, "bitsandbytes") == "merge"
+    assert cheapest_way((2048, 2048), 1, 41943, "bitsandbytes") == "add"
+    assert cheapest_way((2048, 2048), 1, 4194, "torchao") == "add"
+    costs = [cheapest_way((2048, 2048), tokens, 4194, "torchao") for tokens in (1, 10, 100, 1000, 10000)]
+    assert costs == sorted(costs)  # "add" for few tokens, then "merge"
+    assert quantised.WRITE > 0

@@ -1,0 +1,41 @@
+"""`rmbook train` on a base that FSDP2 shards; sharded_run.py says what accelerate is told, and why."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import sharded_run
+from accelerate import DistributedType
+from tiny_runs import rows
+
+from rmbook.adapters.adapter_file import read_adapter
+from rmbook.errors import ConfigError
+from rmbook.runs.config import RunConfig
+from rmbook.runs.run import start_run
+from rmbook.training.accelerator import refuse_fsdp1
+
+sys.path.append(str(Path(__file__).parents[1] / "engine"))
+from sharded_cases import run_processes  # noqa: E402
+
+
+def test_a_run_on_shards_equals_a_run_in_one_process(settings, tmp_path):
+    """It stops and goes on; 17 examples end in a batch of one, of which the second process has nothing."""
+    small = {"train_size": 17, "dev_size": 5, "test_size": 6, "micro_batch_size": 3}
+    settings |= small | {"dropout": 0.0, "dtype": "float64"}
+    start_run(RunConfig(**settings), tmp_path / "one", progress=False)
+    run_processes(2, sharded_run.run, settings, tmp_path / "two", {}, True)
+    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert two["processes"] == 2 and one["test"] == two["test"]
+    for got, wanted in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
+        assert got | {"seconds": 0} == pytest.approx(wanted | {"seconds": 0}, rel=1e-9)
+    values = [read_adapter(tmp_path / name / "adapter.safetensors").values for name in ("one", "two")]
+    for name, value in values[0].items():
+        assert (values[1][name] - value).abs().max() < 1e-9
+
+
+def test_fsdp1_is_refused_by_name():
+    with pytest.raises(ConfigError, match="FSDP1.*fsdp_version: 2"):
+        refuse_fsdp1(SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False))
+    refuse_fsdp1(SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True))
