@@ -52,12 +52,13 @@ def record(
 
 
 def _record_weights() -> None:
-    from rmbook.offline import digits, tiny_language
+    from rmbook.offline import digits, digits_mlp, tiny_language
 
     digits.record_weights("rmbook record weights")
+    digits_mlp.record_weights("rmbook record weights")
     for kind in tiny_language.WEIGHTS:
         tiny_language.record_weights(kind, "rmbook record weights")
-    typer.echo(f"written: {', '.join(map(str, (digits.WEIGHTS, *tiny_language.WEIGHTS.values())))}")
+    typer.echo(f"written: {', '.join(map(str, (digits.WEIGHTS, digits_mlp.WEIGHTS, *tiny_language.WEIGHTS.values())))}")
 
 
 def claims() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import traitlets
 from numpy.typing import ArrayLike
 
-from rmbook.widgets.page import HERE, standalone_html, table_html
+from rmbook.widgets.page import front_end, standalone_html, table_html
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 DECADE, MISSING = 200, 65535  # levels of a stored curve in a decade of loss; the one that is no number (also in .js)
@@ -61,8 +61,7 @@ class Explorer(anywidget.AnyWidget):
         ValueError: for grids that are not as described, or runs of another shape.
     """
 
-    _esm = (HERE / "explorer.js").read_text("utf8")
-    _css = (HERE / "explorer.css").read_text("utf8")
+    _esm, _css = front_end("explorer")
     data = traitlets.Dict().tag(sync=True)
     density = traitlets.Float().tag(sync=True)
     learning_rate = traitlets.Float().tag(sync=True)
@@ -158,16 +157,9 @@ class Explorer(anywidget.AnyWidget):
         self._recompute()
 
     def to_html(self) -> str:
-        """The explorer as HTML for a page without a kernel: complete in itself, and the same text on each call."""
+        """Return the explorer as HTML for a page without a kernel: complete in itself, and the same text on each call."""
         state = {"data": self.data | {"live": False}, "density": self.density, "learning_rate": self.learning_rate}
-        return standalone_html(
-            name="rmx",
-            state=json.dumps(state, sort_keys=True, separators=(",", ":"), allow_nan=False),
-            table=self._table(),
-            style=self._css.rstrip(),
-            code=f"const front=(()=>{{{self._esm.rstrip().replace('export default', 'return')}\n}})();",
-            draw="front.render({el,model:{get:(name)=>state[name],on(){},off(){}}})",
-        )
+        return standalone_html("explorer", state, self._table())
 
     def _table(self) -> str:
         """Table of the final losses at some grid points, for readers without JavaScript."""
