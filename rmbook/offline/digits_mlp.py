@@ -1,4 +1,4 @@
-"""A classifier that is small enough to train inside a web page: 8 x 8 digits, three hidden layers of 64, 13,130 numbers.
+"""A classifier that is small enough to train inside a web page: 8 x 8 digits, three hidden layers of 64.
 
 It is pretrained on upright digits, and its task is mirrored ones: fine-tuning changes entries of the three hidden
 matrices; biases and head stay. `fine_tune` is the reference for `rmbook/widgets/trainer.js`, which computes the same
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from threadpoolctl import threadpool_limits
 
 from rmbook.checks import check_density, check_seed, check_size
 from rmbook.files import write_safetensors
@@ -21,7 +22,7 @@ from rmbook.stamps import stamp
 
 SIZES = (64, 64, 64, 64, 10)
 WEIGHTS = Path(__file__).with_name("digits_mlp.safetensors")
-TRAIN, TEST = 400, 200  # mirrored digits that the page holds, from the splits of these names
+TRAIN, TEST = 300, 150  # mirrored digits that the page holds, from the splits of these names
 STEPS, BATCH, EVERY = 200, 32, 5  # of fine-tuning; the accuracy is measured at every fifth step
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
 
@@ -58,7 +59,7 @@ def draw_masks(density: float, seed: int) -> list[np.ndarray]:
 
 
 def mirrored_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Return (600, 64) grey levels, 0 to 15 (the darkest two of the data are one), and labels, both uint8; TRAIN first."""
+    """Return (450, 64) grey levels, 0 to 15 (the data's 16 is cut to 15), and labels, both uint8; TRAIN first."""
     splits = [(Digits("train", "mirrored"), TRAIN), (Digits("test", "mirrored"), TEST)]
     levels = np.concatenate([_levels(digits)[:count] for digits, count in splits])
     return levels, np.concatenate([digits.labels.numpy()[:count] for digits, count in splits]).astype(np.uint8)
@@ -76,7 +77,7 @@ def load_mlp() -> Parameters:
 
 
 def logits(parameters: Parameters, images: np.ndarray) -> list[np.ndarray]:
-    """Return each layer's input, (examples, in), and the output, (examples, 10), for images (examples, 64) in [0, 1]."""
+    """Return each layer's input, (examples, in), and the output, (examples, 10); images are (examples, 64), 0 to 1."""
     layers = [images]
     for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
         layers.append(layers[-1] @ weight.T + bias)
@@ -152,13 +153,14 @@ def fine_tune(density: float, learning_rate: float, seed: int = 0, steps: int = 
     def measure():
         accuracies.append(float((logits(parameters, images[TRAIN:])[-1].argmax(1) == labels[TRAIN:]).mean()))
 
-    measure()
-    for step, loss in enumerate(adam_steps(parameters, batches, learning_rate, trained)):
-        if step and step % EVERY == 0:
-            measure()  # here, the steps before this one have been made, and this one has not
-        losses.append(loss)
-    if steps % EVERY == 0:
+    with threadpool_limits(1):  # matrices of 64 rows: more threads only wait for each other
         measure()
+        for step, loss in enumerate(adam_steps(parameters, batches, learning_rate, trained)):
+            if step and step % EVERY == 0:
+                measure()  # here, the steps before this one have been made, and this one has not
+            losses.append(loss)
+        if steps % EVERY == 0:
+            measure()
     return FineTuned(np.array(losses), np.array(accuracies), sum(int(mask.sum()) for mask in masks))
 
 
@@ -182,8 +184,9 @@ def record_weights(command: str, path: Path = WEIGHTS) -> None:
             batch = generator.integers(0, len(labels), BATCH)
             yield images[batch] + 0.2 * generator.standard_normal((BATCH, SIZES[0])), labels[batch]
 
-    for _ in adam_steps(parameters, batches(), 1e-3, [True] * len(parameters), weight_decay=0.05):
-        pass
+    with threadpool_limits(1):
+        for _ in adam_steps(parameters, batches(), 1e-3, [True] * len(parameters), weight_decay=0.05):
+            pass
     scales = torch.tensor([np.abs(array).max() / 127 for array in parameters], dtype=torch.float32)
     tensors = {
         name: torch.tensor(np.round(array / scale), dtype=torch.int8)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HERE = Path(__file__).parent
 NAMES = {  # of each kind's elements on a page, which have the attribute `data-NAME`
     "explorer": "rmx",
@@ -58,6 +59,13 @@ def table_html(caption: str, rows: Iterable[Iterable[str]]) -> str:
     head = "".join(f'<th scope="col">{cell}</th>' for cell in first)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rest)
     return f"<table><caption>{html.escape(caption)}</caption><tr>{head}</tr>{body}</table>"
+
+
+def with_html(bundle, plain: str, page: str):
+    """Return a widget's MIME bundle with its text, and with its page for where no widget is shown."""
+    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})  # Colab's has the address of its manager
+    widget = {WIDGET_VIEW: data[WIDGET_VIEW]} if data and WIDGET_VIEW in data else {}
+    return {"text/plain": plain, "text/html": page} | widget, metadata
 
 
 def _unindented(text: str) -> str:
