@@ -91,7 +91,8 @@ def test_the_slider_and_the_list_show_what_python_computes(tmp_path, scheme):
                 text = page.locator(".rmc-status").inner_text()
                 assert text.startswith(f"Density {p:g}: {metric} is best, ") and text.endswith("Recorded.")
                 found = re.search(r"best, (\S+) \((\S+) to (\S+)\), at learning rate (\S+)\.", text)
-                assert [float(number) for number in found.groups()] == pytest.approx(row[["value", "low", "high", "best"]].tolist(), rel=6e-3)
+                numbers = [float(number) for number in found.groups()]
+                assert numbers == pytest.approx(row[["value", "low", "high", "best"]].tolist(), rel=6e-3)
                 assert page.evaluate("document.activeElement.getAttribute('aria-valuetext')") == f"{p:g}"
                 page.keyboard.press("ArrowRight")
 
