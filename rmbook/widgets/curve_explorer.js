@@ -32,7 +32,7 @@ function draw(data, host) {
 
   function marks(ends, log) {
     if (log) return decades(...ends);
-    const step = 10 ** Math.floor(Math.log10((ends[1] - ends[0]) / 2 || 1)), wide = (ends[1] - ends[0]) / step > 5 ? 2 * step : step, found = [];
+    const range = ends[1] - ends[0] || 1, step = 10 ** Math.floor(Math.log10(range / 2)), wide = step * (range > 10 * step ? 5 : range > 5 * step ? 2 : 1), found = [];
     for (let k = Math.ceil(ends[0] / wide - 1e-9); k * wide <= ends[1] * (1 + 1e-9) + 1e-12; k++) found.push([k * wide, +(k * wide).toPrecision(3)]);
     return found;
   }
