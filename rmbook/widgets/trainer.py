@@ -5,7 +5,7 @@ same computation in Python. With a kernel, `runs` holds what the reader's runs h
 """
 
 import base64
-from collections.abc import Iterator
+import functools
 
 import anywidget
 import numpy as np
@@ -56,25 +56,24 @@ class Trainer(anywidget.AnyWidget):
     def to_html(self) -> str:
         """Return the figure for a page without a kernel: complete in itself, and the same text on each call."""
         state = {name: getattr(self, name) for name in ("data", "density", "learning_rate", "seed")}
-        return standalone_html("trainer", state, self._table())
-
-    def _table(self) -> str:
-        """Return what a reader without JavaScript gets: the same computation, made when the page was made."""
-
-        def rows() -> Iterator[list[str]]:
-            yield ["weights trained", *(f"learning rate {rate:g}" for rate in TABLE_RATES)]
-            for density in TABLE_DENSITIES:
-                runs = [fine_tune(density, rate, self.seed) for rate in TABLE_RATES]
-                yield [f"{density:g} of 12,288: {runs[0].trained:,}", *(f"{run.accuracies[-1]:.0%}" for run in runs)]
-
-        caption = f"Mirrored digits read right after {STEPS} steps. With JavaScript, the network trains in this page."
-        return table_html(caption, rows())
+        return standalone_html("trainer", state, _table(self.seed))
 
     def __repr__(self) -> str:
         return f"Trainer(density={self.density:g}, learning_rate={self.learning_rate:g}, seed={self.seed})"
 
     def _repr_mimebundle_(self, **kwargs):
         return with_html(super()._repr_mimebundle_(**kwargs), repr(self), self.to_html())
+
+
+@functools.cache
+def _table(seed: int) -> str:
+    """Return what a reader without JavaScript gets: the same computation, made when the page was made."""
+    rows = [["weights trained", *(f"learning rate {rate:g}" for rate in TABLE_RATES)]]
+    for density in TABLE_DENSITIES:
+        runs = [fine_tune(density, rate, seed) for rate in TABLE_RATES]
+        rows.append([f"{density:g} of 12,288: {runs[0].trained:,}", *(f"{run.accuracies[-1]:.0%}" for run in runs)])
+    caption = f"Mirrored digits read right after {STEPS} steps. With JavaScript, the network trains in this page."
+    return table_html(caption, rows)
 
 
 def _base64(values: np.ndarray) -> str:
