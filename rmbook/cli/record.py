@@ -52,10 +52,11 @@ def record(
 
 
 def _record_weights() -> None:
-    from rmbook.offline import digits, tiny_language
+    from rmbook.offline import digits, digits_mlp, tiny_language
 
     command = "rmbook record weights"
     written = [digits.record_weights(base, command) for base in range(digits.BASES)]
+    written += [digits_mlp.record_weights(command)]
     written += [tiny_language.record_weights(kind, command) for kind in tiny_language.WEIGHTS]
     typer.echo(f"written: {', '.join(map(str, written))}")
 

@@ -4,14 +4,13 @@ The figure is plain HTML with a short script, complete in itself: it needs no ke
 JavaScript it is a table of its first choice.
 """
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from rmbook.theory.bounds import eigenvalue_deviation, matrix_bernstein, theorem_5_1, theorem_5_1_as_printed
 from rmbook.theory.regression import ColumnMasks, gram_eigenvalues, sample_regression
-from rmbook.widgets.page import HERE, standalone_html, table_html
+from rmbook.widgets.page import standalone_html, table_html
 
 CURVES = ("p λ₁ of the full problem", "measured", "matrix Bernstein", "Theorem 5.1 corrected", "Theorem 5.1 as printed")
 
@@ -84,9 +83,7 @@ class BoundsExplorer:
             "ours": [[float(f"{x:.4g}") for x in values.ravel()] for values in ours],
             "theorems": [[float(f"{x:.4g}") for x in values.ravel()] for values in theorems],
         }
-        text = json.dumps(state, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-        style, code = ((HERE / f"bounds_explorer.{kind}").read_text("utf8").strip() for kind in ("css", "js"))
-        return standalone_html("rmb", text, self._table(), style, code + "\n", draw="draw(state,el)")
+        return standalone_html("bounds_explorer", {"data": state}, self._table())
 
     def _table(self) -> str:
         """Return what a reader without JavaScript gets: the first choice at every density."""

@@ -5,21 +5,8 @@ const COLOURS = ["#00224e", "#013271", "#2f426d", "#48526c", "#5e636f", "#727374
 const [WIDTH, HEIGHT, LEFT, TOP, DOWN] = [400, 270, 58, 12, 214];  // both plots: size, and the frame's place in it
 const DECADE = 200, MISSING = 65535;  // levels of a stored curve in a decade of loss; the level that is no number
 
-function make(tag, attributes, parent, text) {
-  const drawn = tag === "svg" || parent?.ownerSVGElement !== undefined;
-  const node = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const key in attributes) node.setAttribute(key, attributes[key]);
-  if (text !== undefined) node.textContent = text;
-  parent?.appendChild(node);
-  return node;
-}
-const bytes = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
 const floats = (base64) => new Float32Array(bytes(base64).buffer);
-const capital = (text) => text.replace(/^[a-z]/, (letter) => letter.toUpperCase());
-const show = (x) => (x === 0 ? "0" : x >= 1e-3 && x < 1e4 ? +x.toPrecision(3) + "" : x.toExponential(2));
 const same = (a, b) => Math.abs(Math.log(a / b)) < 1e-6;
-const nearest = (grid, value) => grid.reduce((best, x, i) =>
-  (Math.abs(Math.log(x / value)) < Math.abs(Math.log(grid[best] / value)) ? i : best), 0);
 
 function draw(model, host) {
   const data = model.get("data"), live = data.live;
@@ -28,18 +15,13 @@ function draw(model, host) {
   const [low, high] = data.span;  // log10 of the losses at the bottom and the top of the curve's frame
   const uid = "rmx" + Math.random().toString(36).slice(2);
   const diverged = (loss) => loss > data.start;
-  const root = make("div", { class: "rmx", role: "group", "aria-label": data.title }, host);
+  const root = make("div", { class: "rm-figure rmx", role: "group", "aria-label": data.title }, host);
 
   // ---- two sliders: any value with a kernel, the grid's values without
   const controls = make("div", { class: "rmx-controls" }, root);
   function slider(name, label, grid) {
-    const row = make("div", { class: "rmx-row" }, controls);
-    make("label", { for: uid + name }, row, label);
-    // JupyterLab's command mode takes the arrow keys of a range input that does not carry this mark itself.
-    const input = make("input", { type: "range", id: uid + name, "data-name": name, "data-lm-suppress-shortcuts": "true" }, row);
-    Object.assign(input, live ? { min: Math.log10(grid[0]), max: Math.log10(grid.at(-1)), step: 0.01 }
-      : { min: 0, max: grid.length - 1, step: 1 });
-    const output = make("output", { for: uid + name }, row);
+    const { input, output } = sliderRow(controls, name, label, live
+      ? { min: Math.log10(grid[0]), max: Math.log10(grid.at(-1)), step: 0.01 } : { min: 0, max: grid.length - 1, step: 1 });
     // A range input rounds to its step, and 10 ** round(log10(0.2), 2) is not 0.2: so the value is kept here.
     const self = { grid, input, output, set(value) {
       self.value = live ? value : grid[nearest(grid, value)];
@@ -72,7 +54,7 @@ function draw(model, host) {
     const fill = isNaN(loss) ? "none" : diverged(loss) ? `url(#${uid})` : colour(loss);
     make("rect", { x: LEFT + j * cell[0], y: TOP + DOWN - (i + 1) * cell[1], width: cell[0] + 0.4, height: cell[1] + 0.4, fill }, cells);
   }));
-  frame(map, across, data.density_label, data.rate_label);
+  frame(map, { left: LEFT, top: TOP, width: across, height: DOWN }, data.density_label, data.rate_label);
   decades(P[0], P.at(-1)).forEach(([x, text]) => tick(map, mapX(x), TOP + DOWN + 16, "middle", text));
   decades(R[0], R.at(-1)).forEach(([y, text]) => tick(map, LEFT - 5, mapY(y) + 4, "end", text));
   COLOURS.forEach((fill, k) => make("rect", { x: 338, y: TOP + DOWN - (k + 1) * DOWN / 12, width: 14, height: DOWN / 12 + 0.4, fill }, map));
@@ -99,12 +81,12 @@ function draw(model, host) {
   const lineY = (power) => TOP + DOWN * (1 - (Math.max(low, power) - low) / (high - low));
   decades(10 ** low, 10 ** high).forEach(([value, text]) => {
     const y = lineY(Math.log10(value));
-    make("path", { d: `M${LEFT} ${y}h${wide}`, class: "rmx-grid" }, line);
+    make("path", { d: `M${LEFT} ${y}h${wide}`, class: "rm-grid" }, line);
     tick(line, LEFT - 5, y + 4, "end", text);
   });
   make("path", { d: `M${LEFT} ${lineY(Math.log10(data.start))}h${wide}`, class: "rmx-start" }, line);
   [0, 0.5, 1].forEach((f) => tick(line, LEFT + wide * f, TOP + DOWN + 16, "middle", Math.round(S[0] + f * (S.at(-1) - S[0]))));
-  frame(line, wide, "step", data.loss_label);
+  frame(line, { left: LEFT, top: TOP, width: wide, height: DOWN }, "step", data.loss_label);
   const inside = make("clipPath", { id: uid + "c" }, make("defs", {}, line));
   make("rect", { x: LEFT, y: TOP, width: wide, height: DOWN + 1 }, inside);
   const [near, path] = ["rmx-near", "rmx-line"].map((name) => make("path", { class: name, fill: "none", "clip-path": `url(#${uid}c)` }, line));
@@ -120,17 +102,17 @@ function draw(model, host) {
   const stored = (i, j) => Array.from(curves.subarray((i * P.length + j) * T, (i * P.length + j + 1) * T),
     (level) => (level === MISSING ? NaN : low + level / DECADE));
 
-  const legend = make("p", { class: "rmx-legend", "aria-hidden": "true" }, root);
+  const legend = make("p", { class: "rm-legend rmx-legend", "aria-hidden": "true" }, root);
   const key = (drawing, text) => {
     const sample = make("svg", { viewBox: "0 0 26 12" }, make("span", {}, legend));
     make(drawing[0], { ...drawing[1], fill: drawing[1].fill ?? "none" }, sample);
     sample.parentNode.append(text);
   };
-  key(["rect", { width: 26, height: 12, fill: `url(#${uid})`, class: "rmx-frame" }], data.lost_label);
+  key(["rect", { width: 26, height: 12, fill: `url(#${uid})`, class: "rm-frame" }], data.lost_label);
   if (data.borders) key(["path", { d: "M0 6H26", class: "rmx-border" }], data.border_label);
   key(["path", { d: "M0 6H26", class: "rmx-start" }], data.loss_label + " at the start");
   if (live) key(["path", { d: "M0 6H26", class: "rmx-near" }], "nearest grid point");
-  const status = make("p", { class: "rmx-status", role: "status" }, root);
+  const status = make("p", { class: "rm-status rmx-status", role: "status" }, root);
 
   // ---- what changes
   function update() {
@@ -182,26 +164,6 @@ function draw(model, host) {
   model.on("change:run", answer);
   update();
   return () => { clearTimeout(timer); model.off("change:run", answer); root.remove(); };
-
-  function tick(parent, x, y, anchor, text) {
-    const node = make("text", { x, y, "text-anchor": anchor }, parent);
-    const [base, power] = String(text).split("^");
-    make("tspan", {}, node, base);
-    if (power) make("tspan", { dy: -4, "font-size": 9 }, node, power);
-  }
-  function frame(parent, width, below, beside) {
-    make("rect", { class: "rmx-frame", x: LEFT, y: TOP, width, height: DOWN, fill: "none" }, parent);
-    tick(parent, LEFT + width / 2, HEIGHT - 6, "middle", below);
-    const y = TOP + DOWN / 2;
-    make("text", { x: 13, y, "text-anchor": "middle", transform: `rotate(-90 13 ${y})` }, parent, beside);
-  }
-}
-
-// Powers of ten between two numbers, at most `most` of them, with their labels; the two ends if there is but one.
-function decades(from, to, most = 7) {
-  const first = Math.ceil(Math.log10(from) - 1e-6), last = Math.floor(Math.log10(to) + 1e-6), found = [];
-  for (let e = last; e >= first; e -= Math.ceil((last - first + 1) / most)) found.push([10 ** e, e > -3 && e < 3 ? 10 ** e : `10^${e < 0 ? "−" + -e : e}`]);
-  return found.length > 1 ? found : [[from, show(from)], [to, show(to)]];
 }
 
 function render({ model, el }) {

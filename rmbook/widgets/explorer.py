@@ -7,7 +7,6 @@ Without JavaScript it is a small table. An `Explorer` is an anywidget, so everyt
 """
 
 import base64
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,9 +16,8 @@ import numpy as np
 import traitlets
 from numpy.typing import ArrayLike
 
-from rmbook.widgets.page import HERE, standalone_html, table_html
+from rmbook.widgets.page import front_end, standalone_html, table_html, with_html
 
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 DECADE, MISSING = 200, 65535  # levels of a stored curve in a decade of loss; the one that is no number (also in .js)
 DECADES = 12  # of loss that the curve's frame shows, counted down from the start
 
@@ -61,8 +59,7 @@ class Explorer(anywidget.AnyWidget):
         ValueError: for grids that are not as described, or runs of another shape.
     """
 
-    _esm = (HERE / "explorer.js").read_text("utf8")
-    _css = (HERE / "explorer.css").read_text("utf8")
+    _esm, _css = front_end("explorer")
     data = traitlets.Dict().tag(sync=True)
     density = traitlets.Float().tag(sync=True)
     learning_rate = traitlets.Float().tag(sync=True)
@@ -158,16 +155,9 @@ class Explorer(anywidget.AnyWidget):
         self._recompute()
 
     def to_html(self) -> str:
-        """The explorer as HTML for a page without a kernel: complete in itself, and the same text on each call."""
+        """Return the explorer for a page without a kernel: complete in itself, and the same text on each call."""
         state = {"data": self.data | {"live": False}, "density": self.density, "learning_rate": self.learning_rate}
-        return standalone_html(
-            name="rmx",
-            state=json.dumps(state, sort_keys=True, separators=(",", ":"), allow_nan=False),
-            table=self._table(),
-            style=self._css.rstrip(),
-            code=f"const front=(()=>{{{self._esm.rstrip().replace('export default', 'return')}\n}})();",
-            draw="front.render({el,model:{get:(name)=>state[name],on(){},off(){}}})",
-        )
+        return standalone_html("explorer", state, self._table())
 
     def _table(self) -> str:
         """Table of the final losses at some grid points, for readers without JavaScript."""
@@ -192,7 +182,7 @@ class Explorer(anywidget.AnyWidget):
         return f"Explorer({len(self.data['rates'])} learning rates x {len(self.data['densities'])} densities, {kind})"
 
     def _repr_mimebundle_(self, **kwargs):
-        return _with_html(super()._repr_mimebundle_(**kwargs), repr(self), self.to_html())
+        return with_html(super()._repr_mimebundle_(**kwargs), repr(self), self.to_html())
 
 
 class InteractiveExplorer(ipywidgets.VBox):
@@ -212,13 +202,7 @@ class InteractiveExplorer(ipywidgets.VBox):
         super().__init__([*form.kwargs_widgets, self.explorer, form.out])  # form.out: where errors are printed
 
     def _repr_mimebundle_(self, **kwargs):
-        return _with_html(super()._repr_mimebundle_(**kwargs), repr(self.explorer), self.explorer.to_html())
-
-
-def _with_html(bundle, plain: str, page: str):
-    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})  # Colab's has the address of its manager
-    widget = {WIDGET_VIEW: data[WIDGET_VIEW]} if data and WIDGET_VIEW in data else {}
-    return {"text/plain": plain, "text/html": page} | widget, metadata
+        return with_html(super()._repr_mimebundle_(**kwargs), repr(self.explorer), self.explorer.to_html())
 
 
 def _check_grid(values, name: str) -> np.ndarray:

@@ -1,42 +1,72 @@
-"""HTML of this room's figures for pages without a kernel: one piece, complete in itself.
+"""How this room's figures reach a reader: one front end for a live kernel and for pages without one.
 
-It shows a table until its script runs, and the figure from then on.
+A figure KIND has a script `KIND.js` in the form of anywidget, which exports `render({ model, el })`, and a style sheet
+`KIND.css`; both stand behind what all share, `common.js` and `common.css`. A page without a kernel gets one piece of
+HTML, complete in itself: a table until its script runs, and the figure from then on.
 """
 
 import hashlib
 import html
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HERE = Path(__file__).parent
+NAMES = {  # of each kind's elements on a page, which have the attribute `data-NAME`
+    "explorer": "rmx",
+    "bounds_explorer": "rmb",
+    "table_comparison": "rmt",
+    "curve_explorer": "rmc",
+    "trainer": "rmd",
+}
 
 
-def standalone_html(name: str, state: str, table: str, style: str, code: str, draw: str) -> str:
+def front_end(kind: str) -> tuple[str, str]:
+    """Return the script and the style sheet of a kind of figure."""
+    script, style = (
+        "\n".join((HERE / f"{part}.{ending}").read_text("utf8").rstrip() for part in ("common", kind))
+        for ending in ("js", "css")
+    )
+    return script, style
+
+
+def standalone_html(kind: str, state: Mapping[str, Any], table: str) -> str:
     """Return a figure as HTML: the same text for the same arguments.
 
     Args:
-        name: of the figure's kind, short; its elements on the page have the attribute `data-NAME`.
-        state: JSON, what the figure shows; the script finds it in `state`.
+        kind: of figure, one of `NAMES`.
+        state: what the figure shows: the traits that its script asks its model for. No number may be infinite or NaN.
         table: HTML for readers without JavaScript.
-        style: CSS.
-        code: JavaScript, run once.
-        draw: JavaScript, run for each element `el` on the page, which is empty then.
     """
-    state = state.replace("<", "\\u003c")  # nothing in it can end the script
-    key = hashlib.sha256(state.encode()).hexdigest()[:10]
+    script, style = front_end(kind)
+    text = json.dumps(state, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    text = text.replace("<", "\\u003c")  # nothing in it can end the script
+    name, key = NAMES[kind], hashlib.sha256(text.encode()).hexdigest()[:10]
     return (
-        f'<div data-{name}="{key}">{table}</div><style>{_unindented(style)}</style>'
-        f"<script>(()=>{{{_unindented(code)}const state={state};"
+        f'<div data-{name}="{key}">{table}</div><style>{_unindented(style)}</style><script>(()=>{{'
+        f"const front=(()=>{{{_unindented(script.replace('export default', 'return'))}\n}})();const state={text};"
         f"for(const el of document.querySelectorAll('[data-{name}=\"{key}\"]')){{el.removeAttribute('data-{name}');"
-        f"el.textContent='';{draw}}}}})()</script>"
+        "el.textContent='';front.render({el,model:{get:(name)=>state[name],set(){},save_changes(){},on(){},off(){}}})"
+        "}})()</script>"
     )
 
 
 def table_html(caption: str, rows: Iterable[Iterable[str]]) -> str:
-    """Return a plain table."""
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><caption>{html.escape(caption)}</caption>{body}</table>"
+    """Return a plain table; the first row names its columns."""
+    first, *rest = ([html.escape(cell) for cell in row] for row in rows)
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in first)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rest)
+    return f"<table><caption>{html.escape(caption)}</caption><tr>{head}</tr>{body}</table>"
+
+
+def with_html(bundle, plain: str, page: str):
+    """Return a widget's MIME bundle with its text, and with its page for where no widget is shown."""
+    data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})  # Colab's has the address of its manager
+    widget = {WIDGET_VIEW: data[WIDGET_VIEW]} if data and WIDGET_VIEW in data else {}
+    return {"text/plain": plain, "text/html": page} | widget, metadata
 
 
 def _unindented(text: str) -> str:
-    return "\n".join(line.strip() for line in text.split("\n"))
+    return "\n".join(line.strip() for line in text.split("\n") if not line.strip().startswith("//"))

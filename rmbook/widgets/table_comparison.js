@@ -1,14 +1,6 @@
 // The front end of TableComparison: three lists to choose from, one table row a task. Its arithmetic is compare()'s.
 const MARKS = ["○", "◐", "●"];
 
-function make(tag, attributes, parent, text) {
-  const drawn = tag === "svg" || parent?.namespaceURI === "http://www.w3.org/2000/svg";
-  const node = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const key in attributes) node.setAttribute(key, attributes[key]);
-  if (text !== undefined) node.textContent = text;
-  parent?.appendChild(node);
-  return node;
-}
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(1);
 
@@ -25,8 +17,8 @@ function compare(state, model, row, other) {
 }
 
 function draw(state, host) {
-  const uid = "rmt" + Math.random().toString(36).slice(2);
-  const root = make("div", { class: "rmt", role: "group", "aria-label": state.title }, host);
+  const uid = unique();
+  const root = make("div", { class: "rm-figure rmt", role: "group", "aria-label": state.title }, host);
   const controls = make("div", { class: "rmt-controls" }, root);
   const lists = ["model", "row", "minus"].map((name) => {
     const cell = make("div", {}, controls);
@@ -42,7 +34,7 @@ function draw(state, host) {
     list.value = names.includes(chosen) ? chosen : names[0];
   }
   fill(lists[0], Object.keys(state.rows), state.first[0]);
-  const status = make("p", { class: "rmt-status", role: "status" }, root);
+  const status = make("p", { class: "rm-status rmt-status", role: "status" }, root);
   const table = make("table", {}, make("div", { class: "rmt-scroll", tabindex: 0, role: "region", "aria-label": "differences" }, root));
   make("p", { class: "rmt-legend" }, root, state.legend);
 
@@ -82,3 +74,4 @@ function draw(state, host) {
   rows();
   update();
 }
+export default { render: ({ model, el }) => draw(model.get("data"), el) };

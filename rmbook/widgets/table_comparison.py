@@ -4,7 +4,6 @@ The figure is plain HTML with a short script, complete in itself: it needs no ke
 JavaScript it is a table of its first choice.
 """
 
-import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from rmbook.widgets.page import HERE, standalone_html, table_html
+from rmbook.widgets.page import standalone_html, table_html
 
 VERDICTS = ("cannot be told", "on these records", "distinguishable")  # also in table_comparison.js
 LEGEND = (
@@ -90,9 +89,7 @@ class TableComparison:
         state = {"rows": rows, "tasks": list(self.scores.columns), "first": list(self.first), "title": self.title,
                  "spreads": self.spreads.round(4).tolist(), "counts": self.counts.tolist(), "legend": LEGEND,
                  "quantile": round(self.quantile, 4), "verdicts": VERDICTS}  # fmt: skip
-        style, code = ((HERE / f"table_comparison.{kind}").read_text("utf8").strip() for kind in ("css", "js"))
-        text = json.dumps(state, separators=(",", ":"), allow_nan=False)
-        return standalone_html("rmt", text, self._table(), style, code + "\n", draw="draw(state,el)")
+        return standalone_html("table_comparison", {"data": state}, self._table())
 
     def _table(self) -> str:
         """Table of the first choice, for readers without JavaScript."""

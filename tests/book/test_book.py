@@ -97,9 +97,32 @@ def test_colab_header_is_what_record_writes(notebook):
     assert sum("colab-header" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1
 
 
+def html_outputs(notebook):
+    return [html for cell in code_cells(notebook) for o in cell.outputs if (html := o.get("data", {}).get("text/html"))]
+
+
+def test_the_front_page_begins_with_the_network_that_trains():
+    first = html_outputs(nbformat.read(ROOT / FRONT_PAGE, as_version=4))[0]
+    assert "data-rmd=" in first and len(first.encode()) < 60_000
+
+
+def test_figures_that_move_cost_less_than_100_kilobytes_a_page(notebook):
+    moving = [page for page in html_outputs(notebook) if re.match(r"<div data-rm\w=", page)]
+    assert sum(len(page.encode()) for page in moving) < 100_000
+
+
 def test_code_cells_are_short(notebook):
     for cell in code_cells(notebook):
+        if "remove-input" in cell.metadata.get("tags", []):
+            continue  # a prediction: nobody reads its source
         assert len(cell.source.splitlines()) <= MOST_LINES, cell.source
+
+
+def test_predictions_hide_their_answers(notebook):
+    """In the page the call is left out, in an editor it is folded."""
+    for cell in code_cells(notebook):
+        if re.search(r"^predict\(", cell.source, re.MULTILINE):
+            assert "remove-input" in cell.metadata["tags"] and cell.metadata["jupyter"]["source_hidden"]
 
 
 def test_drawn_figures_have_alternative_text(notebook):
@@ -127,11 +150,15 @@ def test_chapter_closes_with_summary_and_bibliography(chapter):
     assert directives(chapter, "bibliography")
 
 
-def test_every_exercise_has_a_hidden_solution(chapter):
+def test_every_exercise_has_a_hidden_solution_or_a_check(chapter):
+    checked = re.findall(r'^check\("([^"]+)", ', "\n".join(cell.source for cell in code_cells(chapter)), re.MULTILINE)
     exercises = directives(chapter, "exercise") + directives(chapter, "exercise-start")
     solutions = directives(chapter, "solution") + directives(chapter, "solution-start")
     labels = [label for _, body in exercises for label in re.findall(r"^:label:\s*(\S+)", body, re.MULTILINE)]
     assert exercises and len(labels) == len(exercises), "a chapter has exercises, each with a :label:"
-    assert sorted(labels) == sorted(argument for argument, _ in solutions)
+    assert sorted(labels) == sorted(checked + [argument for argument, _ in solutions])
+    for cell in code_cells(chapter):
+        if "\ncheck(" in cell.source:
+            assert "not answered yet" in cell.outputs[0].text, "an open exercise is stored unanswered"
     for argument, body in solutions:
         assert re.search(r"^:class:.*\bdropdown\b", body, re.MULTILINE), f"the solution of {argument} is not a dropdown"

@@ -143,7 +143,7 @@ CONTRASTS = """() => {
   const root = document.querySelector(".rmx"), paper = luminance(getComputedStyle(root).backgroundColor);
   const found = {};
   for (const [selector, property] of [["label", "color"], ["output", "color"], [".rmx-status", "color"],
-      [".rmx-legend", "color"], ["svg text", "fill"], [".rmx-line", "stroke"], [".rmx-frame", "stroke"]]) {
+      [".rmx-legend", "color"], ["svg text", "fill"], [".rmx-line", "stroke"], [".rmx-frame, .rm-frame", "stroke"]]) {
     const ink = luminance(getComputedStyle(root.querySelector(selector))[property]);
     found[selector] = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
   }

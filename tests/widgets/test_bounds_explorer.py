@@ -43,6 +43,7 @@ def test_the_page_is_complete_in_itself_and_the_same_each_time(explorer):
     assert page == explorer.to_html() == explorer._repr_html_()
     assert "http" not in page.replace("http://www.w3.org", "")
     state = json.loads(re.search(r"const state=(\{.*?\});for\(", page, re.DOTALL)[1])
+    state = state["data"]
     assert state["choices"][1] == [100, 300] and len(state["ours"][0]) == 24 and len(state["theorems"][0]) == 24
     assert page.split("</table>")[0].count("<tr>") == 4
 

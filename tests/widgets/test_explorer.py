@@ -11,7 +11,8 @@ import traitlets
 
 from rmbook.theory.descent import adam, closed_form
 from rmbook.theory.regression import ColumnMasks, largest_stable_rate, loss, sample_regression
-from rmbook.widgets.explorer import WIDGET_VIEW, Explorer, InteractiveExplorer, Runs
+from rmbook.widgets.explorer import Explorer, InteractiveExplorer, Runs
+from rmbook.widgets.page import WIDGET_VIEW
 from rmbook.widgets.regression_explorer import explore_regression
 
 FEATURES, TARGETS, _ = sample_regression(6, 300, seed=0, noise=0.1)

@@ -59,7 +59,7 @@ def test_the_page_is_complete_in_itself_and_the_same_each_time(comparison):
     assert page == comparison.to_html() == comparison._repr_html_() and "http" not in page.replace(
         "http://www.w3.org", ""
     )
-    state = json.loads(re.search(r"const state=(\{.*?\});for\(", page, re.DOTALL)[1])
+    state = json.loads(re.search(r"const state=(\{.*?\});for\(", page, re.DOTALL)[1])["data"]
     assert state["rows"]["A"]["mask <1%"] == [70, 70, 51] and state["first"] == list(FIRST)
     assert "<1%" not in page  # escaped in the table, and in the script
     table = re.search(r"<table>.*</table>", page, re.DOTALL)[0]
