@@ -37,11 +37,14 @@ class GradientCheck:
         if unused not in REACTIONS:
             raise ValueError(f"unused must be one of {', '.join(REACTIONS)}, got {unused!r}.")
         self._unused, self._began, self._done = unused, False, False
-        self._waiting = {name: layer for name, layer in layers.items() if layer.mask.nnz}
-        self._layers = list(self._waiting.values())
+        trained = {name: layer for name, layer in layers.items() if layer.mask.nnz}
+        # The hooks hold this object: were it to hold the layers, no collector could free a model before its first step.
+        # FSDP gives a layer other values, so that the values themselves would not do.
+        self._layers = weakref.WeakValueDictionary(trained)
+        self._waiting = dict.fromkeys(trained)
         self._hooks = [
             layer.values.register_post_accumulate_grad_hook(partial(self._arrived, name))
-            for name, layer in self._waiting.items()
+            for name, layer in trained.items()
         ]
         if not _PENDING_HOOK:
             _PENDING_HOOK.append(register_optimizer_step_pre_hook(_look))
@@ -68,12 +71,13 @@ class GradientCheck:
             return True
         if torch._C._current_graph_task_id() != -1:  # inside a backward pass: a recomputation
             return False
-        for name, layer in list(self._waiting.items()):
-            if is_sharded(layer.values) and layer.values.grad is not None:  # FSDP calls no hooks of values it has
-                self._arrived(name, layer.values)
+        values = {name: layer.values for name, layer in self._layers.items() if name in self._waiting}
+        for name, own in values.items():
+            if is_sharded(own) and own.grad is not None:  # FSDP calls no hooks of values that it has
+                self._arrived(name, own)
         if not self._began:
             return False
-        missing = [name for name, layer in self._waiting.items() if layer.values.requires_grad]
+        missing = [name for name in self._waiting if name in values and values[name].requires_grad]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             message = (
@@ -97,6 +101,6 @@ class GradientCheck:
 
 def _look(optimizer: torch.optim.Optimizer, *_: object) -> None:
     for check in list(_PENDING):
-        own = {id(layer.values) for layer in check._layers}
+        own = {id(layer.values) for layer in check._layers.values()}
         if any(id(value) in own for group in optimizer.param_groups for value in group["params"]):
             check.finished()

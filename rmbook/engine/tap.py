@@ -6,6 +6,7 @@ Both are also registered as operations of torch (`torch.ops.rmbook`), so that to
 from importlib.util import find_spec
 
 import torch
+import torch.distributed as dist
 
 from rmbook.engine import backends
 from rmbook.masks.sample import Mask
@@ -141,8 +142,11 @@ def write_entries(weight: torch.Tensor, positions: torch.Tensor, entries: torch.
     """Write entries (nnz,) at flat positions of a contiguous weight, unseen by autograd, in O(nnz)."""
     # .data: the write must not invalidate earlier forward passes as a change would; Tap.backward looks after them.
     flat = weight.data.view(-1)
-    if not flat.is_cpu:
-        flat.scatter_(0, positions.long(), entries)
+    if not flat.is_cpu or (dist.is_available() and dist.is_initialized()):  # FSDP could not free a storage that NumPy has seen
+        if flat.element_size() == 2 and flat.is_cpu:
+            flat.index_put_((positions,), entries)
+        else:
+            flat.scatter_(0, positions.long(), entries)
         return
     # NumPy does it in two thirds of the time of torch's scatter_, which in 16 bits even costs out * in.
     if flat.element_size() == 2:

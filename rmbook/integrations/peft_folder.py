@@ -11,6 +11,7 @@ from torch import nn
 from rmbook.adapters.adapter_file import read_contents
 from rmbook.adapters.base import check_sum
 from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError, AdapterError
+from rmbook.engine.conv1d import is_conv1d
 from rmbook.engine.masking import RandomMask, apply_masks
 from rmbook.engine.targets import check_targets, named_layers
 from rmbook.files import replacing_folder
@@ -108,8 +109,9 @@ def load_from_peft(model: nn.Module, folder: str | os.PathLike) -> RandomMask:
     masks, values = {}, {name: tensors[f"{name}.rmbook_values"] for name in names}
     for name in names:
         masks[name] = _mask(name, modules[name], tensors, config, recipe)
-        wide = torch.promote_types(modules[name].weight.dtype, torch.float32)
-        check_sum(name, modules[name], masks[name].positions, config.factor() * values[name].to(wide), folder)
+        weight = modules[name].weight.t() if is_conv1d(modules[name]) else modules[name].weight  # (out, in)
+        wide, before = torch.promote_types(weight.dtype, torch.float32), weight.detach()[masks[name].rows, masks[name].columns.long()]
+        check_sum(name, before, config.factor() * values[name].to(wide), folder)
     masking = apply_masks(model, masks, None if config.store_positions else recipe, config.backend, config.factor())
     with torch.no_grad():
         for name, layer in masking.layers.items():
