@@ -142,7 +142,8 @@ def write_entries(weight: torch.Tensor, positions: torch.Tensor, entries: torch.
     """Write entries (nnz,) at flat positions of a contiguous weight, unseen by autograd, in O(nnz)."""
     # .data: the write must not invalidate earlier forward passes as a change would; Tap.backward looks after them.
     flat = weight.data.view(-1)
-    if not flat.is_cpu or (dist.is_available() and dist.is_initialized()):  # FSDP could not free a storage that NumPy has seen
+    several = dist.is_available() and dist.is_initialized()  # FSDP could not free a storage that NumPy has seen
+    if several or not flat.is_cpu:
         if flat.element_size() == 2 and flat.is_cpu:
             flat.index_put_((positions,), entries)
         else:

@@ -110,7 +110,8 @@ def load_from_peft(model: nn.Module, folder: str | os.PathLike) -> RandomMask:
     for name in names:
         masks[name] = _mask(name, modules[name], tensors, config, recipe)
         weight = modules[name].weight.t() if is_conv1d(modules[name]) else modules[name].weight  # (out, in)
-        wide, before = torch.promote_types(weight.dtype, torch.float32), weight.detach()[masks[name].rows, masks[name].columns.long()]
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        before = weight.detach()[masks[name].rows, masks[name].columns.long()]
         check_sum(name, before, config.factor() * values[name].to(wide), folder)
     masking = apply_masks(model, masks, None if config.store_positions else recipe, config.backend, config.factor())
     with torch.no_grad():
