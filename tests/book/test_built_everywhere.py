@@ -22,7 +22,7 @@ AXE = Path(importlib.util.find_spec("axe_playwright_python").origin).with_name("
 RUN = """async (scheme) => {
   document.documentElement.dataset.theme = scheme;
   await new Promise((resolve) => setTimeout(resolve, 50));  // transitions of colours
-  const found = await axe.run(document, { resultTypes: ["violations"] });
+  const found = await axe.run(document, { resultTypes: ["violations"], preload: false });
   return found.violations.filter((rule) => ["serious", "critical"].includes(rule.impact))
     .flatMap((rule) => rule.nodes.slice(0, 5).map((node) => `${scheme}: ${rule.id}: ${node.html.slice(0, 160)}`));
 }"""
