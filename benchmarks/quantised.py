@@ -67,9 +67,10 @@ def kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
     found = {}
 
     def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            found[storage.data_ptr()] = storage.nbytes()
+        parts = (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,)
+        for storage in (part.untyped_storage() for part in parts):
+            if storage.data_ptr() not in known:
+                found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

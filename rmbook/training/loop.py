@@ -225,7 +225,8 @@ class TrainingLoop:
         restore_optimizer(self.optimizer, groups["optimizer"])
         if info["scaler"]:
             self.accelerator.scaler.load_state_dict(info["scaler"])
-        own = {name: states[self.accelerator.process_index] for name, states in groups["random"].items()}
+        # Cloned: torch (2.13) reads a state from the start of its memory, and of a row it crashes.
+        own = {name: states[self.accelerator.process_index].clone() for name, states in groups["random"].items()}
         torch.set_rng_state(own["cpu"])
         if "cuda" in own:
             torch.cuda.set_rng_state(own["cuda"])
