@@ -19,7 +19,7 @@ from rmbook.methods.apply import full_finetuning, lora
 
 SHAPES = {
     "opt-125m": OPTConfig(),  # transformers' defaults are this model
-    "opt-125m-4-layers": OPTConfig(num_hidden_layers=4),
+    "opt-125m-4-layers": OPTConfig(num_hidden_layers=4, vocab_size=1024),  # or the head would take half of the step
     "opt-1.3b": OPTConfig(hidden_size=2048, num_hidden_layers=24, ffn_dim=8192, num_attention_heads=32),
     "opt-13b": OPTConfig(hidden_size=5120, num_hidden_layers=40, ffn_dim=20480, num_attention_heads=40),
     "llama-2-7b": LlamaConfig(),

@@ -2,7 +2,7 @@
 
     python benchmarks/peft_method.py [--rounds 40] [--write peft_cpu]
 
-Two cases, one thread, float32: a linear layer of width 2048 with 512 tokens, and a model of four layers of OPT-125m
+Two cases, one thread, float32: a layer of width 2048 with 512 tokens, and four layers of OPT-125m with 1,024 words
 (query and value matrices, 4 x 64 tokens). LoRA and SHiRA have r = 8, masks the density at which they train as many
 entries. All methods take turns in one process; a figure is the median over rounds of the ratio to another method
 *of the same round*. The clock is this process's processor time: with one thread on an idle machine the same, and less
