@@ -1,7 +1,7 @@
 """A classifier that is small enough to train inside a web page: 8 x 8 digits, three hidden layers of 64.
 
 It is pretrained on upright digits, and its task is mirrored ones: fine-tuning changes entries of the three hidden
-matrices; biases and head stay. `fine_tune` is the reference for `rmbook/widgets/trainer.js`, which computes the same
+matrices; biases and head stay. `fine_tune` is the reference for `rmbook/widgets/digits_mlp.js`, which computes the same
 from the same random numbers. All is float64; the packaged weights are 8-bit integers, one scale for each tensor.
 """
 

@@ -23,24 +23,22 @@ NAMES = {  # of each kind's elements on a page, which have the attribute `data-N
 }
 
 
-def front_end(kind: str) -> tuple[str, str]:
-    """Return the script and the style sheet of a kind of figure."""
-    script, style = (
-        "\n".join((HERE / f"{part}.{ending}").read_text("utf8").rstrip() for part in ("common", kind))
-        for ending in ("js", "css")
-    )
-    return script, style
+def front_end(kind: str, *before: str) -> tuple[str, str]:
+    """Return the script and the style sheet of a kind of figure; the scripts `before` stand in front of its own."""
+    script = "\n".join((HERE / f"{part}.js").read_text("utf8").rstrip() for part in ("common", *before, kind))
+    return script, "\n".join((HERE / f"{part}.css").read_text("utf8").rstrip() for part in ("common", kind))
 
 
-def standalone_html(kind: str, state: Mapping[str, Any], table: str) -> str:
+def standalone_html(kind: str, state: Mapping[str, Any], table: str, *before: str) -> str:
     """Return a figure as HTML: the same text for the same arguments.
 
     Args:
         kind: of figure, one of `NAMES`.
         state: what the figure shows: the traits that its script asks its model for. No number may be infinite or NaN.
         table: HTML for readers without JavaScript.
+        before: scripts that stand in front of the figure's own.
     """
-    script, style = front_end(kind)
+    script, style = front_end(kind, *before)
     text = json.dumps(state, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     text = text.replace("<", "\\u003c")  # nothing in it can end the script
     name, key = NAMES[kind], hashlib.sha256(text.encode()).hexdigest()[:10]

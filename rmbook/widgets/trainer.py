@@ -30,7 +30,7 @@ class Trainer(anywidget.AnyWidget):
             losses and accuracies, as in `rmbook.offline.digits_mlp.FineTuned`.
     """
 
-    _esm, _css = front_end("trainer")
+    _esm, _css = front_end("trainer", "digits_mlp")
     data = traitlets.Dict().tag(sync=True)
     density = traitlets.Float(min=0.01, max=1.0).tag(sync=True)
     learning_rate = traitlets.Float(min=1e-4, max=1.0).tag(sync=True)
@@ -56,7 +56,7 @@ class Trainer(anywidget.AnyWidget):
     def to_html(self) -> str:
         """Return the figure for a page without a kernel: complete in itself, and the same text on each call."""
         state = {name: getattr(self, name) for name in ("data", "density", "learning_rate", "seed")}
-        return standalone_html("trainer", state, _table(self.seed))
+        return standalone_html("trainer", state, _table(self.seed), "digits_mlp")
 
     def __repr__(self) -> str:
         return f"Trainer(density={self.density:g}, learning_rate={self.learning_rate:g}, seed={self.seed})"
