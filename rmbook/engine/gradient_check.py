@@ -61,6 +61,9 @@ class GradientCheck:
         if values.grad is not None:  # a compiled graph announces those, too, that it has no gradient for
             self._waiting.pop(name, None)
 
+    def _masked(self) -> dict[str, MaskedLinear]:
+        return {name: layer for name, layer in self._layers.items() if isinstance(layer, MaskedLinear)}
+
     def finished(self) -> bool:
         """Tell whether there is no more to wait for.
 
@@ -71,7 +74,7 @@ class GradientCheck:
             return True
         if torch._C._current_graph_task_id() != -1:  # inside a backward pass: a recomputation
             return False
-        values = {name: layer.values for name, layer in self._layers.items() if name in self._waiting}
+        values = {name: layer.values for name, layer in self._masked().items() if name in self._waiting}
         for name, own in values.items():
             if is_sharded(own) and own.grad is not None:  # FSDP calls no hooks of values that it has
                 self._arrived(name, own)
@@ -101,6 +104,6 @@ class GradientCheck:
 
 def _look(optimizer: torch.optim.Optimizer, *_: object) -> None:
     for check in list(_PENDING):
-        own = {id(layer.values) for layer in check._layers.values()}
+        own = {id(layer.values) for layer in check._masked().values()}
         if any(id(value) in own for group in optimizer.param_groups for value in group["params"]):
             check.finished()
