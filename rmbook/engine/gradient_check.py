@@ -37,11 +37,12 @@ class GradientCheck:
         if unused not in REACTIONS:
             raise ValueError(f"unused must be one of {', '.join(REACTIONS)}, got {unused!r}.")
         self._unused, self._began, self._done = unused, False, False
-        self._waiting = {name: layer for name, layer in layers.items() if layer.mask.nnz}
-        self._layers = list(self._waiting.values())
+        # Weakly: the values hold this check by their hooks, and the garbage collector does not see through those.
+        self._layers = weakref.WeakValueDictionary({name: layer for name, layer in layers.items() if layer.mask.nnz})
+        self._waiting = set(self._layers)
         self._hooks = [
             layer.values.register_post_accumulate_grad_hook(partial(self._arrived, name))
-            for name, layer in self._waiting.items()
+            for name, layer in self._layers.items()
         ]
         if not _PENDING_HOOK:
             _PENDING_HOOK.append(register_optimizer_step_pre_hook(_look))
@@ -56,7 +57,10 @@ class GradientCheck:
     def _arrived(self, name: str, values: torch.Tensor) -> None:
         self._began = True
         if values.grad is not None:  # a compiled graph announces those, too, that it has no gradient for
-            self._waiting.pop(name, None)
+            self._waiting.discard(name)
+
+    def _masked(self) -> dict[str, MaskedLinear]:
+        return {name: layer for name, layer in self._layers.items() if isinstance(layer, MaskedLinear)}
 
     def finished(self) -> bool:
         """Tell whether there is no more to wait for.
@@ -68,12 +72,13 @@ class GradientCheck:
             return True
         if torch._C._current_graph_task_id() != -1:  # inside a backward pass: a recomputation
             return False
-        for name, layer in list(self._waiting.items()):
+        layers = self._masked()
+        for name, layer in layers.items():
             if is_sharded(layer.values) and layer.values.grad is not None:  # FSDP calls no hooks of values it has
                 self._arrived(name, layer.values)
         if not self._began:
             return False
-        missing = [name for name, layer in self._waiting.items() if layer.values.requires_grad]
+        missing = [name for name, layer in layers.items() if name in self._waiting and layer.values.requires_grad]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             message = (
@@ -97,6 +102,6 @@ class GradientCheck:
 
 def _look(optimizer: torch.optim.Optimizer, *_: object) -> None:
     for check in list(_PENDING):
-        own = {id(layer.values) for layer in check._layers}
+        own = {id(layer.values) for layer in check._masked().values()}
         if any(id(value) in own for group in optimizer.param_groups for value in group["params"]):
             check.finished()
