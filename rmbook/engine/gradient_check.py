@@ -37,14 +37,12 @@ class GradientCheck:
         if unused not in REACTIONS:
             raise ValueError(f"unused must be one of {', '.join(REACTIONS)}, got {unused!r}.")
         self._unused, self._began, self._done = unused, False, False
-        trained = {name: layer for name, layer in layers.items() if layer.mask.nnz}
-        # The hooks hold this object: were it to hold the layers, no collector could free a model before its first step.
-        # FSDP gives a layer other values, so that the values themselves would not do.
-        self._layers = weakref.WeakValueDictionary(trained)
-        self._waiting = dict.fromkeys(trained)
+        # Weakly: the values hold this check by their hooks, and the garbage collector does not see through those.
+        self._layers = weakref.WeakValueDictionary({name: layer for name, layer in layers.items() if layer.mask.nnz})
+        self._waiting = set(self._layers)
         self._hooks = [
             layer.values.register_post_accumulate_grad_hook(partial(self._arrived, name))
-            for name, layer in trained.items()
+            for name, layer in self._layers.items()
         ]
         if not _PENDING_HOOK:
             _PENDING_HOOK.append(register_optimizer_step_pre_hook(_look))
@@ -59,7 +57,7 @@ class GradientCheck:
     def _arrived(self, name: str, values: torch.Tensor) -> None:
         self._began = True
         if values.grad is not None:  # a compiled graph announces those, too, that it has no gradient for
-            self._waiting.pop(name, None)
+            self._waiting.discard(name)
 
     def _masked(self) -> dict[str, MaskedLinear]:
         return {name: layer for name, layer in self._layers.items() if isinstance(layer, MaskedLinear)}
@@ -74,13 +72,13 @@ class GradientCheck:
             return True
         if torch._C._current_graph_task_id() != -1:  # inside a backward pass: a recomputation
             return False
-        values = {name: layer.values for name, layer in self._masked().items() if name in self._waiting}
-        for name, own in values.items():
-            if is_sharded(own) and own.grad is not None:  # FSDP calls no hooks of values that it has
-                self._arrived(name, own)
+        layers = self._masked()
+        for name, layer in layers.items():
+            if is_sharded(layer.values) and layer.values.grad is not None:  # FSDP calls no hooks of values it has
+                self._arrived(name, layer.values)
         if not self._began:
             return False
-        missing = [name for name in self._waiting if name in values and values[name].requires_grad]
+        missing = [name for name, layer in layers.items() if name in self._waiting and layer.values.requires_grad]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             message = (

@@ -11,6 +11,7 @@ belong to one of two owners:
 """
 
 import contextlib
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -43,7 +44,8 @@ def begin(layer: Any) -> None:
     layer.backend, layer.backend_reason = choose_backend(layer.wanted_backend, weight)
     layer.average = layer.average or GradientAverage(None, [layer])  # None: of a copy, or masked on its own
     if layer.mask.nnz and not is_sharded(layer.values):  # if FSDP takes them, none comes here
-        layer.values.register_post_accumulate_grad_hook(lambda _: layer.average.arrived())
+        found = weakref.ref(layer)  # the garbage collector does not see through hooks
+        layer.values.register_post_accumulate_grad_hook(lambda _: found().average.arrived())
 
 
 def write_gathered(layer: Any, weight: torch.Tensor, delta: torch.Tensor) -> None:
