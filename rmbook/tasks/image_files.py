@@ -144,9 +144,9 @@ def _inside(folder: Path, name: str) -> Path:
     if name != Path(name).name:
         raise TaskError(f"a list of {folder} names {shown(name)}: expected the name of a file in that folder.")
     path = folder / name
-    if not path.exists():  # 00001.PPM, where the list says 00001.ppm
+    if not os.path.exists(path):  # 00001.PPM, where the list says 00001.ppm; no error for a name that is too long
         capitals = [path.with_suffix(path.suffix.upper()), path.with_suffix(path.suffix.lower())]
-        return next((other for other in capitals if other.exists()), path)
+        return next((other for other in capitals if os.path.exists(other)), path)
     return path
 
 

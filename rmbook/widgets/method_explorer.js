@@ -1,12 +1,4 @@
 // The front end of MethodExplorer: a list of measures, a list of runs, and a chart with one line a run, in order.
-function make(tag, attributes, parent, text) {
-  const drawn = tag === "svg" || parent?.namespaceURI === "http://www.w3.org/2000/svg";
-  const node = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
-  for (const key in attributes) node.setAttribute(key, attributes[key]);
-  if (text !== undefined) node.textContent = text;
-  parent?.appendChild(node);
-  return node;
-}
 const short = (value) => Math.abs(value) >= 1e5 || (value !== 0 && Math.abs(value) < 1e-2) ? value.toExponential(1) : String(+value.toPrecision(4));
 
 function order(state, measure) {  // numbers of the runs that have the measure, largest first
@@ -63,3 +55,4 @@ function draw(state, host) {
   runs.addEventListener("change", update);
   update();
 }
+export default { render: ({ model, el }) => draw(model.get("data"), el) };

@@ -4,12 +4,11 @@ Plain HTML with a short script, complete in itself: it needs no kernel and no ne
 table of the first choice.
 """
 
-import json
 from collections.abc import Mapping
 
 import pandas as pd
 
-from rmbook.widgets.page import HERE, standalone_html, table_html
+from rmbook.widgets.page import standalone_html, table_html
 
 
 class MethodExplorer:
@@ -59,9 +58,7 @@ class MethodExplorer:
             "values": {name: _numbers(self.table[name]) for name in self.measures},
             "halves": {name: _numbers(half) for name, half in self.halves.items()},
         }  # fmt: skip
-        style, code = ((HERE / f"method_explorer.{kind}").read_text("utf8").strip() for kind in ("css", "js"))
-        text = json.dumps(state, separators=(",", ":"), allow_nan=False)
-        return standalone_html("rmm", text, self._table(), style, code + "\n", draw="draw(state,el)")
+        return standalone_html("method_explorer", {"data": state}, self._table())
 
     def _table(self) -> str:
         measure = self.first[0]

@@ -20,6 +20,7 @@ NAMES = {  # of each kind's elements on a page, which have the attribute `data-N
     "table_comparison": "rmt",
     "curve_explorer": "rmc",
     "trainer": "rmd",
+    "method_explorer": "rmm",
 }
 
 

@@ -112,7 +112,8 @@ def test_the_cheap_commands_work(tmp_path, shared, monkeypatch):
     """The first block on fine-tuning, with a tiny model and few examples in the place of what it names."""
     monkeypatch.chdir(tmp_path)
     tiny = make_tiny_checkpoint(tmp_path / "tiny", pretrain_steps=0)
-    lines = {arguments[0]: arguments for arguments in reversed(rmbook_commands()) if "..." not in arguments}
+    left_out = {"...", "made:smollm2"}  # the last takes a package of its own
+    lines = {arguments[0]: arguments for arguments in reversed(rmbook_commands()) if not left_out & set(arguments)}
     given = {"facebook/opt-1.3b": str(tiny), "runs/...": "runs/one"}
     train, evaluate, describe, generate = (
         [given.get(word, word) for word in lines[name]] for name in ("train", "evaluate", "describe", "generate")
