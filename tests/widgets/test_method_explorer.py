@@ -26,7 +26,7 @@ def explorer(**changes):
 def test_the_page_is_complete_in_itself_and_the_same_each_time():
     page = explorer().to_html()
     assert page == explorer()._repr_html_() and "http" not in page.replace("http://www.w3.org", "")
-    state = json.loads(re.search(r"const state=(\{.*?\});for\(", page, re.DOTALL)[1])
+    state = json.loads(re.search(r"const state=(\{.*?\});for\(", page, re.DOTALL)[1])["data"]
     assert state["values"] == {"score": [50, 60, 40], "size": [1000, None, 1e6]} and state["first"] == ["score", "mask"]
     table = re.search(r"<table>.*</table>", page, re.DOTALL)[0]
     assert re.findall(r"<td>(mask|LoRA &lt;8&gt;|full)</td>", table) == ["mask", "LoRA &lt;8&gt;", "full"]
