@@ -12,7 +12,7 @@ from rmbook import AdapterBank, apply_random_mask, save_adapter
 from rmbook.evidence.backbones import load_backbone
 from rmbook.evidence.changes import combine, cosine, flip_signs, norm, shared_entries, weight_changes
 from rmbook.evidence.experiment import accuracy
-from rmbook.evidence.grids import best_cells, load_runs, read_recorded_grid
+from rmbook.evidence.grids import read_recorded_grid
 from rmbook.evidence.interference import (
     STRENGTHS,
     TASKS,
@@ -189,11 +189,8 @@ def test_a_recorded_grid_holds_every_task_and_pair(learned):
     assert list(recorded) == ["stamp", *content] and recorded["cells"][0].keys() == content["cells"][0].keys()
 
 
-def test_the_record_has_the_cells_of_the_grid_and_rates_near_the_best():
+def test_the_record_has_the_cells_of_the_grid():
     cells = list(combinations(read_recorded_grid("interference")))
     names = ("method", "density", "learning_rate")
     recorded = load_recorded("science/interference")["cells"]
     assert [{name: cell[name] for name in names} for cell in recorded] == [{n: c[n] for n in names} for c in cells]
-    best = best_cells(load_runs("vit_grid").fillna({"density": -1}), ["method", "density"])["learning_rate"]
-    for cell in cells:
-        assert 0.25 < cell["learning_rate"] / best[cell["method"], cell["density"] or -1] < 4  # within a half decade
