@@ -187,7 +187,7 @@ def refuse_settings(name: str, unknown: list) -> None:
         kind = METHOD_SETTINGS[name]
         known = ", ".join([*kind.takes, *(entry.name for entry in dataclasses.fields(kind))])
         raise MethodError(
-            f"{name} does not take {', '.join(str(key) for key in unknown[:3])}; it takes {known or 'no settings'}."
+            f"{name} does not take {', '.join(shown(key) for key in unknown[:3])}; it takes {known or 'no settings'}."
         )
 
 

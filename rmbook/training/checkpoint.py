@@ -16,6 +16,7 @@ from rmbook.files import UnreadableFileError, digest_tensors, read_safetensors, 
 from rmbook.json_files import count
 
 FORMAT = "rmbook-checkpoint-1"
+ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of a parameter
 
 
 class TrainingInterrupted(RmbookError):
@@ -123,9 +124,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` took."""
+    """Put back what `optimizer_tensors` took.
+
+    Raises:
+        ValueError: it is not the state of AdamW for these parameters.
+    """
     state, trained = {}, [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         number, _, name = key.partition(":")
-        state.setdefault(int(number), {})[name] = spread(tensor, trained[int(number)]) if tensor.dim() else tensor
+        parameter = trained[int(number)]
+        if tensor.shape != (() if name == "step" else parameter.shape):
+            raise ValueError(f"{key} has the shape {tuple(tensor.shape)}, its parameter {tuple(parameter.shape)}.")
+        state.setdefault(int(number), {})[name] = spread(tensor, parameter) if tensor.dim() else tensor
+    if any(set(entry) != ADAM_STATE for entry in state.values()):
+        raise ValueError(f"each trained parameter needs {', '.join(sorted(ADAM_STATE))}.")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

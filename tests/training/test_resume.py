@@ -11,7 +11,13 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from rmbook import TrainingConfig, train
 from rmbook.methods.apply import apply_method
-from rmbook.training.checkpoint import Checkpoint, CheckpointError, TrainingInterrupted
+from rmbook.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    TrainingInterrupted,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from rmbook.training.objectives import Answering, OptionChoice
 
 METHODS = {
@@ -140,6 +146,29 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match="Remove|remove"):
             run(before, checkpoint=Checkpoint(path))
         assert all(torch.equal(state[name], tensor) for name, tensor in before.state().items())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state.pop("0:exp_avg_sq"),
+        lambda state: state.update({"0:momentum": state["0:exp_avg"]}),
+        lambda state: state.update({"1:exp_avg": state["1:exp_avg"][:-1]}),
+        lambda state: state.update({"9999:step": state["0:step"]}),
+        lambda state: state.update({"0:step": torch.ones(3)}),
+    ],
+    ids=["a moment less", "another optimiser's", "shape", "no such parameter", "no number"],
+)
+def test_the_optimisers_state_must_fit(damage):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = optimizer_tensors(optimizer)
+    restore_optimizer(torch.optim.AdamW(model.parameters()), state)
+    damage(state)
+    with pytest.raises((IndexError, ValueError)):
+        restore_optimizer(torch.optim.AdamW(model.parameters()), state)
 
 
 def test_a_run_may_go_on_with_smaller_parts_of_a_batch(tmp_path):
