@@ -34,8 +34,9 @@ NOT_THE_CHAPTERS = ("RMBOOK_CACHE", "RMBOOK_EXECUTED", "RMBOOK_JOBS")  # variabl
 
 
 def code_of(notebook: nbformat.NotebookNode) -> str:
-    """Return the source of all code cells."""
-    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    """Return the source of all code cells, each with the texts of its figure that numbers are filled into."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return "\n".join("\n".join([cell.source, *cell.metadata.get("rmbook", {}).values()]) for cell in cells)
 
 
 def imported_modules(code: str) -> list[str]:
@@ -102,6 +103,8 @@ def with_outputs(notebook: nbformat.NotebookNode, executed: nbformat.NotebookNod
         if cell.cell_type == "code":
             done = next(outputs)
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
+            if "rmbook" in cell.metadata:  # its alt text has numbers of that run
+                cell.metadata["mystnb"] = done.metadata["mystnb"]
     notebook.metadata = executed.metadata
     return notebook
 

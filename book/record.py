@@ -26,6 +26,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
 }
+TEXTS = {"alt": "image", "caption": "figure"}  # what has numbers filled in, and where MyST-NB looks for it
 COLAB_TAGS = ["colab-header", "remove-cell"]  # of use on Colab only, so the pages leave it out
 
 
@@ -58,10 +59,29 @@ def set_colab_header(notebook: nbformat.NotebookNode) -> None:
     header.metadata["tags"] = COLAB_TAGS
 
 
+class Client(NotebookClient):
+    """Runs a notebook, and fills numbers into the alt texts and captions of its figures.
+
+    A cell's metadata may have rmbook.alt and rmbook.caption, each the inside of an f-string. It is filled in once the
+    cell has run, so its numbers are those of the figure.
+    """
+
+    async def async_execute_cell(self, cell, cell_index, **arguments):
+        await super().async_execute_cell(cell, cell_index, **arguments)
+        for kind, place in TEXTS.items():
+            if text := cell.metadata.get("rmbook", {}).get(kind):
+                question = nbformat.v4.new_code_cell(f'print(f"""{text}""")')
+                await super().async_execute_cell(question, cell_index, store_history=False)
+                self.nb.cells[cell_index] = cell
+                filled = cell.metadata.setdefault("mystnb", {}).setdefault(place, {})
+                filled[kind] = question.outputs[0].text.strip()
+        return cell
+
+
 async def execute(notebook: nbformat.NotebookNode, folder: Path, command: str) -> None:
     """Run all cells in a fresh python3 kernel that is started in `folder`; keep what is worth storing, and a stamp."""
     notebook.metadata = nbformat.from_dict(METADATA)
-    client = NotebookClient(
+    client = Client(
         notebook,
         timeout=600,
         startup_timeout=300,  # seconds; a busy machine takes more than the usual 60

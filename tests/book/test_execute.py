@@ -78,6 +78,14 @@ def test_what_is_unchanged_is_not_run_again_and_what_fails_is_named(tmp_path, ca
     before = (folder / "one.ipynb").stat().st_mtime_ns
     assert run(one=("6 * 7", "# Another title")) == [] and (folder / "one.ipynb").stat().st_mtime_ns == before
 
+    path = tmp_path / "one.ipynb"  # numbers in a figure's alt text come from its run
+    changed = nbformat.read(path, as_version=4)
+    changed.cells[1].source, changed.cells[1].metadata["rmbook"] = "x = 6 * 8\nx", {"alt": "Rises to {x:.1f}."}
+    nbformat.write(changed, path)
+    assert asyncio.run(execute.run_all([path], 1, folder)) == []
+    filled = nbformat.read(folder / "one.ipynb", as_version=4).cells[1]
+    assert filled.metadata.mystnb.image.alt == "Rises to 48.0." and filled.outputs[0].data["text/plain"] == "48"
+
     assert run(one=("6 * 8", "# Another title")) == [] and runs() == 3
     assert nbformat.read(folder / "one.ipynb", as_version=4).cells[1].outputs[0].data["text/plain"] == "48"
 
