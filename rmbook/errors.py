@@ -4,7 +4,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
-LONGEST_VALUE = 60
+LONGEST_VALUE, LONGEST_MESSAGE = 60, 2000
 
 
 class RmbookError(Exception):
@@ -15,6 +15,10 @@ class RmbookError(Exception):
     """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        """Return the text as one line, whatever names and values from outside are in it."""
+        return printable(super().__str__(), LONGEST_MESSAGE)
 
 
 class ConfigError(RmbookError, ValueError):

@@ -89,6 +89,8 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def _is_row(row: Any) -> bool:
-    epoch = isinstance(row, dict) and "dev_loss" in row
-    kinds = EPOCH if epoch else STEP
-    return fields(kinds, tuple(kinds) if epoch else ("step", "epoch"))(row)
+    if not isinstance(row, dict):
+        return False
+    kinds = EPOCH if "dev_loss" in row else STEP
+    whole = "dev_loss" in row or not row.keys().isdisjoint(("tokens", "seconds"))  # a step that diverged has neither
+    return fields(kinds, tuple(kinds) if whole else ("step", "epoch"))(row)
