@@ -112,9 +112,11 @@ def _load(
         config = run_config(Path(run))
         changed = dataclasses.replace(config, **changes)
         if "data_dir" in changes and changed.task == config.task:
-            check_inputs(Path(run), {"data": data_fingerprint(changed.task, changed.data_dir)})
+            found = {"data": data_fingerprint(changed.task, changed.data_dir)}
+            check_inputs(Path(run), found, changed.data_dir, model_name)
         if model_name is not None:
-            check_inputs(Path(run), {"weights": weights_fingerprint(model_name, None)[0]})
+            found = {"weights": weights_fingerprint(model_name, None)[0]}
+            check_inputs(Path(run), found, changed.data_dir, model_name)
         model, tokenizer, config = load_run(run, model_name)
         if find_task(changed.task).load_model != find_task(config.task).load_model:  # a head of classes is one task's
             raise ConfigError(f"the run in {run} is of {config.task} and cannot do {changed.task}: leave out --task.")

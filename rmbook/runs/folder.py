@@ -35,12 +35,14 @@ def run_config(folder: Path) -> RunConfig:
         raise RunError(f"{path} is damaged ({str(error).removesuffix('.')}): start the run again.") from None
 
 
-def check_inputs(folder: Path, found: dict[str, str]) -> None:
+def check_inputs(folder: Path, found: dict[str, str], data_dir: str | None, model: str | None) -> None:
     """Raise RunError if a run began with other examples or other weights than those that are there now.
 
     Args:
         folder: of the run.
         found: from `rmbook.runs.fingerprints.describe_inputs`, or a part of it.
+        data_dir: where the examples are; None on the hub.
+        model: where the weights are.
     """
     path = folder / "inputs.json"
     if not path.exists():  # of an older version
@@ -51,7 +53,8 @@ def check_inputs(folder: Path, found: dict[str, str]) -> None:
     except (UnreadableFileError, TypeError, KeyError):
         raise RunError(f"{path} is damaged: start the run again.") from None
     if changed:
-        what = " and ".join({"data": "the examples", "weights": "the base model's weights"}[name] for name in changed)
+        named = {"data": f"the examples in {data_dir or 'the hub'}", "weights": f"the base model's weights in {model}"}
+        what = " and ".join(named[name] for name in changed)
         raise RunError(f"{what} are not those that the run in {folder} began with: restore them, or start a new run.")
 
 

@@ -107,7 +107,7 @@ def resume_run(
         return result
     config = replace(config, **changes)
     config = replace(config, model=_lasting(config.model), data_dir=config.data_dir and _lasting(config.data_dir))
-    check_inputs(folder, describe_inputs(config))
+    check_inputs(folder, describe_inputs(config), config.data_dir, config.model)
     if first_process():
         _remove_leftovers(folder)
     with _explaining_memory(config):
