@@ -4,11 +4,12 @@
 
 For each width, density and number of tokens, the base alone, W + S merged into a dequantised copy ("merge"), and the
 base's product and a sparse one ("add") take turns, in the processor time of one thread. What each way costs beyond the
-base, in the median over rounds, gives the constants of the rule by least squares on relative errors:
+base, in the median over rounds, gives the constants of the rule by a robust fit of relative errors:
 
-    merge - base = DEQUANTISE * out * in + WRITE * nnz        add - base = CALL + ADD * nnz * tokens
+    merge - base = DEQUANTISE * out * in + WRITE * nnz        add - base = CALL + nnz * (ENTRY + ADD * tokens)
 
-Printed are they, and how the way that the rule in the code names compares with the faster one. Needs bitsandbytes and torchao.
+Printed are they, and how the way that the rule in the code names compares with the faster one. Needs bitsandbytes and
+torchao.
 """
 
 import argparse
@@ -18,11 +19,13 @@ import shlex
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy
 import torch
 from quantised import make_base
-from scipy.optimize import nnls
+from scipy.optimize import least_squares
 from torch import nn
 
 from rmbook import sample_mask
@@ -68,17 +71,21 @@ def measure(kind: str, width: int, rounds: int) -> list[dict]:
 
 
 def fit(rows: list[dict], way: str, terms) -> list[float]:
-    """Coefficients, none negative, that give a way's seconds with the least relative errors."""
+    """Coefficients, none negative, that give a way's seconds with the least relative errors; outliers count little."""
     # What is lost in the noise of the base's time must not count: a twentieth of the base at least.
-    scale = [max(abs(row[way]), row["base"] / 20) for row in rows]
-    matrix = [[float(term) / s for term in terms(row)] for row, s in zip(rows, scale, strict=True)]
-    return nnls(matrix, [row[way] / s for row, s in zip(rows, scale, strict=True)])[0].tolist()
+    scale = numpy.array([max(abs(row[way]), row["base"] / 20) for row in rows])
+    matrix = numpy.array([terms(row) for row in rows]) / scale[:, None]
+    size = matrix.max(0)  # the unknowns get sizes around one
+    wanted = numpy.array([row[way] for row in rows]) / scale
+    solve = partial(least_squares, bounds=(0, numpy.inf), loss="soft_l1", f_scale=0.1)
+    found = solve(lambda unknown: matrix / size @ unknown - wanted, numpy.ones(len(size)))
+    return (found.x / size).tolist()
 
 
 def summary(rows: list[dict]) -> dict:
     """The constants by these rows, and how the rule in the code does on them."""
     dequantise, write = fit(rows, "merge", lambda row: (row["width"] ** 2, row["nnz"]))
-    call, add = fit(rows, "add", lambda row: (1, row["nnz"] * row["tokens"]))
+    call, entry, add = fit(rows, "add", lambda row: (1, row["nnz"], row["nnz"] * row["tokens"]))
     lost = []
     for row in rows:
         library = "torchao" if row["kind"] == "torchao" else "bitsandbytes"
@@ -86,7 +93,7 @@ def summary(rows: list[dict]) -> dict:
         best = row["base"] + min(row["merge"], row["add"])
         lost.append((row["base"] + row[way]) / best)
     loss = {"mean_time_to_best": math.exp(statistics.mean(map(math.log, lost))), "worst_time_to_best": max(lost)}
-    return {"DEQUANTISE": dequantise, "WRITE": write, "CALL": call, "ADD": add} | loss
+    return {"DEQUANTISE": dequantise, "WRITE": write, "CALL": call, "ENTRY": entry, "ADD": add} | loss
 
 
 def main() -> None:
