@@ -3,6 +3,7 @@
 import copy
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,10 +12,10 @@ from torch import nn
 
 from rmbook import apply_random_mask, load_adapter, sample_mask, save_adapter
 from rmbook.adapters.errors import AdapterBaseError
-from rmbook.engine import quantised
 from rmbook.engine.dequantise import count_parameters, dequantise, quantisation
 from rmbook.engine.quantised import QuantisedLinear, cheapest_way
 from rmbook.engine.targets import TargetError
+from rmbook.evidence.recording import load_recorded
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
 KINDS = ["nf4", "fp4", "nf4 double", "int8", "torchao int8", "torchao int4"]
