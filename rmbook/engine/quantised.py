@@ -23,13 +23,13 @@ from rmbook.engine.tap import compute_product, overwrite, refuse_second_derivati
 from rmbook.masks.sample import Mask
 
 # Seconds on one core of a CPU, at widths 1024 and 2048, densities 1e-4 to 1e-2 and 1 to 64 tokens, of nf4 and of
-# torchao's int8: measured and fitted by benchmarks/quantised_rule.py, results/benchmarks/quantised_rule_cpu.json. There
+# torchao's int8: rounded means of what benchmarks/quantised_rule.py has fitted to both (its record has them). There
 # bitsandbytes dequantises in each product, so that merge is the cheaper way at every size. Not measured on a GPU.
 WRITE = 1.5e-8  # an entry that merge scatters into a matrix that is not in the cache
-ENTRY = 5.5e-8  # an entry of the sparse product, whatever the number of tokens
-ADD = 7e-9  # an entry and token of the sparse product
-CALL = 3.6e-4  # what the sparse product costs beside its work
-DEQUANTISE = {"bitsandbytes": 0.0, "torchao": 1.6e-9}  # a number that merge dequantises and the base's product does not
+ENTRY = 6.5e-8  # an entry of the sparse product, whatever the number of tokens
+ADD = 7.5e-9  # an entry and token of the sparse product
+CALL = 2e-4  # what the sparse product costs beside its work
+DEQUANTISE = {"bitsandbytes": 0.0, "torchao": 1.5e-9}  # a number that merge dequantises and the base's product does not
 
 
 def cheapest_way(shape: tuple[int, int], tokens: int, nnz: int, library: str) -> str:
