@@ -30,7 +30,7 @@ from rmbook import apply_random_mask, load_adapter, save_adapter
 from rmbook.adapters.base import base_fingerprint
 from rmbook.engine.shards import local, whole
 
-STEPS, BATCH, TARGETS = 3, 12, ["inner", "outer", "head"]
+STEPS, BATCH, TARGETS = 4, 12, ["inner", "outer", "head"]
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
