@@ -6,9 +6,10 @@
 All methods take turns in one process; a round runs each of them once, and every figure is the median over rounds of
 the ratio to the frozen limit *of the same round*, with the quartiles. The limit trains nothing: the forward pass and
 the gradient of the input, which every method needs. A step is forward, backward and the optimiser's update (fused
-AdamW). Weights are random: speed does not depend on them. On a GPU each step is also captured as a CUDA graph and
-replayed: its time is the GPU's alone, while a plain step may wait for the host's Python. `--write` stores the table
-with its stamp in results/benchmarks/, where a chapter reads it.
+AdamW). On one thread of a CPU its processor time counts, elsewhere the time by the clock. Weights are random: speed
+does not depend on them. On a GPU each step is also captured as a CUDA graph and replayed: its time is the GPU's alone,
+while a plain step may wait for the host's Python. Where IST-DASLab's spops is installed, masks whose gradient it
+computes are methods, too. `--write` stores the table with its stamp in results/benchmarks/, where a chapter reads it.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import time
 from pathlib import Path
 
 import torch
-from engine_methods import SHAPES, layer_methods, model_methods
+from engine_methods import SHAPES, layer_methods, model_methods, spops_version
 
 from rmbook.files import write_json
 from rmbook.stamps import stamp
@@ -67,7 +68,9 @@ def ratios(seconds: dict[str, list[float]], to: str = "frozen") -> dict[str, dic
 
 def compared(methods: dict, rounds: int) -> dict[str, dict]:
     """Times, as `ratios` gives them, and counts of all methods; "graph" holds the times of captured steps."""
-    rows = ratios(time_in_turn({name: method.step for name, method in methods.items()}, rounds))
+    alone = torch.get_num_threads() == 1 and not any(method.on_gpu for method in methods.values())
+    clock = time.process_time if alone else time.perf_counter
+    rows = ratios(time_in_turn({name: method.step for name, method in methods.items()}, rounds, clock))
     if all(method.on_gpu for method in methods.values()):  # not where a machine with a GPU measures its CPU
         torch.cuda.empty_cache()
         pool = torch.cuda.graph_pool_handle()  # one after the other, they can use the same memory
@@ -198,7 +201,10 @@ def main() -> None:
         RESULTS.mkdir(exist_ok=True)
         command = f"python benchmarks/engine.py {shlex.join(sys.argv[1:])}"
         settings = {key: value for key, value in copy.copy(vars(options)).items() if key not in ("write", "only")}
-        write_json(RESULTS / f"{options.write}.json", {"stamp": stamp(command), "settings": settings, "tables": tables})
+        record = {"stamp": stamp(command), "settings": settings, "tables": tables}
+        if spops := spops_version():
+            record["stamp"]["versions"]["spops"] = spops
+        write_json(RESULTS / f"{options.write}.json", record)
     return None
 
 

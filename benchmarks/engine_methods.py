@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import safetensors.torch
@@ -13,6 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM, CLIPVisionConfig, Llam
 
 from rmbook.adapters.adapter_file import save_adapter
 from rmbook.engine.masking import apply_random_mask
+from rmbook.engine.product_spops import check_spops
 from rmbook.engine.targets import find_targets
 from rmbook.integrations.peft_config import RandomMaskConfig
 from rmbook.methods.apply import full_finetuning, lora
@@ -130,10 +132,10 @@ def _naive(model: nn.Module, targets: list[str], density: float) -> nn.Module:
     return model
 
 
-def _random_mask(model: nn.Module, targets: list[str], density: float) -> nn.Module:
+def _random_mask(model: nn.Module, targets: list[str], density: float, backend: str = "auto") -> nn.Module:
     for layer in find_targets(model, targets).values():
         layer.weight = nn.Parameter(layer.weight.detach().clone())  # W + S is its own, also where weights are shared
-    model.random_mask = apply_random_mask(model, targets, density=density)
+    model.random_mask = apply_random_mask(model, targets, density=density, backend=backend)
     return model
 
 
@@ -141,6 +143,9 @@ def _build(base, loss, targets, densities, width, only, alone=False) -> dict[str
     makers = {"frozen": lambda model: model.requires_grad_(False)}
     for density in densities:
         makers[f"mask {density:g}"] = lambda model, density=density: _random_mask(model, targets, density)
+    if spops_version():
+        for density in densities:
+            makers[f"spops mask {density:g}"] = lambda model, p=density: _random_mask(model, targets, p, "spops")
     makers["lora r8"] = lambda model: lora(model, targets)
     for density in densities:
         if density >= 2 / width:  # SHiRA of rank 1 trains this share
@@ -151,6 +156,15 @@ def _build(base, loss, targets, densities, width, only, alone=False) -> dict[str
     makers["full"] = full_finetuning
     wanted = [name for name in makers if only is None or name in only or (name == "frozen" and not alone)]
     return {name: Method(makers[name](base(own=name == "full")), loss) for name in wanted}
+
+
+def spops_version() -> str | None:
+    """Version of IST-DASLab's spops, if it is installed."""
+    try:
+        check_spops("cuda" if torch.cuda.is_available() else "cpu")
+    except ImportError:
+        return None
+    return version("spops")
 
 
 def layer_methods(width: int, density: float, tokens: int, dtype, device, only=None) -> dict[str, Method]:

@@ -5,7 +5,7 @@ For y = x (W + S)^T + b there are two exact ways, W being what the quantised num
 - **merge**: dequantise W into a buffer that lives for this product alone, write W + S, multiply once; the backward pass
   does so again. bitsandbytes itself dequantises in each backward pass, so this adds the write of S alone.
 - **add**: the base's own product for W, plus a sparse product for S. For a few tokens without gradients, where the
-  base has a kernel that does not dequantise; `cheapest_way` says from where on.
+  base has a kernel that does not dequantise (torchao's int8); `cheapest_way` says from where on.
 """
 
 from functools import cache
@@ -22,12 +22,14 @@ from rmbook.engine.shards import read_entries, working_device
 from rmbook.engine.tap import compute_product, overwrite, refuse_second_derivative
 from rmbook.masks.sample import Mask
 
-# Seconds on one core of a CPU, by one token through a layer of 2048 x 2048 (benchmarks/quantised.py); only their ratios
-# matter. On a GPU the border lies elsewhere; both ways give the same result.
-WRITE = 4.5e-8  # an entry that merge scatters into a matrix that is not in the cache
-ADD = 1e-8  # an entry and token of the sparse product
-CALL = 1e-4  # what the sparse product costs beside its work
-DEQUANTISE = {"bitsandbytes": 0.0, "torchao": 1.7e-9}  # a number that merge dequantises and the base's product does not
+# Seconds on one core of a CPU, at widths 1024 and 2048, densities 1e-4 to 1e-2 and 1 to 64 tokens, of nf4 and of
+# torchao's int8: rounded means of what benchmarks/quantised_rule.py has fitted to both (its record has them). There
+# bitsandbytes dequantises in each product, so that merge is the cheaper way at every size. Not measured on a GPU.
+WRITE = 1.5e-8  # an entry that merge scatters into a matrix that is not in the cache
+ENTRY = 6.5e-8  # an entry of the sparse product, whatever the number of tokens
+ADD = 7.5e-9  # an entry and token of the sparse product
+CALL = 2e-4  # what the sparse product costs beside its work
+DEQUANTISE = {"bitsandbytes": 0.0, "torchao": 1.5e-9}  # a number that merge dequantises and the base's product does not
 
 
 def cheapest_way(shape: tuple[int, int], tokens: int, nnz: int, library: str) -> str:
@@ -40,7 +42,7 @@ def cheapest_way(shape: tuple[int, int], tokens: int, nnz: int, library: str) ->
         library: "bitsandbytes" or "torchao".
     """
     merge = DEQUANTISE[library] * shape[0] * shape[1] + WRITE * nnz
-    return "add" if CALL + ADD * nnz * tokens < merge else "merge"
+    return "add" if CALL + (ENTRY + ADD * tokens) * nnz < merge else "merge"
 
 
 class _MergedProduct(torch.autograd.Function):

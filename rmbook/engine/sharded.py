@@ -8,6 +8,10 @@ belong to one of two owners:
   parameter, and reduces their gradient.
 - nobody, where they are in its `ignored_params` or the mask came after `fully_shard`: every process holds all of
   them, in full precision, and one all-reduce at the end of the backward pass averages their gradients.
+
+Training equals that in one process on the whole batch but for rounding: as with gradient accumulation, the parts of a
+batch are summed apart. Two processes have the bits of an accumulation of two parts. In float32 a gradient that is
+nearly zero may change by as much as it is, and Adam's quotient then moves its value by another part of the step size.
 """
 
 import contextlib

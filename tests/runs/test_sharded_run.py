@@ -1,6 +1,7 @@
 """`rmbook train` on a base that FSDP2 shards; sharded_run.py says what accelerate is told, and why."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 import sharded_run
 from accelerate import DistributedType
 from tiny_runs import rows
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from rmbook.adapters.adapter_file import read_adapter
 from rmbook.errors import ConfigError
@@ -19,13 +21,17 @@ from rmbook.training.accelerator import refuse_fsdp1
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 from sharded_cases import run_processes  # noqa: E402
 
+OFFLOAD = {"cpu_offload": CPUOffloadPolicy(pin_memory=False)}  # True would pin memory, which takes a GPU
+SLOW = pytest.mark.skipif("RMBOOK_SHARDED" not in os.environ, reason="a minute: set RMBOOK_SHARDED=1")
 
-def test_a_run_on_shards_equals_a_run_in_one_process(settings, tmp_path):
-    """It stops and goes on; 17 examples end in a batch of one, of which the second process has nothing."""
-    small = {"train_size": 17, "dev_size": 5, "test_size": 6, "micro_batch_size": 3}
+
+@pytest.mark.parametrize("how", [{}, pytest.param(OFFLOAD, marks=SLOW)], ids=["plain", "offload"])
+def test_a_run_on_shards_equals_a_run_in_one_process(settings, how, tmp_path):
+    """It stops and goes on; 5 examples end in a batch of one, of which the second process has nothing."""
+    small = {"train_size": 5, "dev_size": 3, "test_size": 3, "batch_size": 4, "micro_batch_size": 1}
     settings |= small | {"dropout": 0.0, "dtype": "float64"}
     start_run(RunConfig(**settings), tmp_path / "one", progress=False)
-    run_processes(2, sharded_run.run, settings, tmp_path / "two", {}, True)
+    run_processes(2, sharded_run.run, settings, tmp_path / "two", how, True)
     one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert two["processes"] == 2 and one["test"] == two["test"]
     for got, wanted in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
