@@ -57,7 +57,11 @@ class Adapter:
 
 
 def save_adapter(
-    masking: RandomMask, path: str | os.PathLike, *, dtype: torch.dtype | None = None, store_positions: bool = False
+    masking: RandomMask,
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    store_positions: bool = False,
 ) -> None:
     """Write the values of `masking` to a safetensors file, completely or not at all.
 
@@ -116,7 +120,7 @@ def save_adapter(
             write_safetensors(path, tensors, metadata)
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike, *, unused: str = "error") -> RandomMask:
+def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, unused: str = "error") -> RandomMask:
     """Apply the masks and the values of an adapter file to `model`, in place.
 
     Args:
@@ -140,7 +144,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, *, unused: str = "er
     return masking
 
 
-def read_adapter(path: str | os.PathLike, model: nn.Module | None = None, fingerprint: str | None = None) -> Adapter:
+def read_adapter(
+    path: str | os.PathLike[str], model: nn.Module | None = None, fingerprint: str | None = None
+) -> Adapter:
     """Read and check an adapter file; masks that it does not hold are drawn again.
 
     Args:
@@ -156,14 +162,14 @@ def read_adapter(path: str | os.PathLike, model: nn.Module | None = None, finger
         AdapterError: this installation draws other positions from the seed than the one that wrote the file.
         TargetError: the model cannot be masked.
     """
-    header, base = read_adapter_header(path), fingerprint
+    header = read_adapter_header(path)
     if model is not None:
         if (own := name_quantisation(model, header.shapes)) != header.quantised:
             raise AdapterBaseError(
                 f"{path} was trained on {header.quantised or 'weights that are not quantised'}; this model's are "
                 f"{own or 'not quantised'}: load the base as it was quantised then."
             )
-        base = base or base_fingerprint(model)
+        base = fingerprint or base_fingerprint(model)
         if misfit := find_misfit(header.shapes, model):
             check_base(header.base_fingerprint, base, path)
             raise AdapterCorruptError(f"{path} {misfit}; it is forged.")
@@ -178,6 +184,7 @@ def read_adapter(path: str | os.PathLike, model: nn.Module | None = None, finger
         except ValueError as error:
             raise AdapterCorruptError(f"{path} does not describe an adapter: {error}") from None
     else:
+        assert header.recipe is not None  # read_adapter_header wants one of the two
         masks = header.recipe.draw(header.shapes)
     if any(mask.digest() != header.digests[name] for name, mask in masks.items()):
         if header.positions:
@@ -196,7 +203,7 @@ def read_adapter(path: str | os.PathLike, model: nn.Module | None = None, finger
     return adapter
 
 
-def _check_numbers(adapter: Adapter, model: nn.Module, path: str | os.PathLike) -> None:
+def _check_numbers(adapter: Adapter, model: nn.Module, path: str | os.PathLike[str]) -> None:
     layers, own = named_layers(model), saved_buffers(model)
     for name, mask in adapter.masks.items():
         wide = torch.promote_types(layers[name].weight.dtype, torch.float32)  # the dtype of a layer's values
@@ -207,7 +214,7 @@ def _check_numbers(adapter: Adapter, model: nn.Module, path: str | os.PathLike) 
             raise AdapterCorruptError(f"{path} has a buffer {name[:80]!r}, which the model does not have so.")
 
 
-def check_adapter(path: str | os.PathLike) -> AdapterHeader:
+def check_adapter(path: str | os.PathLike[str]) -> AdapterHeader:
     """Check all of an adapter file that can be checked without its model, and return its header.
 
     Raises:
@@ -218,7 +225,7 @@ def check_adapter(path: str | os.PathLike) -> AdapterHeader:
     return header
 
 
-def _read_tensors(path: str | os.PathLike, header: AdapterHeader) -> dict[str, torch.Tensor]:
+def _read_tensors(path: str | os.PathLike[str], header: AdapterHeader) -> dict[str, torch.Tensor]:
     _, tensors = read_contents(path)
     if _content_digest(tensors, header.metadata) != header.metadata["content"]:
         raise AdapterCorruptError(f"{path} was altered after it was saved: its content hash differs; fetch it again.")
@@ -232,7 +239,7 @@ def _content_digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) 
     return digest_tensors(tensors, json.dumps([metadata[field] for field in fields]))
 
 
-def read_contents(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def read_contents(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Read metadata and tensors of a safetensors file; raise AdapterCorruptError if it is none."""
     try:
         return read_safetensors(path)

@@ -71,7 +71,10 @@ def apply_random_mask(
     check_targets(model, layers)
     shapes = {name: weight_shape(layer) for name, layer in layers.items()}
     total, held = count_parameters(model), sum(map(math.prod, shapes.values()))
-    density = check_density(density) if ratio is None else ratio_to_density(ratio, total, held)
+    if ratio is not None:
+        density = ratio_to_density(ratio, total, held)
+    assert density is not None  # as the ratio was
+    density = check_density(density)
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     recipe = MaskRecipe(names, density, check_seed(seed), structure)
     if scale == "inverse_density":
@@ -85,7 +88,7 @@ def apply_masks(
     masks: dict[str, Mask],
     recipe: MaskRecipe | None = None,
     backend: str = "auto",
-    scale: float = 1.0,
+    scale: float | str = 1.0,
     unused: str = "error",
 ) -> "RandomMask":
     """Mask a model as `apply_random_mask` does, with masks that are there already.
@@ -137,14 +140,19 @@ class RandomMask:
         buffers: the model's buffers as they were before, which training may change (batch norm).
     """
 
-    def __init__(self, model, layers, recipe, were_trainable, unused="error"):
-        self.model: nn.Module = model
-        self.layers: dict[str, MaskedLinear] = layers
-        self.recipe: MaskRecipe | None = recipe
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: dict[str, MaskedLinear],
+        recipe: MaskRecipe | None,
+        were_trainable: list[str],
+        unused: str = "error",
+    ) -> None:
+        self.model, self.layers, self.recipe = model, layers, recipe
         self.targets: tuple[str, ...] = recipe.targets if recipe else tuple(layers)
         self.density: float | None = recipe.density if recipe else None
         self.seed: int | None = recipe.seed if recipe else None
-        self._were_trainable: list[str] = were_trainable  # names, as parameters would keep unsharded weights alive
+        self._were_trainable = were_trainable  # names, as parameters would keep unsharded weights alive
         self.buffers = BufferSnapshot(model)
         self._refresh = Refresh(model, layers.values(), GradientCheck(layers, unused))
         average = GradientAverage(model, list(layers.values()))
@@ -207,7 +215,7 @@ class RandomMask:
     @torch.no_grad()
     def distance(self) -> float:
         """Return the distance from the pretrained weights: the Frobenius norm of S over all layers."""
-        return sum(float(whole(layer.delta).double().square().sum()) for layer in self.layers.values()) ** 0.5
+        return math.sqrt(sum(float(whole(layer.delta).double().square().sum()) for layer in self.layers.values()))
 
     @contextlib.contextmanager
     def dense_form(self) -> Iterator[None]:

@@ -96,7 +96,7 @@ class Mask:
     @property
     def nnz(self) -> int:
         """Number of chosen entries."""
-        return self.positions.numel()
+        return int(self.positions.numel())
 
     @property
     def numel(self) -> int:

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from rmbook.settings import COUNT, check_settings, documented, setting
 
 SCHEDULES = ("constant", "cosine")
 
 LARGEST_BATCH = 2**20
-AT_LEAST_ONE = {"least": 1, "most": COUNT, "paper": True}
+AT_LEAST_ONE: dict[str, Any] = {"least": 1, "most": COUNT, "paper": True}
 
 
 @documented
@@ -41,12 +42,13 @@ class TrainingConfig:
         **AT_LEAST_ONE,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
 
     def steps(self, examples: int) -> int:
         """Optimiser steps of a whole run on so many training examples."""
-        return min(self.epochs * math.ceil(examples / self.batch_size), self.max_steps or math.inf)
+        steps = self.epochs * math.ceil(examples / self.batch_size)
+        return min(steps, self.max_steps or steps)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class TrainingResult:
     best_epoch: int
     dev_loss: float
     dev_accuracy: float
-    history: tuple[dict, ...]
+    history: tuple[dict[str, Any], ...]
     steps: int
     trainable: int
     seconds: float
