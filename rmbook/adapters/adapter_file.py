@@ -80,6 +80,17 @@ def save_adapter(
             floating type.
         FileNotFoundError: if the folder does not exist.
         OSError: if the path is a FIFO, a socket, a device or a folder, or writing fails (a full disk).
+
+    Example:
+        >>> import tempfile
+        >>> from rmbook import apply_random_mask
+        >>> model = nn.Sequential(nn.Linear(30, 20))
+        >>> masking = apply_random_mask(model, ["0"], density=0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_adapter(masking, f"{folder}/adapter.safetensors")
+        ...     plain = masking.remove()  # the base again
+        ...     load_adapter(plain, f"{folder}/adapter.safetensors").targets
+        ('0',)
     """
     if not masking.layers:
         raise ValueError("this mask was removed from its model; save the adapter before remove() or merge().")

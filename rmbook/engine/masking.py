@@ -61,6 +61,14 @@ def apply_random_mask(
             parameter (tied weights), is on the meta device or quantised; or the model is masked already.
         ValueError: ratio or density out of range, or both or neither given; an unknown structure or backend.
         ImportError: the backend's library is missing.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(100, 50), torch.nn.ReLU(), torch.nn.Linear(50, 2))
+        >>> masking = apply_random_mask(model, ["0"], density=0.01)
+        >>> trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        >>> trained, masking.trainable
+        (['0.values'], 46)
+        >>> plain = masking.remove()  # the same module, with its own weights
     """
     if (ratio is None) == (density is None):
         raise ValueError(
@@ -103,6 +111,12 @@ def apply_masks(
     Raises:
         TargetError: a name is no layer of the model, or a layer cannot be masked.
         ValueError: a mask has another shape than its layer's weight, or the scale is no positive number.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+        >>> masking = apply_masks(model, {"0": Mask.checked((2, 3), torch.tensor([0, 4]))})
+        >>> masking.trainable, masking.total
+        (2, 8)
     """
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
         raise ValueError(f'scale must be a positive number or "inverse_density", got {scale!r}.')

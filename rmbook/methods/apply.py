@@ -202,6 +202,13 @@ def apply_method(
         MethodError: the name is unknown, the method does not take a setting, or the model has a method already.
         TargetError: a target is unknown or unsuitable.
         ConfigError, ValueError: a setting is out of range.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(100, 50), nn.Linear(50, 2))
+        >>> method = apply_method(model, "bitfit")
+        >>> method.trainable, f"{method.ratio:.2%}"
+        (52, '1.01%')
+        >>> plain = method.remove()  # the same module, with its own weights
     """
     checked = method_settings(name, settings)
     if hasattr(model, "_rmbook_method"):

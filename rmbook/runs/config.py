@@ -31,6 +31,10 @@ class RunConfig:
     """All that decides the outcome of a run; checked when made. Defaults are the paper's (appendix B).
 
     Its settings for images are not the defaults: they are in the ready-made grid table2.
+
+    Example:
+        >>> RunConfig(model="facebook/opt-125m", task="rte", ratio=1e-3, learning_rate=1e-2).task
+        'RTE'
     """
 
     model: str = setting("Name on the hub, folder, or made:NAME for one that is made here", path=True)

@@ -15,7 +15,12 @@ AT_LEAST_ONE: dict[str, Any] = {"least": 1, "most": COUNT, "paper": True}
 @documented
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of the training loop; checked when made. Defaults are the paper's (appendix B)."""
+    """Settings of the training loop; checked when made. Defaults are the paper's (appendix B).
+
+    Example:
+        >>> TrainingConfig(learning_rate=1e-2, epochs=3).steps(examples=1000)  # of 8 examples each
+        375
+    """
 
     learning_rate: float = setting(
         "Learning rate of AdamW, the largest one of the run", above=0, flags=("--learning-rate", "--lr")
