@@ -63,6 +63,7 @@ book: $(BOOK)  ## run the chapters that have changed and build the book: _build/
 # The pages are built and read while the tests run: each of the two leaves a core idle at times.
 test: $(STAMP)  ## check the code, the chapters' stored outputs and the pages
 	$(RUN) ruff check .
+	$(RUN) mypy
 	$(VENV)/bin/lint-imports --no-logo
 	@$(MAKE) --no-print-directory --jobs=2 test-code test-pages
 	@echo "make test: everything passed"
@@ -99,5 +100,5 @@ spops: $(STAMP)  ## build IST-DASLab's spops (SPOPS_SOURCE=folder, SPOPS_FORCE_C
 	$(RUN) pytest -rs tests/engine/test_spops_backend.py
 
 clean:  ## remove everything that is built, the environment included
-	rm -rf $(VENV) _build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) _build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find rmbook book tests -name __pycache__ -prune -exec rm -rf {} +

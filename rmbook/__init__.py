@@ -26,7 +26,7 @@ above it in this list:
 # ruff: noqa: F401 - the imports for editors
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rmbook.version import __version__
 
@@ -89,7 +89,7 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(f"rmbook.{_HOMES[name]}"), name)

@@ -3,6 +3,7 @@
 import difflib
 import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 LONGEST_VALUE, LONGEST_MESSAGE = 60, 2000
 
@@ -42,7 +43,7 @@ def closest(value: object, known: Iterable) -> str:
     return f"known are {', '.join(names)}." if len(names) <= 20 else f"known are {', '.join(names[:3])} and others."
 
 
-def shown(value: object) -> str:
+def shown(value: Any) -> str:
     """Return a value as a message shows it: about 60 characters, control characters and line ends escaped."""
     try:
         text = _SHORT.repr(value)

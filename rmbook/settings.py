@@ -67,7 +67,7 @@ def find_setting(kind: type, name: str) -> Field:
 def documented(kind: type) -> type:
     """Add the settings of a dataclass to its docstring."""
     lines = [f"    {entry.name}: {help_text(entry)}" for entry in dataclasses.fields(kind)]
-    kind.__doc__ = "\n".join([kind.__doc__.rstrip(), "", "Attributes:", *lines])
+    kind.__doc__ = "\n".join([(kind.__doc__ or "").rstrip(), "", "Attributes:", *lines])
     return kind
 
 
@@ -161,9 +161,9 @@ def help_text(entry: Field) -> str:
 
 
 def kinds_of(entry: Field) -> tuple:
-    """The types that a setting may have."""
-    union = isinstance(entry.type, types.UnionType)
-    return typing.get_args(entry.type) if union else (entry.type,)
+    """The types that a setting may have; dict for every kind of dict."""
+    kinds = typing.get_args(entry.type) if isinstance(entry.type, types.UnionType) else (entry.type,)
+    return tuple(dict if typing.get_origin(kind) is dict else kind for kind in kinds)
 
 
 def expand_home(path: str) -> str:

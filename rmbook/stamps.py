@@ -133,12 +133,13 @@ def reachable_sources(*modules: str, package: Path = PACKAGE) -> dict[str, str]:
 @functools.cache  # until the file is another one
 def _parse(path: Path, package: str, modified: int) -> tuple[str, tuple[str, ...]]:
     """Return a module's tree without docstrings, as text, and what it imports from its package."""
-    tree, imported = ast.parse(path.read_text("utf-8")), []
+    tree = ast.parse(path.read_text("utf-8"))
+    imported: list[str] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package:
             imported += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             imported += [alias.name for alias in node.names if alias.name.startswith(f"{package}.")]
         elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            node.body[0].value.value = ""
+            node.body[0] = ast.Expr(ast.Constant(""))
     return ast.dump(tree), tuple(imported)

@@ -57,7 +57,11 @@ class Adapter:
 
 
 def save_adapter(
-    masking: RandomMask, path: str | os.PathLike, *, dtype: torch.dtype | None = None, store_positions: bool = False
+    masking: RandomMask,
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    store_positions: bool = False,
 ) -> None:
     """Write the values of `masking` to a safetensors file, completely or not at all.
 
@@ -76,6 +80,17 @@ def save_adapter(
             floating type.
         FileNotFoundError: if the folder does not exist.
         OSError: if the path is a FIFO, a socket, a device or a folder, or writing fails (a full disk).
+
+    Example:
+        >>> import tempfile
+        >>> from rmbook import apply_random_mask
+        >>> model = nn.Sequential(nn.Linear(30, 20))
+        >>> masking = apply_random_mask(model, ["0"], density=0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_adapter(masking, f"{folder}/adapter.safetensors")
+        ...     plain = masking.remove()  # the base again
+        ...     load_adapter(plain, f"{folder}/adapter.safetensors").targets
+        ('0',)
     """
     if not masking.layers:
         raise ValueError("this mask was removed from its model; save the adapter before remove() or merge().")
@@ -116,7 +131,7 @@ def save_adapter(
             write_safetensors(path, tensors, metadata)
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike, *, unused: str = "error") -> RandomMask:
+def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, unused: str = "error") -> RandomMask:
     """Apply the masks and the values of an adapter file to `model`, in place.
 
     Args:
@@ -140,7 +155,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike, *, unused: str = "er
     return masking
 
 
-def read_adapter(path: str | os.PathLike, model: nn.Module | None = None, fingerprint: str | None = None) -> Adapter:
+def read_adapter(
+    path: str | os.PathLike[str], model: nn.Module | None = None, fingerprint: str | None = None
+) -> Adapter:
     """Read and check an adapter file; masks that it does not hold are drawn again.
 
     Args:
@@ -156,14 +173,14 @@ def read_adapter(path: str | os.PathLike, model: nn.Module | None = None, finger
         AdapterError: this installation draws other positions from the seed than the one that wrote the file.
         TargetError: the model cannot be masked.
     """
-    header, base = read_adapter_header(path), fingerprint
+    header = read_adapter_header(path)
     if model is not None:
         if (own := name_quantisation(model, header.shapes)) != header.quantised:
             raise AdapterBaseError(
                 f"{path} was trained on {header.quantised or 'weights that are not quantised'}; this model's are "
                 f"{own or 'not quantised'}: load the base as it was quantised then."
             )
-        base = base or base_fingerprint(model)
+        base = fingerprint or base_fingerprint(model)
         if misfit := find_misfit(header.shapes, model):
             check_base(header.base_fingerprint, base, path)
             raise AdapterCorruptError(f"{path} {misfit}; it is forged.")
@@ -178,6 +195,7 @@ def read_adapter(path: str | os.PathLike, model: nn.Module | None = None, finger
         except ValueError as error:
             raise AdapterCorruptError(f"{path} does not describe an adapter: {error}") from None
     else:
+        assert header.recipe is not None  # read_adapter_header wants one of the two
         masks = header.recipe.draw(header.shapes)
     if any(mask.digest() != header.digests[name] for name, mask in masks.items()):
         if header.positions:
@@ -196,7 +214,7 @@ def read_adapter(path: str | os.PathLike, model: nn.Module | None = None, finger
     return adapter
 
 
-def _check_numbers(adapter: Adapter, model: nn.Module, path: str | os.PathLike) -> None:
+def _check_numbers(adapter: Adapter, model: nn.Module, path: str | os.PathLike[str]) -> None:
     layers, own = named_layers(model), saved_buffers(model)
     for name, mask in adapter.masks.items():
         wide = torch.promote_types(layers[name].weight.dtype, torch.float32)  # the dtype of a layer's values
@@ -207,7 +225,7 @@ def _check_numbers(adapter: Adapter, model: nn.Module, path: str | os.PathLike) 
             raise AdapterCorruptError(f"{path} has a buffer {name[:80]!r}, which the model does not have so.")
 
 
-def check_adapter(path: str | os.PathLike) -> AdapterHeader:
+def check_adapter(path: str | os.PathLike[str]) -> AdapterHeader:
     """Check all of an adapter file that can be checked without its model, and return its header.
 
     Raises:
@@ -218,7 +236,7 @@ def check_adapter(path: str | os.PathLike) -> AdapterHeader:
     return header
 
 
-def _read_tensors(path: str | os.PathLike, header: AdapterHeader) -> dict[str, torch.Tensor]:
+def _read_tensors(path: str | os.PathLike[str], header: AdapterHeader) -> dict[str, torch.Tensor]:
     _, tensors = read_contents(path)
     if _content_digest(tensors, header.metadata) != header.metadata["content"]:
         raise AdapterCorruptError(f"{path} was altered after it was saved: its content hash differs; fetch it again.")
@@ -232,7 +250,7 @@ def _content_digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) 
     return digest_tensors(tensors, json.dumps([metadata[field] for field in fields]))
 
 
-def read_contents(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def read_contents(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Read metadata and tensors of a safetensors file; raise AdapterCorruptError if it is none."""
     try:
         return read_safetensors(path)

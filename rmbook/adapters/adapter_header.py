@@ -60,7 +60,7 @@ class AdapterHeader:
         return self.metadata["base_fingerprint"]
 
 
-def read_adapter_header(path: str | os.PathLike) -> AdapterHeader:
+def read_adapter_header(path: str | os.PathLike[str]) -> AdapterHeader:
     """Read and check the header of an adapter file, in a few megabytes of memory.
 
     Raises:
@@ -122,7 +122,7 @@ def _parsed(metadata: dict[str, str], layouts: dict[str, Layout]) -> AdapterHead
         _require(isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 < n < 2**31 for n in shape),
                  f"shape of {name}", shape)  # fmt: skip
         _require(is_hash(digests[name]), f"digest of {name}", digests[name])
-        shapes[name] = tuple(shape)
+        shapes[name] = shape[0], shape[1]
         _check_values(name, shapes[name], values[name], layouts.get(f"{name}.positions"), recipe)
     expected = {f"{name}.{part}" for name in layers for part in ("values", *(("positions",) if stored else ()))}
     expected |= {f"{BUFFERS}:{name}" for name in buffers}
@@ -130,14 +130,16 @@ def _parsed(metadata: dict[str, str], layouts: dict[str, Layout]) -> AdapterHead
     return AdapterHeader(metadata, recipe, scale, shapes, digests, values, bool(stored), tuple(buffers))
 
 
-def _check_values(name, shape, values: Layout, positions: Layout | None, recipe: MaskRecipe | None) -> None:
+def _check_values(
+    name: str, shape: tuple[int, int], values: Layout, positions: Layout | None, recipe: MaskRecipe | None
+) -> None:
     count, numel = math.prod(values.shape), shape[0] * shape[1]
     _require(len(values.shape) == 1 and values.dtype in VALUES_DTYPES and count <= numel, f"values of {name}", values)
     if positions is not None:
         _require(positions.shape == values.shape and positions.dtype in (torch.int32, torch.int64),
                  f"positions of {name}", positions)  # fmt: skip
         return
-    _require(plausible_count(count, shape, recipe), f"number of values of {name}", count)
+    _require(recipe is not None and plausible_count(count, shape, recipe), f"number of values of {name}", count)
 
 
 def plausible_count(count: int, shape: tuple[int, int], recipe: MaskRecipe) -> bool:

@@ -47,7 +47,7 @@ class AdapterBank:
         """Names of the adapters that were added."""
         return tuple(self._entries)
 
-    def add(self, name: str, path: str | os.PathLike) -> None:
+    def add(self, name: str, path: str | os.PathLike[str]) -> None:
         """Read an adapter file and keep it, inactive, under a name.
 
         Raises:

@@ -65,7 +65,7 @@ def name_quantisation(model: nn.Module, layers: Iterable[str]) -> str:
     return "; ".join(sorted({quantisation(there[name]) or "" for name in layers if name in there}))
 
 
-def check_base(wanted: str, fingerprint: str, path: str | os.PathLike) -> None:
+def check_base(wanted: str, fingerprint: str, path: str | os.PathLike[str]) -> None:
     """Raise AdapterBaseError unless the base that an adapter was trained on is the one with this fingerprint."""
     if fingerprint != wanted:
         raise AdapterBaseError(
@@ -87,7 +87,7 @@ def find_misfit(shapes: Mapping[str, tuple[int, int]], model: nn.Module) -> str 
 
 
 @torch.no_grad()
-def check_sum(name: str, before: torch.Tensor, delta: torch.Tensor, path) -> None:
+def check_sum(name: str, before: torch.Tensor, delta: torch.Tensor, path: str | os.PathLike[str]) -> None:
     """Raise AdapterCorruptError if W + S is not finite in the weight's dtype, where W is.
 
     Args:

@@ -15,7 +15,7 @@ from rmbook.engine.targets import named_layers
 from rmbook.files import replacing_folder
 
 
-def save_merged(masking: RandomMask, folder: str | os.PathLike) -> None:
+def save_merged(masking: RandomMask, folder: str | os.PathLike[str]) -> None:
     """Write a copy of the model with W + S in plain weights, for `AutoModel...from_pretrained(folder)` without rmbook.
 
     The masked model stays as it is and can be trained on. A model of GPT-2's kind is written in its own form (Conv1D).

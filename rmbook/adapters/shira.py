@@ -23,7 +23,7 @@ from rmbook.engine.targets import check_targets, named_layers
 from rmbook.masks.sample import Mask, positions_dtype
 
 
-def save_as_shira(masking: RandomMask, folder: str | os.PathLike) -> int:
+def save_as_shira(masking: RandomMask, folder: str | os.PathLike[str]) -> int:
     """Write S as a SHiRA adapter for `peft.PeftModel.from_pretrained(base, folder)`: the same outputs without rmbook.
 
     r is the smallest that holds the fullest layer. Layers with fewer than r (in + out) entries get zeros at further
@@ -72,7 +72,7 @@ def save_as_shira(masking: RandomMask, folder: str | os.PathLike) -> int:
     return rank
 
 
-def load_from_shira(model: nn.Module, folder: str | os.PathLike) -> RandomMask:
+def load_from_shira(model: nn.Module, folder: str | os.PathLike[str]) -> RandomMask:
     """Apply a SHiRA adapter to `model`, in place: one that `peft` saved, or `save_as_shira`.
 
     A folder that peft saved knows of its base only names and shapes, and of the mask only the positions: the result
@@ -113,7 +113,7 @@ def load_from_shira(model: nn.Module, folder: str | os.PathLike) -> RandomMask:
         masks[name], values[name] = Mask(shape, ordered), entries[name][1][:count][order]
         wide = torch.promote_types(layer.weight.dtype, torch.float32)
         check_sum(name, base_entries(layer, masks[name]), values[name].to(wide), folder)
-    masking = apply_masks(model, masks, origin and origin.recipe)
+    masking = apply_masks(model, masks, origin.recipe if origin else None)
     with torch.no_grad():
         for name, layer in masking.layers.items():
             layer.values.copy_(values[name])
@@ -123,7 +123,7 @@ def load_from_shira(model: nn.Module, folder: str | os.PathLike) -> RandomMask:
 def _common_rank(masking: RandomMask) -> int:
     masks = {name: layer.mask for name, layer in masking.layers.items()}
     needed = {name: max(1, math.ceil(mask.nnz / sum(mask.shape))) for name, mask in masks.items()}
-    fullest = max(needed, key=needed.get)
+    fullest = max(needed, key=needed.__getitem__)
     for name, mask in masks.items():
         if needed[fullest] * sum(mask.shape) > mask.numel:
             raise ShiraError(
@@ -149,7 +149,9 @@ def _is_target(name: str, targets: frozenset[str], whole_names: bool) -> bool:
     return name in targets or (not whole_names and any(".".join(parts[i:]) in targets for i in range(1, len(parts))))
 
 
-def _positions(name, shape: tuple[int, int], rank: int, indices: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _positions(
+    name: str, shape: tuple[int, int], rank: int, indices: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
     # Flat positions of a layer's entries in the file's order, or a refusal. peft checks no index: one outside of the
     # matrix is a write into other memory there.
     if weight.numel() != rank * sum(shape):

@@ -67,7 +67,7 @@ class ShiraFolder:
     origin: Origin | None
 
 
-def write_folder(folder: str | os.PathLike, contents: ShiraFolder, base_model_name: str | None) -> None:
+def write_folder(folder: str | os.PathLike[str], contents: ShiraFolder, base_model_name: str | None) -> None:
     """Write `contents`, which have an origin, completely or not at all; see `replacing_folder` for what is raised."""
     config = {
         "peft_type": "SHIRA",
@@ -84,14 +84,15 @@ def write_folder(folder: str | os.PathLike, contents: ShiraFolder, base_model_na
     for name, (indices, weight) in contents.entries.items():
         tensors[f"{PREFIX}{name}.shira_indices"] = indices.to(torch.int32).contiguous()
         tensors[f"{PREFIX}{name}.shira_weight"] = weight
-    metadata = {"format": "pt", "rmbook": json.dumps({"rmbook_version": __version__, **asdict(contents.origin)})}
+    origin = asdict(contents.origin) if contents.origin else {}
+    metadata = {"format": "pt", "rmbook": json.dumps({"rmbook_version": __version__, **origin})}
     metadata["rmbook_content"] = digest_tensors(tensors, metadata["rmbook"])
     with replacing_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (temporary / WEIGHTS).write_bytes(safetensors.torch.save(tensors, metadata))
 
 
-def read_folder(folder: str | os.PathLike) -> ShiraFolder:
+def read_folder(folder: str | os.PathLike[str]) -> ShiraFolder:
     """Read what peft or `write_folder` wrote; what can be known without the model is checked.
 
     Raises:

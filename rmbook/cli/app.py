@@ -79,9 +79,13 @@ Examples:
 @takes(RunConfig)
 def train(
     given: dict,
-    config: path_flag("--config", help="YAML or JSON file of settings, such as a run's config.json; flags win.") = None,
-    output: path_flag("--output", help="Folder of the run [runs/MODEL-TASK-METHOD-DIGEST].") = None,
-    resume: path_flag("--resume", help="Folder of an interrupted run to go on with.") = None,
+    config: Annotated[
+        str | None, path_flag("--config", help="YAML or JSON file of settings, such as a run's config.json; flags win.")
+    ] = None,
+    output: Annotated[
+        str | None, path_flag("--output", help="Folder of the run [runs/MODEL-TASK-METHOD-DIGEST].")
+    ] = None,
+    resume: Annotated[str | None, path_flag("--resume", help="Folder of an interrupted run to go on with.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a model on one of the paper's tasks; all that comes of it goes to one folder."""
@@ -114,7 +118,9 @@ def evaluate(
     split: Annotated[
         str, typer.Option("--split", help="test, dev, train, or validation: all of the task's validation split.")
     ] = "test",
-    predictions: path_flag("--predictions", help="File for the answers, one JSON object a line.") = None,
+    predictions: Annotated[
+        str | None, path_flag("--predictions", help="File for the answers, one JSON object a line.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Score a run, or a model as it is, on a task: one JSON object on standard output."""

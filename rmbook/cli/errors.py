@@ -7,6 +7,7 @@ With RMBOOK_TRACEBACK in the environment an error goes on instead, with its trac
 import errno
 import os
 import sys
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -54,7 +55,7 @@ class Interrupted(RmbookError):
     exit_code = 130
 
 
-def _report(error: Exception) -> int:
+def _report(error: Any) -> int:
     if hasattr(error, "format_message"):  # click's own; typer may bring a copy of click, so its classes are no help
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()

@@ -18,9 +18,8 @@ from rmbook.settings import expand_home, find_setting, help_text, kinds_of, pars
 
 
 def path_flag(*names: str, help: str) -> Any:
-    """The annotation of a flag that names a file or a folder; ~ is a home folder."""
-    option = typer.Option(*names, help=help, show_default=False, metavar="PATH", callback=_expanded)
-    return Annotated[str | None, option]
+    """A flag that names a file or a folder; ~ is a home folder."""
+    return typer.Option(*names, help=help, show_default=False, metavar="PATH", callback=_expanded)
 
 
 def _expanded(path: str | None) -> str | None:
@@ -66,9 +65,8 @@ def takes(kind: type, *names: str) -> Callable[[Callable], Callable]:
             texts = {entry.name: values.pop(entry.name) for entry in entries}
             return command({e.name: _value(e, texts[e.name]) for e in entries if texts[e.name] is not None}, **values)
 
-        with_flags.__signature__ = inspect.Signature(
-            [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*flags, *own]]
-        )
+        named = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*flags, *own]]
+        setattr(with_flags, "__signature__", inspect.Signature(named))  # noqa: B010 - typed as a function without one
         with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in [*flags, *own]}
         return with_flags
 
@@ -82,10 +80,11 @@ def _flag(entry: dataclasses.Field) -> Any:
     known = {int: "INTEGER", float: "NUMBER", dict: "NAME=VALUE", bool: None, str: text}
     metavar = next(metavar for kind, metavar in known.items() if kind in kinds)
     option = typer.Option(*names, help=help_text(entry), metavar=metavar, show_default=False)
-    return Annotated[{bool: bool, dict: list[str]}.get(entry.type, str) | None, option]
+    shape = bool if bool in kinds else list[str] if dict in kinds else str
+    return Annotated[shape | None, option]
 
 
 def _value(entry: dataclasses.Field, given: Any) -> Any:
-    if entry.type is bool:
+    if bool in kinds_of(entry):
         return given
-    return parse_pairs(given) if entry.type is dict else parse(entry, given)
+    return parse_pairs(given) if dict in kinds_of(entry) else parse(entry, given)

@@ -25,10 +25,12 @@ def record(
         list[str] | None,
         typer.Argument(help="Grids or YAML files; without any, all names are listed.", show_default=False),
     ] = None,
-    output: path_flag("--output", help="Folder of the sweep [in rmbook's cache].") = None,
-    model: path_flag("--model", help="Grids of fine-tuning: another model.") = None,
+    output: Annotated[str | None, path_flag("--output", help="Folder of the sweep [in rmbook's cache].")] = None,
+    model: Annotated[str | None, path_flag("--model", help="Grids of fine-tuning: another model.")] = None,
     task: Annotated[str | None, typer.Option(help="Grids of fine-tuning: another task.", show_default=False)] = None,
-    data_dir: path_flag("--data-dir", help="Grids of fine-tuning: folder of the task's original files.") = None,
+    data_dir: Annotated[
+        str | None, path_flag("--data-dir", help="Grids of fine-tuning: folder of the task's original files.")
+    ] = None,
 ) -> None:
     """Run recorded grids anew, and write their results with the stamp of this machine."""
     from rmbook.evidence.grids import recorded_grids

@@ -18,8 +18,8 @@ Examples:
 
 def report(
     sweep: Sweep,
-    output: path_flag("--output", help="Page of the book to write, PAGE.md.") = None,
-    csv: path_flag("--csv", help="File to write, FILE.csv.") = None,
+    output: Annotated[str | None, path_flag("--output", help="Page of the book to write, PAGE.md.")] = None,
+    csv: Annotated[str | None, path_flag("--csv", help="File to write, FILE.csv.")] = None,
     model: Annotated[
         str | None, typer.Option("--as", help="The paper's model that a folder holds.", show_default=False)
     ] = None,

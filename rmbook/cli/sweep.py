@@ -163,8 +163,8 @@ def status(sweep: Sweep) -> None:
 @app.command(epilog=EXPORT)
 def export(
     sweep: Sweep,
-    csv: path_flag("--csv", help="File to write, FILE.csv.") = None,
-    parquet: path_flag("--parquet", help="File to write, FILE.parquet.") = None,
+    csv: Annotated[str | None, path_flag("--csv", help="File to write, FILE.csv.")] = None,
+    parquet: Annotated[str | None, path_flag("--parquet", help="File to write, FILE.parquet.")] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Add speed, machine, attempts and messages.")] = False,
 ) -> None:
     """Write the results as a table: the same bytes for the same runs, however they came about."""

@@ -9,7 +9,36 @@ import torch
 from rmbook.engine import product_costs, product_torch
 from rmbook.engine.shards import working_device
 
-BACKENDS = ("auto", "torch", "triton", "spops", "dense")
+Product = Callable[..., torch.Tensor]  # with the signature of `rmbook.engine.product_torch.sampled_product`
+
+
+def _triton(device_type: str) -> Product:
+    from rmbook.engine import product_triton
+
+    return product_triton.cheapest_product
+
+
+def _spops(device_type: str) -> Product:
+    from rmbook.engine import product_spops
+
+    return product_spops.sampled_product
+
+
+def _dense(device_type: str) -> Product:
+    if device_type != "cuda" or not find_spec("triton"):
+        return product_torch.dense_product
+    from rmbook.engine import product_triton
+
+    return product_triton.dense_product
+
+
+PRODUCTS: dict[str, Callable[[str], Product]] = {  # by the type of the device
+    "torch": lambda device_type: product_torch.sampled_product,
+    "triton": _triton,
+    "spops": _spops,
+    "dense": _dense,
+}
+BACKENDS = ("auto", *PRODUCTS)
 
 
 def choose_backend(wanted: str, weight: torch.Tensor) -> tuple[str, str]:
@@ -28,8 +57,8 @@ def choose_backend(wanted: str, weight: torch.Tensor) -> tuple[str, str]:
         ValueError: an unknown backend, or one that does not work on this device or in this dtype.
         ImportError: the backend's library is missing; the message says how to get it.
     """
-    if wanted not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {wanted!r}.")
+    if wanted not in ("auto", *PRODUCTS):
+        raise ValueError(f"backend must be one of auto, {', '.join(PRODUCTS)}, got {wanted!r}.")
     device, has_triton = working_device(weight), find_spec("triton") is not None
     if wanted == "auto":
         if device.type == "cuda" and has_triton:
@@ -51,17 +80,9 @@ def choose_backend(wanted: str, weight: torch.Tensor) -> tuple[str, str]:
 
 
 @cache  # it is looked up in every backward pass of every layer
-def product(backend: str, device_type: str) -> Callable[..., torch.Tensor]:
-    """Return the function of a backend; it has the signature of `rmbook.engine.product_torch.sampled_product`."""
-    if backend == "spops":
-        from rmbook.engine import product_spops
-
-        return product_spops.sampled_product
-    if backend == "triton" or (backend == "dense" and device_type == "cuda" and find_spec("triton")):
-        from rmbook.engine import product_triton
-
-        return product_triton.cheapest_product if backend == "triton" else product_triton.dense_product
-    return {"torch": product_torch.sampled_product, "dense": product_torch.dense_product}[backend]
+def product(backend: str, device_type: str) -> Product:
+    """Return the function of a backend."""
+    return PRODUCTS[backend](device_type)
 
 
 def explain_way(backend: str, shape: tuple[int, int], nnz: int, dtype: torch.dtype, device: torch.device) -> str:
@@ -72,4 +93,5 @@ def explain_way(backend: str, shape: tuple[int, int], nnz: int, dtype: torch.dty
     if backend == "triton":
         way = product_costs.cheapest_way(shape, 4096, nnz, dtype)
         return f"{way}: the fastest for 4,096 tokens at an H200's rates (rmbook.engine.product_costs)"
-    return {"spops": "spops.sddmm", "dense": "dense: by blocks of rows, at every density"}[backend]
+    known = {"spops": "spops.sddmm", "dense": "dense: by blocks of rows, at every density"}
+    return known.get(backend, backend)

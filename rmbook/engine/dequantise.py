@@ -1,6 +1,7 @@
 """Linear layers whose weight is quantised, by bitsandbytes or torchao: which these are, and their dense weight."""
 
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from torch import nn
 
 def quantisation(layer: nn.Module) -> str | None:
     """Say how a linear layer's weight is quantised, such as "bitsandbytes nf4, blocks of 64"; None if it is not."""
-    weight = getattr(layer, "weight", None)
+    weight: Any = getattr(layer, "weight", None)
     kind = next((c.__name__ for c in type(layer).__mro__ if c.__module__.startswith("bitsandbytes.")), None)
     if kind == "Linear4bit" and (state := _state(layer)) is not None:
         double = ", scales quantised too" if state.nested else ""

@@ -5,7 +5,9 @@ layer and autograd's own frozen path gives the input's gradient. A tiny autograd
 the gradient of the values by a sampled product. No dense copy of W and no dense gradient of W is ever made.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +54,10 @@ class MaskedLinear(nn.Linear):
     """
 
     values: nn.Parameter
+    merged_into: tuple[torch.Tensor, ...] | None
     is_masked = True
-    dense_form, resident, sharded, average, mesh = False, True, False, None, None
+    dense_form, resident, sharded, mesh = False, True, False, None
+    average: Any = None  # a `rmbook.engine.sharded.GradientAverage`, which imports this module
     plain_class = nn.Linear  # what detach and bake turn the layer back into
 
     @classmethod
@@ -80,9 +84,9 @@ class MaskedLinear(nn.Linear):
         linear._save_original()
         if is_sharded(weight):
             sharded.begin(linear)
-        return linear
+        return cast(MaskedLinear, linear)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "weight" and not self.sharded and is_sharded(value):  # fully_shard does it so
             sharded.begin(self)
@@ -140,7 +144,7 @@ class MaskedLinear(nn.Linear):
             RuntimeError: it was replaced or sharded.
         """
         if not torch.compiler.is_compiling():
-            check_same(self.weight, *self.merged_into)
+            check_same(self.weight, *(self.merged_into or ()))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y = x (W + S)^T + b; (..., in) to (..., out)."""
@@ -169,7 +173,8 @@ class MaskedLinear(nn.Linear):
         """Set the mode; also refresh, for callers that read `weight` without calling the layer."""
         if not self.dense_form:
             self.refresh()
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     @property
     def product_shape(self) -> tuple[int, int]:
@@ -228,7 +233,7 @@ class MaskedLinear(nn.Linear):
         change_class(self, self.plain_class)
         return self
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "MaskedLinear":
         # Moves and casts W, not W + S: the values keep their precision and are merged anew.
         self._restore()
         values = self._parameters.pop("values")
@@ -248,7 +253,7 @@ class MaskedLinear(nn.Linear):
     # A plain model that loads this state has the trained weights, W + S; a masked layer finds W in it as well.
 
     @torch.no_grad()
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_meta:
             return
@@ -260,7 +265,7 @@ class MaskedLinear(nn.Linear):
         destination[prefix + "original"] = self.original
 
     @torch.no_grad()
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         original = state_dict.pop(prefix + "original", None)  # absent where the weight is W
         if original is not None and original.shape != self.original.shape:
             args[-1].append(f"{prefix}original has {len(original)} entries, this mask has {len(self.original)}.")

@@ -61,6 +61,14 @@ def apply_random_mask(
             parameter (tied weights), is on the meta device or quantised; or the model is masked already.
         ValueError: ratio or density out of range, or both or neither given; an unknown structure or backend.
         ImportError: the backend's library is missing.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(100, 50), torch.nn.ReLU(), torch.nn.Linear(50, 2))
+        >>> masking = apply_random_mask(model, ["0"], density=0.01)
+        >>> trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        >>> trained, masking.trainable
+        (['0.values'], 46)
+        >>> plain = masking.remove()  # the same module, with its own weights
     """
     if (ratio is None) == (density is None):
         raise ValueError(
@@ -71,7 +79,10 @@ def apply_random_mask(
     check_targets(model, layers)
     shapes = {name: weight_shape(layer) for name, layer in layers.items()}
     total, held = count_parameters(model), sum(map(math.prod, shapes.values()))
-    density = check_density(density) if ratio is None else ratio_to_density(ratio, total, held)
+    if ratio is not None:
+        density = ratio_to_density(ratio, total, held)
+    assert density is not None  # as the ratio was
+    density = check_density(density)
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     recipe = MaskRecipe(names, density, check_seed(seed), structure)
     if scale == "inverse_density":
@@ -85,7 +96,7 @@ def apply_masks(
     masks: dict[str, Mask],
     recipe: MaskRecipe | None = None,
     backend: str = "auto",
-    scale: float = 1.0,
+    scale: float | str = 1.0,
     unused: str = "error",
 ) -> "RandomMask":
     """Mask a model as `apply_random_mask` does, with masks that are there already.
@@ -100,6 +111,12 @@ def apply_masks(
     Raises:
         TargetError: a name is no layer of the model, or a layer cannot be masked.
         ValueError: a mask has another shape than its layer's weight, or the scale is no positive number.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+        >>> masking = apply_masks(model, {"0": Mask.checked((2, 3), torch.tensor([0, 4]))})
+        >>> masking.trainable, masking.total
+        (2, 8)
     """
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
         raise ValueError(f'scale must be a positive number or "inverse_density", got {scale!r}.')
@@ -137,14 +154,19 @@ class RandomMask:
         buffers: the model's buffers as they were before, which training may change (batch norm).
     """
 
-    def __init__(self, model, layers, recipe, were_trainable, unused="error"):
-        self.model: nn.Module = model
-        self.layers: dict[str, MaskedLinear] = layers
-        self.recipe: MaskRecipe | None = recipe
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: dict[str, MaskedLinear],
+        recipe: MaskRecipe | None,
+        were_trainable: list[str],
+        unused: str = "error",
+    ) -> None:
+        self.model, self.layers, self.recipe = model, layers, recipe
         self.targets: tuple[str, ...] = recipe.targets if recipe else tuple(layers)
         self.density: float | None = recipe.density if recipe else None
         self.seed: int | None = recipe.seed if recipe else None
-        self._were_trainable: list[str] = were_trainable  # names, as parameters would keep unsharded weights alive
+        self._were_trainable = were_trainable  # names, as parameters would keep unsharded weights alive
         self.buffers = BufferSnapshot(model)
         self._refresh = Refresh(model, layers.values(), GradientCheck(layers, unused))
         average = GradientAverage(model, list(layers.values()))
@@ -207,7 +229,7 @@ class RandomMask:
     @torch.no_grad()
     def distance(self) -> float:
         """Return the distance from the pretrained weights: the Frobenius norm of S over all layers."""
-        return sum(float(whole(layer.delta).double().square().sum()) for layer in self.layers.values()) ** 0.5
+        return math.sqrt(sum(float(whole(layer.delta).double().square().sum()) for layer in self.layers.values()))
 
     @contextlib.contextmanager
     def dense_form(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ class Refresh:
         self._layers = list(layers)
         self._check = check
         self._up_to_date: set[int] = set()  # shared with the layers
-        self._state = None  # of the layers when they were arranged
+        self._state: list[tuple] | None = None  # of the layers when they were arranged
         for layer in self._layers:
             layer.up_to_date = self._up_to_date
         self._hooks = (

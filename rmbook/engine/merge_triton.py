@@ -74,7 +74,8 @@ class MergeLayers:
         for layer in self._layers:
             _check(layer)
         self._movable = [tensor for weight, _, values, _, _ in self._layers for tensor in (weight, values)]
-        self._addresses = self._table = self._starts = None
+        self._addresses: list[int] | None = None
+        self._table = self._starts = None
 
     def __call__(self) -> None:
         """Merge every layer."""

@@ -63,7 +63,7 @@ def product_seconds(shape: tuple[int, int], tokens: int, nnz: int, dtype: torch.
 def cheapest_way(shape: tuple[int, int], tokens: int, nnz: int, dtype: torch.dtype) -> str:
     """Return the way that `product_seconds` finds cheapest. Sizes alone decide, so results do not depend on timing."""
     seconds = product_seconds(shape, tokens, nnz, dtype)
-    return min(seconds, key=seconds.get)
+    return min(seconds, key=seconds.__getitem__)
 
 
 def crossover_density(shape: tuple[int, int], tokens: int, dtype: torch.dtype) -> float:

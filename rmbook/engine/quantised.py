@@ -79,7 +79,7 @@ class QuantisedLinear(MaskedLinear):
     @classmethod
     def attach(cls, linear: nn.Linear, mask: Mask, backend: str = "auto", scale: float = 1.0) -> "QuantisedLinear":
         """Turn a quantised layer into a masked one; see `MaskedLinear.attach`."""
-        return super(QuantisedLinear, _class_for(type(linear))).attach(linear, mask, backend, scale)
+        return super(QuantisedLinear, _class_for(linear.__class__)).attach(linear, mask, backend, scale)
 
     def check_removable(self, keep: bool) -> None:
         """Raise RuntimeError if W + S is to be kept: quantised, it would be another."""
@@ -151,7 +151,8 @@ class QuantisedLinear(MaskedLinear):
     # -- state: W is not changed, so there is nothing to put back ----------------------------------------------------
 
     def _save_original(self) -> None:
-        self.original, self.merged, self.merged_into = {}, None, None
+        self.original = {}
+        self.merged = self.merged_into = None
 
     def check_weight(self) -> None:
         """Do nothing: W + S is in no memory of its own."""

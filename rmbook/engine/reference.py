@@ -23,6 +23,11 @@ def masked_linear_reference(
 
     Returns:
         (..., out).
+
+    Example:
+        >>> mask = Mask.checked((2, 2), torch.tensor([3]))  # the entry in the lower right corner
+        >>> masked_linear_reference(torch.tensor([1.0, 2.0]), torch.eye(2), None, mask, torch.tensor([10.0]))
+        tensor([ 1., 22.])
     """
     delta = torch.zeros(mask.numel, dtype=values.dtype, device=values.device)
     delta = delta.index_put((mask.positions.long(),), values).view(mask.shape)  # (out, in)

@@ -16,7 +16,7 @@ nearly zero may change by as much as it is, and Adam's quotient then moves its v
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ def begin(layer: Any) -> None:
     layer.backend, layer.backend_reason = choose_backend(layer.wanted_backend, weight)
     layer.average = layer.average or GradientAverage(None, [layer])  # None: of a copy, or masked on its own
     if layer.mask.nnz and not is_sharded(layer.values):  # if FSDP takes them, none comes here
-        found = weakref.ref(layer)  # the garbage collector does not see through hooks
+        found: Callable[[], Any] = weakref.ref(layer)  # the garbage collector does not see through hooks
         layer.values.register_post_accumulate_grad_hook(lambda _: found().average.arrived())
 
 
@@ -124,7 +124,7 @@ class GradientAverage:
         # FSDP has no public way to ask. Where this way is gone, averages of averages are right, too, and cost more.
         for module in self._model.modules() if self._model is not None else ():
             state = getattr(module, "_get_fsdp_state", None)
-            groups = getattr(state and state(), "_fsdp_param_groups", None)
+            groups: Any = getattr(state and state(), "_fsdp_param_groups", None)
             if groups or (groups := [getattr(state and state(), "_fsdp_param_group", None)])[0]:
                 return groups[0].reduce_grads
         return True

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rmbook.adapters.adapter_header import plausible_count
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
-from rmbook.engine.layer import check_maskable
+from rmbook.engine.maskable import check_maskable
 from rmbook.engine.targets import TargetError
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask

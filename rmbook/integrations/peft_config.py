@@ -68,7 +68,7 @@ class RandomMaskConfig(PeftConfig):
 
     stored = None  # layouts of the values in the file that this was read with, by layer, to be checked before drawing
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = peft_types.PeftType[NAME.upper()]
         if self.ratio is not None and self.density is not None:
@@ -81,13 +81,14 @@ class RandomMaskConfig(PeftConfig):
             self.seed = check_seed(self.seed)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        number = type(self.ratio) in (int, float) and 0 <= self.ratio <= 1
-        _require(self.ratio is None or number, "ratio", self.ratio, "a number in [0, 1]")
+        ratio, scale = self.ratio, self.scale
+        number = ratio is not None and type(ratio) in (int, float) and 0 <= ratio <= 1
+        _require(ratio is None or number, "ratio", self.ratio, "a number in [0, 1]")
         _require(abs(self.seed) < LARGEST_SEED, "seed", self.seed, "an integer of at most 256 bits")
         for field, known in (("structure", STRUCTURES), ("backend", BACKENDS)):
             value = getattr(self, field)
             _require(type(value) is str and value in known, field, value, f"one of its names: {closest(value, known)}")
-        number = type(self.scale) in (int, float) and 0 < self.scale < math.inf
+        number = not isinstance(scale, str) and type(scale) in (int, float) and 0 < scale < math.inf
         expected = 'a positive number or "inverse_density"'
         _require(number or self.scale == "inverse_density", "scale", self.scale, expected)
         for field in ("store_positions", "init_weights", "inference_mode"):
@@ -108,13 +109,15 @@ class RandomMaskConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is saved: the density that a ratio came to, as the ratio depends on the model's size."""
-        saved = super().to_dict()
+        saved: dict[str, Any] = super().to_dict()
         saved |= {name: sorted(value) for name, value in saved.items() if isinstance(value, set)}
         saved["ratio"] = self.ratio if self.density is None else None
         return saved | {"rmbook_version": __version__}
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> Any:
         """Read a configuration, as peft does, and with it the sizes of the values in a local folder.
 
         Raises:

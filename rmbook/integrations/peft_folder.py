@@ -34,7 +34,7 @@ PARTS = ("rmbook_values", "rmbook_digest", "rmbook_positions")
 
 
 def save_as_peft(
-    masking: RandomMask, folder: str | os.PathLike, *, task_type: str | None = None, store_positions: bool = False
+    masking: RandomMask, folder: str | os.PathLike[str], *, task_type: str | None = None, store_positions: bool = False
 ) -> None:
     """Write an adapter as a folder that `peft` loads, completely or not at all.
 
@@ -54,9 +54,12 @@ def save_as_peft(
         raise AdapterError(f"training changed the buffers {', '.join(changed[:3])}, which peft does not save.")
     recipe, layers = masking.recipe, masking.layers
     store_positions = store_positions or recipe is None
-    drawn = {} if recipe is None else {"density": recipe.density, "seed": recipe.seed, "structure": recipe.structure}
+    drawn = recipe or MaskRecipe(tuple(masking.targets), 0.0, 0)  # given masks have no density: their positions count
     config = RandomMaskConfig(
-        **{"density": 0.0, "target_modules": list(masking.targets), **drawn},
+        density=drawn.density,
+        seed=drawn.seed,
+        structure=drawn.structure,
+        target_modules=list(masking.targets),
         scale=next(iter(layers.values())).scale,
         store_positions=store_positions,
         task_type=task_type,
@@ -76,7 +79,7 @@ def save_as_peft(
         (temporary / SAFETENSORS_WEIGHTS_NAME).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
 
 
-def load_from_peft(model: nn.Module, folder: str | os.PathLike) -> RandomMask:
+def load_from_peft(model: nn.Module, folder: str | os.PathLike[str]) -> RandomMask:
     """Apply the masks and values of a folder that `peft` or `save_as_peft` wrote, in place.
 
     Args:
@@ -103,9 +106,9 @@ def load_from_peft(model: nn.Module, folder: str | os.PathLike) -> RandomMask:
             "have: load the base model that it was trained on."
         )
     check_targets(model, {name: modules[name] for name in names})
-    listed = isinstance(config.target_modules, set)
-    targets = tuple(sorted(config.target_modules)) if listed else tuple(names)
-    recipe = MaskRecipe(targets, config.density, config.seed, config.structure)
+    wanted = config.target_modules
+    targets = tuple(sorted(wanted)) if isinstance(wanted, set) else tuple(names)
+    recipe = MaskRecipe(targets, config.density or 0.0, config.seed, config.structure)
     masks, values = {}, {name: tensors[f"{name}.rmbook_values"] for name in names}
     for name in names:
         masks[name] = _mask(name, modules[name], tensors, config, recipe)
@@ -138,7 +141,9 @@ def _read(folder: Path) -> tuple[RandomMaskConfig, dict[str, torch.Tensor]]:
     return config, {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
 
 
-def _mask(name: str, layer: nn.Module, tensors, config: RandomMaskConfig, recipe: MaskRecipe) -> Mask:
+def _mask(
+    name: str, layer: nn.Module, tensors: dict[str, torch.Tensor], config: RandomMaskConfig, recipe: MaskRecipe
+) -> Mask:
     # The mask of a layer, from the file or drawn, if it is the one that the values are for.
     shape, values = tuple(layer.weight.shape), tensors[f"{name}.rmbook_values"]
     positions, saved = tensors.get(f"{name}.rmbook_positions"), tensors.get(f"{name}.rmbook_digest")

@@ -67,7 +67,8 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         self._checked: dict[str, torch.Tensor] = {}  # digests that were compared; loading replaces a buffer or fills it
         self._together: BorrowedMask | None = None  # of the active adapters
         self._names: list[str] = []  # theirs, sorted
-        self._unmerged = None  # while merged: positions, and W's entries there
+        # While merged: positions, and W's entries there.
+        self._unmerged: tuple[torch.Tensor, torch.Tensor] | None = None
         self._disable_adapters, self.merged_adapters, self._active_adapter = False, [], []
         self.register_load_state_dict_post_hook(_check_loaded)
 
@@ -167,6 +168,7 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         before, together = self.merged_adapters, sorted({*self.merged_adapters, *names})
         self._restore()
         weight, borrowed = self.base_layer.weight, self._borrowed(together)
+        assert borrowed is not None  # merging is for layers that are loaded
         delta = borrowed.delta([self.delta(name) for name in together])
         positions = borrowed.positions
         self._unmerged = positions, add_entries(weight, positions, delta)

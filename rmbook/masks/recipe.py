@@ -1,12 +1,13 @@
 """The recipe of a model's masks: from targets, a density, a seed and a structure to one mask for each layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rmbook.checks import check_density, check_seed
 from rmbook.masks.sample import Mask, sample_mask
 from rmbook.masks.structured import leading_columns, random_columns
 
-STRUCTURES = {
+STRUCTURES: dict[str, Callable[[tuple[int, int], float, int, str], Mask]] = {
     "entries": sample_mask,
     "random_columns": random_columns,
     "leading_columns": lambda shape, density, seed, name: leading_columns(shape, density),
@@ -30,7 +31,7 @@ class MaskRecipe:
     seed: int
     structure: str = "entries"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_density(self.density)
         check_seed(self.seed)
         if self.structure not in STRUCTURES:

@@ -36,6 +36,10 @@ def ratio_to_density(ratio: float, total_parameters: int, target_parameters: int
 
     Raises:
         ValueError: if `ratio` is not in [0, 1] or is larger than the targets can hold.
+
+    Example:
+        >>> ratio_to_density(0.001, total_parameters=125_000_000, target_parameters=14_000_000)  # masks in few matrices
+        0.008928571428571428
     """
     if isinstance(ratio, bool) or not isinstance(ratio, Real):
         raise ValueError(f"ratio must be a number in [0, 1], got {ratio!r} of type {type(ratio).__name__}.")
@@ -57,7 +61,12 @@ def ratio_to_density(ratio: float, total_parameters: int, target_parameters: int
 
 
 def density_to_ratio(density: float, total_parameters: int, target_parameters: int) -> float:
-    """Inverse of `ratio_to_density`: the expected share of all parameters that a density trains."""
+    """Inverse of `ratio_to_density`: the expected share of all parameters that a density trains.
+
+    Example:
+        >>> density_to_ratio(1.0, total_parameters=100, target_parameters=25)
+        0.25
+    """
     if not 0 < target_parameters <= total_parameters:
         raise ValueError(
             f"target_parameters must be between 1 and total_parameters, got {target_parameters} of {total_parameters}."
@@ -73,6 +82,14 @@ class Mask:
         shape: (out, in).
         positions: flat row-major positions, sorted and unique, (nnz,); int32, or int64 where the matrix has more
             than 2**31 entries.
+
+    Example:
+        >>> mask = Mask.checked((2, 3), torch.tensor([1, 5]))
+        >>> mask.rows, mask.columns
+        (tensor([0, 1], dtype=torch.int32), tensor([1, 2], dtype=torch.int32))
+        >>> mask.dense(torch.int64)
+        tensor([[0, 1, 0],
+                [0, 0, 1]])
     """
 
     shape: tuple[int, int]
@@ -96,7 +113,7 @@ class Mask:
     @property
     def nnz(self) -> int:
         """Number of chosen entries."""
-        return self.positions.numel()
+        return int(self.positions.numel())
 
     @property
     def numel(self) -> int:
@@ -150,6 +167,13 @@ def sample_mask(shape: tuple[int, int], density: float, seed: int, name: str) ->
 
     Raises:
         ValueError: for a density outside [0, 1], a seed that is no integer or a shape that is no matrix.
+
+    Example:
+        >>> mask = sample_mask((4, 5), density=0.3, seed=0, name="q_proj.weight")
+        >>> mask.positions  # on average, 6 of 20
+        tensor([ 0,  3,  4,  6,  8,  9, 13, 16, 18], dtype=torch.int32)
+        >>> mask.digest() == sample_mask((4, 5), density=0.3, seed=0, name="q_proj.weight").digest()
+        True
     """
     shape, density, seed = check_shape(shape), check_density(density), check_seed(seed)
     raw = keyed_stream(f"rmbook mask 1\0{seed}\0{name}")

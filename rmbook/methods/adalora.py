@@ -44,9 +44,10 @@ class AdaLora:
 
     def __init__(self, model: nn.Module, targets: tuple[str, ...], settings: AdaLoraSettings):
         self.drops, first = settings.drops, settings.initial_rank or settings.rank
-        if self.drops and settings.total_steps is None:
+        total = settings.total_steps
+        if self.drops and total is None:
             raise ConfigError("adalora drops directions over the run: give total_steps, its number of optimiser steps.")
-        warmup_steps, final_steps = settings.schedule(settings.total_steps) if self.drops else (0, 0)
+        warmup_steps, final_steps = settings.schedule(total) if self.drops and total else (0, 0)
         layers = find_targets(model, targets)
         config = AdaLoraConfig(
             target_r=settings.rank,
@@ -57,7 +58,7 @@ class AdaLora:
             tinit=warmup_steps,
             tfinal=final_steps,
             deltaT=settings.interval,
-            total_step=settings.total_steps or 1,  # peft wants a number
+            total_step=total or 1,  # peft wants a number
             orth_reg_weight=settings.orthogonality,
             fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
         )

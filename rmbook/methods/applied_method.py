@@ -1,6 +1,7 @@
 """A method on a model: the trained parameters, their state, and the way back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,14 +24,19 @@ class AppliedMethod:
         budget: the `AdaLora` of that method, else None.
     """
 
-    def __init__(self, model, name, settings, base, undo, mask=None, budget=None):
-        self.model: nn.Module = model
-        self.name: str = name
-        self.settings: dict = settings
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        settings: dict[str, Any],
+        base: Sequence[nn.Parameter],
+        undo: Callable[[], object] | None,
+        mask: RandomMask | None = None,
+        budget: AdaLora | None = None,
+    ) -> None:
+        self.model, self.name, self.settings = model, name, settings
         self.total: int = sum(parameter.numel() for parameter in base)
-        self.mask: RandomMask | None = mask
-        self.budget: AdaLora | None = budget
-        self._undo: Callable[[], object] | None = undo
+        self.mask, self.budget, self._undo = mask, budget, undo
         known = {id(parameter) for parameter in base}
         # The model's own parameters that will be overwritten: few, except in full fine-tuning, which keeps no copy.
         self._before = {n: p.detach().clone() for n, p in self.named_parameters() if undo and id(p) in known}

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -30,6 +31,8 @@ from rmbook.methods.settings import (
     method_settings,
     refuse_settings,
 )
+
+Targets = Sequence[str] | str | None
 
 
 def full_finetuning(model: nn.Module, exclude: Sequence[str] = ()) -> nn.Module:
@@ -91,12 +94,19 @@ def bitfit(model: nn.Module, norms: bool = BitfitSettings.norms) -> nn.Module:
 # takes of the run's, and gives what `AppliedMethod` needs. All that can fail is done before the model is changed.
 
 
-def _full(model: nn.Module, settings: MethodSettings) -> dict:
+def _full(model: nn.Module, settings: MethodSettings) -> dict[str, Any]:
     full_finetuning(model)
     return {"undo": None}
 
 
-def _masking(model: nn.Module, settings: MaskSettings, targets, ratio, density, seed) -> dict:
+def _masking(
+    model: nn.Module,
+    settings: MaskSettings,
+    targets: Targets,
+    ratio: float | None,
+    density: float | None,
+    seed: int,
+) -> dict[str, Any]:
     targets = resolve_targets(model, targets)
     fused = [name for name, layer in find_targets(model, targets).items() if isinstance(layer, Conv1D)]
     if fused:
@@ -108,7 +118,7 @@ def _masking(model: nn.Module, settings: MaskSettings, targets, ratio, density, 
     return {"undo": mask.remove, "mask": mask}
 
 
-def _lora(model: nn.Module, settings: LoraSettings, targets, seed) -> dict:
+def _lora(model: nn.Module, settings: LoraSettings, targets: Targets, seed: int) -> dict[str, Any]:
     targets = resolve_targets(model, targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -116,7 +126,7 @@ def _lora(model: nn.Module, settings: LoraSettings, targets, seed) -> dict:
     return {"undo": functools.partial(_remove_peft, model)}
 
 
-def _adalora(model: nn.Module, settings: AdaLoraSettings, targets, seed) -> dict:
+def _adalora(model: nn.Module, settings: AdaLoraSettings, targets: Targets, seed: int) -> dict[str, Any]:
     targets = resolve_targets(model, targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -132,17 +142,17 @@ def _remove_peft(model: nn.Module) -> None:
     del model.peft_config
 
 
-def _adapter(model: nn.Module, settings: AdapterSettings, seed) -> dict:
+def _adapter(model: nn.Module, settings: AdapterSettings, seed: int) -> dict[str, Any]:
     add_adapters(model, seed=seed, **dataclasses.asdict(settings))
     return {"undo": functools.partial(remove_adapters, model)}
 
 
-def _prefix(model: nn.Module, settings: PrefixSettings, seed) -> dict:
+def _prefix(model: nn.Module, settings: PrefixSettings, seed: int) -> dict[str, Any]:
     add_prefix(model, seed=seed, **dataclasses.asdict(settings))
     return {"undo": functools.partial(remove_prefix, model)}
 
 
-def _bitfit(model: nn.Module, settings: BitfitSettings) -> dict:
+def _bitfit(model: nn.Module, settings: BitfitSettings) -> dict[str, Any]:
     bitfit(model, settings.norms)
     return {"undo": _nothing}  # the biases are put back by AppliedMethod.remove
 
@@ -151,7 +161,7 @@ def _nothing() -> None:
     pass
 
 
-METHODS = {
+METHODS: dict[str, Callable[..., dict[str, Any]]] = {
     "full": _full,
     "random_masking": _masking,
     "structured_masking": _masking,
@@ -167,11 +177,11 @@ def apply_method(
     model: nn.Module,
     name: str,
     *,
-    targets: Sequence[str] | str | None = None,
+    targets: Targets = None,
     ratio: float | None = None,
     density: float | None = None,
     seed: int = 0,
-    **settings,
+    **settings: Any,
 ) -> AppliedMethod:
     """Put a method of the paper on a model, in place; on an error the model is unchanged.
 
@@ -192,6 +202,13 @@ def apply_method(
         MethodError: the name is unknown, the method does not take a setting, or the model has a method already.
         TargetError: a target is unknown or unsuitable.
         ConfigError, ValueError: a setting is out of range.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(100, 50), nn.Linear(50, 2))
+        >>> method = apply_method(model, "bitfit")
+        >>> method.trainable, f"{method.ratio:.2%}"
+        (52, '1.01%')
+        >>> plain = method.remove()  # the same module, with its own weights
     """
     checked = method_settings(name, settings)
     if hasattr(model, "_rmbook_method"):

@@ -87,7 +87,7 @@ def add_prefix(
         ConfigError: length is not the number of words or more than the model has positions or words for, or a word is
             not in the vocabulary.
     """
-    PrefixSettings(length, words)
+    PrefixSettings(length, None if words is None else tuple(words))
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
         raise TargetError(
             f"a prefix starts from words, which {type(model).__name__} does not take: use another method."

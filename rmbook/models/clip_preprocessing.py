@@ -85,7 +85,7 @@ def read_preprocessing(name: str, folder: Path, image_size: int) -> Preprocessin
         size, crop = found["size"], found["crop_size"]  # plain numbers in older files
         size = size if isinstance(size, int) else size["shortest_edge"]
         crop = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
-        mean, std = (tuple(float(value) for value in found[key]) for key in ("image_mean", "image_std"))
+        mean, std = ([float(value) for value in found[key]] for key in ("image_mean", "image_std"))
         known = len(mean) == len(std) == 3 and found.get("resample", BICUBIC) == BICUBIC
     except (UnreadableFileError, RecursionError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -97,4 +97,4 @@ def read_preprocessing(name: str, folder: Path, image_size: int) -> Preprocessin
             f"{name}: {PREPROCESSING} must ask for bicubic resizing (3), three colours and {image_size} x {image_size} "
             f"pixels, got {found.get('resample', BICUBIC)}, {len(mean)} and {crop[0]} x {crop[1]}: get its own."
         )
-    return Preprocessing(size, crop, mean, std)
+    return Preprocessing(size, crop, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))

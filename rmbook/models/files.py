@@ -54,12 +54,12 @@ def find_model(
     Raises:
         ModelError: as `find_folder` and `check_files`; or there is no such device.
     """
-    name, device = os.fspath(name), torch.device("cpu" if device is None else device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device {device} was asked for, but torch {torch.__version__} sees no CUDA device here.")
+    name, place = os.fspath(name), torch.device("cpu" if device is None else device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {place} was asked for, but torch {torch.__version__} sees no CUDA device here.")
     folder = find_folder(name, revision)
     check_files(name, folder)
-    return name, folder, device
+    return name, folder, place
 
 
 def find_folder(name: str, revision: str | None, whole: bool = True) -> Path:

@@ -43,7 +43,7 @@ _WANTED = "a causal language model"
 
 
 def load_language_model(
-    name: str | os.PathLike,
+    name: str | os.PathLike[str],
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
@@ -64,18 +64,18 @@ def load_language_model(
         ModelError: no such model, no access to it, or files that are incomplete, damaged, in another format or of
             another kind of model.
     """
-    name, folder, device = find_model(name, revision, device)
+    name, folder, place = find_model(name, revision, device)
     config = _read_config(name, folder)
     tokenizer = read_tokenizer(name, folder)
-    onto = {"device_map": {"": device}} if device.type == "cuda" else {}
+    onto = {"device_map": {"": place}} if place.type == "cuda" else {}
     settings = {"config": config, "dtype": dtype, "use_safetensors": True} | onto
     model = read_model(name, folder, AutoModelForCausalLM, _WANTED, **settings)
-    model = conv1d_to_linear(model).to(device)
+    model = conv1d_to_linear(model).to(place)
     _check_padding(name, model)
     return model, tokenizer
 
 
-def read_configuration(name: str | os.PathLike, revision: str | None = None) -> PretrainedConfig:
+def read_configuration(name: str | os.PathLike[str], revision: str | None = None) -> PretrainedConfig:
     """The configuration of a causal language model from its config.json alone; its weights are not needed.
 
     Raises:
@@ -87,7 +87,7 @@ def read_configuration(name: str | os.PathLike, revision: str | None = None) -> 
     return _read_config(name, folder)
 
 
-def convert_checkpoint(name: str | os.PathLike, folder: str | os.PathLike) -> Path:
+def convert_checkpoint(name: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
     """Write a model whose weights are only in pytorch_model.bin, as OPT's and CLIP's on the hub, as safetensors.
 
     The dtypes stay. torch reads the old file with weights_only=True, so that nothing in it runs.

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ def _endless_pattern(path: Path) -> str | None:
 
 
 def read_model(
-    name: str, folder: str | Path, kind: type, wanted: str, config: PretrainedConfig, **settings
+    name: str, folder: str | Path, kind: Any, wanted: str, config: PretrainedConfig, **settings
 ) -> PreTrainedModel:
     """Return a model from its files, none of whose weights are missing, left over or of another shape.
 

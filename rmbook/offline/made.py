@@ -1,5 +1,6 @@
 """Models and examples that are made on this machine, for grids and chapters without a network: "made:opt" and so on."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ SENTENCE_SOURCES = (sentences.__file__, sentences.TABLE)
 def tiny_checkpoint(kind: str, *, seed: int = 0, pretrain_steps: int = tiny_language.PRETRAIN_STEPS) -> Path:
     """The kept folder of a tiny language model; see `rmbook.offline.tiny_language.make_tiny_checkpoint`."""
     write = partial(tiny_language.make_tiny_checkpoint, kind=kind, seed=seed, pretrain_steps=pretrain_steps)
-    sources = [tiny_language.__file__, *SENTENCE_SOURCES, *tiny_language.WEIGHTS.values()]
+    sources: list[str | Path] = [tiny_language.__file__, *SENTENCE_SOURCES, *tiny_language.WEIGHTS.values()]
     return kept(f"tiny-{kind}", write, (seed, pretrain_steps), sources)
 
 
@@ -25,7 +26,7 @@ def generated_examples(train: int, test: int, seed: int = 0) -> Path:
     return kept("sentences", write, (train, test, seed), SENTENCE_SOURCES)
 
 
-MADE = {
+MADE: dict[str, Callable[[], Path]] = {
     "made:opt": partial(tiny_checkpoint, "opt"),
     "made:llama": partial(tiny_checkpoint, "llama"),
     "made:smollm2": smollm2.smollm2_folder,

@@ -58,7 +58,7 @@ def count_trained(name: str, method: str, ratio: float | None = None) -> int:
         ValueError: more entries than the target matrices have.
         MethodError: the method does not fit the model.
     """
-    if method.endswith("_masking"):
+    if method.endswith("_masking") and ratio is not None:
         total, held = count_parameters(name)
         return round(ratio_to_density(ratio, total, held) * held)
     return apply_method(model_without_numbers(name), method).trainable

@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rmbook.errors import ConfigError, shown
 from rmbook.methods.settings import METHOD_SETTINGS, PRESETS, AdaLoraSettings, MethodSettings, method_settings
@@ -30,6 +31,10 @@ class RunConfig:
     """All that decides the outcome of a run; checked when made. Defaults are the paper's (appendix B).
 
     Its settings for images are not the defaults: they are in the ready-made grid table2.
+
+    Example:
+        >>> RunConfig(model="facebook/opt-125m", task="rte", ratio=1e-3, learning_rate=1e-2).task
+        'RTE'
     """
 
     model: str = setting("Name on the hub, folder, or made:NAME for one that is made here", path=True)
@@ -45,7 +50,7 @@ class RunConfig:
     targets: tuple[str, ...] | str | None = setting(
         f"Layers that get a mask or factors: {', '.join(PRESETS)}, or names with commas", None, unset="qv", paper=True
     )
-    settings: dict = setting(
+    settings: dict[str, Any] = setting(
         "A setting of the method, as in --set rank=16; `rmbook describe --method lora` lists them",
         {},
         flags=("--set",),
@@ -87,7 +92,7 @@ class RunConfig:
     warmup_steps: int = same_setting(TrainingConfig, "warmup_steps")
     max_steps: int | None = same_setting(TrainingConfig, "max_steps")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
         object.__setattr__(self, "task", find_task(self.task).name)
         self._check_method()
@@ -125,7 +130,7 @@ class RunConfig:
         names = [entry.name for entry in dataclasses.fields(TrainingConfig)]
         return TrainingConfig(**{name: getattr(self, name) for name in names})
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """All settings, fit for JSON, in the order of the fields."""
         settings = dataclasses.asdict(self)
         return settings | {"targets": list(self.targets) if isinstance(self.targets, tuple) else self.targets}
@@ -144,7 +149,7 @@ class RunConfig:
 PAPER_SETTINGS = tuple(entry.name for entry in dataclasses.fields(RunConfig) if entry.metadata["paper"])
 
 
-def make_config(values: dict) -> RunConfig:
+def make_config(values: dict[str, Any]) -> RunConfig:
     """A `RunConfig` from names and values, as they stand in a file.
 
     Raises:
@@ -161,7 +166,7 @@ def make_config(values: dict) -> RunConfig:
     return RunConfig(**values)
 
 
-def read_config(path: str | os.PathLike) -> dict:
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings in a YAML or JSON file, unchecked.
 
     Raises:

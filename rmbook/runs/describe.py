@@ -16,6 +16,7 @@ from rmbook.masks.sample import ratio_to_density
 from rmbook.methods.apply import apply_method
 from rmbook.methods.architectures import conv1d_to_linear, resolve_targets
 from rmbook.methods.saved import read_about
+from rmbook.methods.settings import MaskSettings
 from rmbook.models.clip import ClipClassifier, classifier_without_weights
 from rmbook.models.configuration import empty_model, read_config
 from rmbook.models.files import check_files, find_folder
@@ -65,8 +66,10 @@ def describe_method(model_name: str, **values) -> str:
     targets = resolve_targets(model, config.targets)
     shapes = {name: tuple(layer.weight.shape) for name, layer in find_targets(model, targets).items()}
     held = sum(rows * columns for rows, columns in shapes.values())
-    density = config.density or ratio_to_density(config.ratio, total, held)
-    recipe = MaskRecipe(targets, density, config.seed, config.method_settings(config.train_size).structure)
+    density = config.density or ratio_to_density(config.ratio or 0.0, total, held)
+    settings = config.method_settings(config.train_size)
+    assert isinstance(settings, MaskSettings)
+    recipe = MaskRecipe(targets, density, config.seed, settings.structure)
     trained = sum(recipe.draw({name: shape})[name].nnz for name, shape in shapes.items())  # one layer in memory
     lines.append(f"{config.method} trains {trained:,} of them, ratio {trained / total:.6%}")
     lines.append(f"in {len(shapes)} layers ({', '.join(targets)}) at density {density:.6g}, seed {config.seed}")

@@ -4,15 +4,14 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from rmbook.errors import ConfigError, closest
 from rmbook.files import check_writable, replacing
-from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.models.encoding import Encoding, check_tokens, start_token
 from rmbook.models.generation import generate_answers
 from rmbook.models.language import max_positions
@@ -99,7 +98,7 @@ def _check_source(run: str | None, model_name: str | None) -> None:
 
 def _load(
     run: str | None, model_name: str | None, changes: dict, dtype: str | None
-) -> tuple[nn.Module, PreTrainedTokenizerBase | Preprocessing, RunConfig]:
+) -> tuple[nn.Module, Any, RunConfig]:
     _check_source(run, model_name)
     if run is not None and dtype is not None:
         raise ConfigError("a run has its own dtype: leave out --dtype.")
@@ -121,6 +120,7 @@ def _load(
         if find_task(changed.task).load_model != find_task(config.task).load_model:  # a head of classes is one task's
             raise ConfigError(f"the run in {run} is of {config.task} and cannot do {changed.task}: leave out --task.")
         return model, tokenizer, changed
+    assert model_name is not None  # by _check_source
     # The method plays no part: a configuration must have one.
     config = RunConfig(model=model_name, learning_rate=1.0, method="full", dtype=dtype or "float32", **changes)
     return *find_task(config.task).load_model(model_name, dtype=getattr(torch, config.dtype)), config

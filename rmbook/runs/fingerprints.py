@@ -59,9 +59,9 @@ def plan_run(config: RunConfig) -> PlannedRun:
         TaskError, ModelError: examples or model cannot be found.
     """
     weights, commit = weights_fingerprint(config.model, config.revision)
-    places = {"model": config.model if commit else str(Path(config.model).expanduser().resolve())}
-    places["data_dir"] = config.data_dir and str(Path(config.data_dir).expanduser().resolve())
-    config = replace(config, revision=commit, **places)
+    model = config.model if commit else str(Path(config.model).expanduser().resolve())
+    data_dir = config.data_dir and str(Path(config.data_dir).expanduser().resolve())
+    config = replace(config, revision=commit, model=model, data_dir=data_dir)
     data = data_fingerprint(config.task, config.data_dir)
     identity = {"data": data, "weights": weights, "code": code_fingerprint()}
     return PlannedRun(run_key(config, identity), config.to_dict(), identity)

@@ -108,7 +108,7 @@ class MetricsFile:
 
     def __call__(self, row: dict) -> None:
         """Append a row."""
-        if self.writes:
+        if self._file:
             self._file.write(json.dumps(finite(row)) + "\n")
 
     def rows(self) -> list[dict]:

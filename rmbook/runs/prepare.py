@@ -69,8 +69,8 @@ def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedR
         TaskError, ModelError, MethodError, TargetError, ConfigError, ValueError: what came does not fit.
     """
     task = find_task(config.task)
-    examples = [task.load_examples(split, config.data_dir) for split in ("train", "validation")]
-    splits = sample_splits(*examples, config.seed, config.train_size, config.dev_size, config.test_size)
+    train, validation = (task.load_examples(split, config.data_dir) for split in ("train", "validation"))
+    splits = sample_splits(train, validation, config.seed, config.train_size, config.dev_size, config.test_size)
     accelerator = new_accelerator(config.mixed_precision)
     if shards_base(accelerator) and config.method not in MASKS:
         raise ConfigError(f"FSDP is supported for {' and '.join(MASKS)}, not for {config.method}: launch without it.")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils.memory import should_reduce_batch_size
 
@@ -41,11 +42,11 @@ class MemoryShortage(RmbookError):
 
 def start_run(
     config: RunConfig,
-    folder: str | os.PathLike | None = None,
+    folder: str | os.PathLike[str] | None = None,
     progress: bool = True,
     bases: BaseModels | None = None,
-    after_epoch: Callable[[dict], bool] | None = None,
-) -> dict:
+    after_epoch: Callable[[dict[str, Any]], bool] | None = None,
+) -> dict[str, Any]:
     """Run from the beginning; the folder is made when everything is loaded and checked.
 
     Args:
@@ -81,12 +82,12 @@ def start_run(
 
 
 def resume_run(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     progress: bool = True,
     bases: BaseModels | None = None,
-    after_epoch: Callable[[dict], bool] | None = None,
-    **changes,
-) -> dict:
+    after_epoch: Callable[[dict[str, Any]], bool] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
     """Take up a run that was interrupted; of a finished one, give the result.
 
     Args:
@@ -154,8 +155,8 @@ def _lasting(name: str) -> str:
 
 
 def _run(
-    prepared: PreparedRun, folder: Path, progress: bool, after_epoch: Callable[[dict], bool] | None = None
-) -> dict:
+    prepared: PreparedRun, folder: Path, progress: bool, after_epoch: Callable[[dict[str, Any]], bool] | None = None
+) -> dict[str, Any]:
     config, accelerator = prepared.config, prepared.accelerator
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", writes=accelerator.is_main_process)
     metrics = MetricsFile(folder / "metrics.jsonl", *checkpoint.progress(), writes=accelerator.is_main_process)
@@ -183,10 +184,13 @@ def _run(
     accelerator.wait_for_everyone()
     if prepared.bases:
         prepared.bases.put_back(prepared.method)
-    return json.loads((folder / "result.json").read_text())
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
 
 
-def _result(prepared: PreparedRun, outcome: TrainingResult, test: dict | None, metrics: MetricsFile) -> dict:
+def _result(
+    prepared: PreparedRun, outcome: TrainingResult, test: dict[str, Any] | None, metrics: MetricsFile
+) -> dict[str, Any]:
     steps = [row for row in metrics.rows() if "tokens" in row]
     tokens, seconds = sum(row["tokens"] for row in steps), sum(row["seconds"] for row in steps)
     examples = [example for part in prepared.encoded.values() for example in part]
@@ -212,10 +216,12 @@ def _result(prepared: PreparedRun, outcome: TrainingResult, test: dict | None, m
     }
 
 
-def _asking(log: Callable, checkpoint: Checkpoint, after_epoch: Callable[[dict], bool]) -> Callable[[dict], None]:
+def _asking(
+    log: Callable[[dict[str, Any]], None], checkpoint: Checkpoint, after_epoch: Callable[[dict[str, Any]], bool]
+) -> Callable[[dict[str, Any]], None]:
     """Log rows; at the end of an epoch ask whether to go on, unless the run is asked to stop already."""
 
-    def note(row: dict) -> None:
+    def note(row: dict[str, Any]) -> None:
         log(row)
         if "dev_loss" in row and not checkpoint.stop_requested and after_epoch(row):
             checkpoint.stop_requested = True

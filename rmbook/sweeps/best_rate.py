@@ -12,13 +12,16 @@ Test scores have no say. The caller leaves out rates whose seeds are not all fin
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 Score = tuple[float | None, float | None]  # dev accuracy as a share, and dev loss, of a run or as a mean over seeds
-DIVERGED: Score = (None, math.inf)
+Rate = TypeVar("Rate", float, str)  # or another key that can be sorted
+Mean = tuple[float | None, float]
+DIVERGED: Mean = (None, math.inf)
 DIGITS = 12  # sums of thirds in another order differ in the last bit, and are a tie all the same
 
 
-def rank_rates(scores: Mapping[float, Sequence[Score]]) -> list[float]:
+def rank_rates(scores: Mapping[Rate, Sequence[Score]]) -> list[Rate]:
     """Return the learning rates, best first; those that are not to be chosen come last.
 
     Args:
@@ -28,11 +31,11 @@ def rank_rates(scores: Mapping[float, Sequence[Score]]) -> list[float]:
     means = {rate: mean_score(seeds) for rate, seeds in scores.items()}
     accurate = all(accuracy is not None for accuracy, loss in means.values() if math.isfinite(loss))
 
-    def order(rate: float) -> tuple:
+    def order(rate: Rate) -> tuple:
         accuracy, loss = means[rate]
         if not math.isfinite(loss):
             return 1, 0.0, 0.0, rate
-        return 0, -round(accuracy, DIGITS) if accurate else 0.0, round(loss, DIGITS), rate
+        return 0, -round(accuracy, DIGITS) if accurate and accuracy is not None else 0.0, round(loss, DIGITS), rate
 
     return sorted(means, key=order)
 
@@ -43,14 +46,13 @@ def best_rate(scores: Mapping[float, Sequence[Score]]) -> float | None:
     return ranked[0] if ranked and math.isfinite(mean_score(scores[ranked[0]])[1]) else None
 
 
-def mean_score(seeds: Sequence[Score]) -> Score:
+def mean_score(seeds: Sequence[Score]) -> Mean:
     """Return the mean dev accuracy and dev loss over seeds; `DIVERGED` if a seed diverged or there is none."""
     losses = [math.nan if loss is None else loss for _, loss in seeds]
     if not losses or not all(map(math.isfinite, losses)):
         return DIVERGED
-    accuracies = [accuracy for accuracy, _ in seeds]
-    known = all(accuracy is not None and math.isfinite(accuracy) for accuracy in accuracies)
-    return sum(accuracies) / len(seeds) if known else None, sum(losses) / len(seeds)
+    known = [accuracy for accuracy, _ in seeds if accuracy is not None and math.isfinite(accuracy)]
+    return sum(known) / len(seeds) if len(known) == len(seeds) else None, sum(losses) / len(seeds)
 
 
 def edge(rate: float, tried: Sequence[float]) -> str:

@@ -42,7 +42,8 @@ class LiveListener(Listener):
 
     def __init__(self, console: Console | None = None):
         self._console = console or Console(stderr=True)
-        self._counts, self._first, self._now, self._began = dict.fromkeys(STATES, 0), None, "", time.monotonic()
+        self._counts, self._now, self._began = dict.fromkeys(STATES, 0), "", time.monotonic()
+        self._first: int | None = None
         self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=1)
 
     def __enter__(self) -> "LiveListener":

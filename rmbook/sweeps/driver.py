@@ -11,6 +11,7 @@ may be None; else it is called with each finished epoch's row, and True asks for
 
 import contextlib
 import errno
+import os
 import re
 import shutil
 import threading
@@ -111,7 +112,7 @@ class Driver:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | os.PathLike,
         runs: Sequence[PlannedRun],
         *,
         lease_seconds: float = 300.0,

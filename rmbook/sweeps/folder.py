@@ -81,6 +81,7 @@ class SweepFolder:
         """Return what is in result.json of a run; None if it is not finished, or the file is damaged."""
         with contextlib.suppress(OSError):
             return _read_result(self.runs / key)
+        return None
 
     def take_up(self, key: str, config: dict) -> Path:
         """Return a folder for a run that no other process has: that of an earlier attempt renamed, or a new one.

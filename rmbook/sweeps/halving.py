@@ -38,8 +38,8 @@ class Progress:
     def score(self, epochs: int) -> Score:
         """Return dev accuracy and dev loss of the best of the first epochs; `DIVERGED` if it diverged by then."""
         rows = self.history[:epochs]
-        losses = [row.get("dev_loss") for row in rows]
-        if len(rows) < epochs or any(loss is None or not math.isfinite(loss) for loss in losses):
+        losses = [math.inf if row.get("dev_loss") is None else row["dev_loss"] for row in rows]
+        if len(rows) < epochs or not all(map(math.isfinite, losses)):
             return DIVERGED
         best = rows[losses.index(min(losses))]
         return best.get("dev_accuracy"), best["dev_loss"]

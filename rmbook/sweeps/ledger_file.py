@@ -38,7 +38,7 @@ class LedgerFile:
         LedgerError: the file cannot be used.
     """
 
-    def __init__(self, path: Path, schema: str, check: Callable[[sqlite3.Connection], None]):
+    def __init__(self, path: Path, schema: str, check: Callable[[sqlite3.Connection], object]):
         self.path, self._calls = path, 0
         with explaining(path):
             self.db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)

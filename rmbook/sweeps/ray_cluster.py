@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -64,7 +65,7 @@ def joined_cluster(ray, address: str | None, workers: int | None, cpus: float) -
 
 
 def _join(ray, address: str, cpus: int | None) -> None:
-    arguments = {"log_to_driver": False, "logging_level": logging.ERROR}
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if local := address == "local":
         arguments |= {"include_dashboard": False, "object_store_memory": OBJECTS, "num_cpus": cpus}
     children = set(psutil.Process().children(recursive=True))

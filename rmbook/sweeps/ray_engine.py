@@ -87,7 +87,8 @@ class _Pool:
         self._make = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0).remote
         self._greetings = {}  # of all workers that have started
         self._free, self._awaited = [], {}  # by what is awaited: (worker, (lease, folder)); (worker, None) at its start
-        self._failed_starts, self._started = 0, time.monotonic()
+        self._failed_starts = 0
+        self._started: float | None = time.monotonic()
 
     def start(self, count: int) -> None:
         for _ in range(count):
@@ -149,7 +150,7 @@ class _Pool:
                 self._replace(worker, claimed, error)
                 continue
             if claimed:
-                self._end(*claimed, answer)
+                self._end(claimed, answer)
             else:
                 self._welcome(worker, answer)
             del self._awaited[future]
@@ -168,7 +169,8 @@ class _Pool:
             )
         self._greetings[worker], self._failed_starts = greeting, 0
 
-    def _end(self, lease: Lease, folder: Path, error: Exception | None) -> None:
+    def _end(self, claimed: tuple[Lease, Path], error: Exception | None) -> None:
+        lease, folder = claimed
         state, note = self.driver.conclude(lease, folder, error)
         self.listener.ended(lease, state, note, self._counts())
 
@@ -181,7 +183,7 @@ class _Pool:
             short = isinstance(error, self.ray.exceptions.OutOfMemoryError) or "low on memory" in str(error)
             why = ", as its machine ran out of memory" if short else ""  # Ray's text names that reason for any death
             what = f"its worker ended (process {place['process']} on {place['host']}{why})"
-            self._end(*claimed, ConnectionError(what))
+            self._end(claimed, ConnectionError(what))
         else:
             self._failed_starts += 1
             if self._failed_starts >= WORKER_STARTS:

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -101,7 +102,7 @@ def _group(runs: pd.DataFrame) -> dict:
             finished[rate], rows = part, part[["state", "dev_accuracy", "dev_loss"]].itertuples(index=False)
             scores[rate] = [DIVERGED if state == "diverged" else score for state, *score in rows]
     rates = sorted(set(runs["learning_rate"]))
-    row = {"rates": len(rates), "runs": len(runs), "finished": int(runs["state"].isin(FINISHED).sum())}
+    row: dict[str, Any] = {"rates": len(rates), "runs": len(runs), "finished": int(runs["state"].isin(FINISHED).sum())}
     row |= {"diverged": int((runs["state"] == "diverged").sum()), "missing": _missing(runs, seeds)}
     row |= {"learning_rate": math.nan, "edge": "", "ties": 0, "dev_accuracy": math.nan, "dev_loss": math.nan}
     row |= {"score": math.nan, "deviation": math.nan, "seeds": len(seeds), "total": None, "trained_ratio": math.nan}
@@ -109,9 +110,9 @@ def _group(runs: pd.DataFrame) -> dict:
     if (best := best_rate(scores)) is None:
         return row
     part, test = finished[best], 100 * finished[best][task.metric]
-    means = [mean for mean in map(mean_score, scores.values()) if math.isfinite(mean[1])]
+    means: list[tuple[Any, ...]] = [mean for mean in map(mean_score, scores.values()) if math.isfinite(mean[1])]
     which = int(any(accuracy is None for accuracy, _ in means))  # accuracy decides first, or else the loss
-    measure = mean_score(scores[best])[which]
+    measure: Any = mean_score(scores[best])[which]
     row |= {"learning_rate": best, "edge": edge(best, rates)}
     row |= {"ties": sum(math.isclose(mean[which], measure, abs_tol=1e-12) for mean in means)}
     row |= {"dev_accuracy": part["dev_accuracy"].mean(), "dev_loss": part["dev_loss"].mean()}

@@ -15,6 +15,7 @@ twenty lies beyond them, and more with three seeds, whose spread is itself uncer
 
 import functools
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -101,7 +102,7 @@ def _compared(row: pd.Series, paper_model: str | None) -> dict:
     if paper_model:
         ratio = None if pd.isna(row["ratio"]) else row["ratio"]
         paper, rate = paper_numbers(paper_model, row["task"], row["method"], ratio, everything)
-    found = {"paper_model": paper_model or "", "paper": paper, "paper_learning_rate": rate}
+    found: dict[str, Any] = {"paper_model": paper_model or "", "paper": paper, "paper_learning_rate": rate}
     found |= {"difference": row["score"] - paper, "tolerance": math.nan}
     if reason := _not_comparable(row, paper_model, paper, everything):
         return found | {"verdict": "not comparable", "reason": reason}

@@ -7,7 +7,7 @@ from rmbook.tasks.images import IMAGE_TASKS
 from rmbook.tasks.language import LANGUAGE_TASKS
 from rmbook.tasks.task import Task, plain_name
 
-TASKS: dict[str, Task] = LANGUAGE_TASKS | IMAGE_TASKS
+TASKS: dict[str, Task] = {**LANGUAGE_TASKS, **IMAGE_TASKS}
 _PLAIN = {plain_name(name): task for name, task in TASKS.items()}
 
 

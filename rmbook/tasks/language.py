@@ -4,6 +4,7 @@ import itertools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import override
 
@@ -96,7 +97,8 @@ class LanguageTask(Task):
         limit = max_length or self.prompt_limit(model)
         if self.writes:  # room for the answer, also when training, as in MeZO
             limit -= MAX_NEW_TOKENS
-        start, found = start_token(tokenizer, model.config.model_type), []
+        start = start_token(tokenizer, model.config.model_type)
+        found: list[Any] = []
         for number, example in enumerate(examples, 1):
             context, continuations = prompt(example)
             try:

@@ -43,7 +43,7 @@ def read_rows(task: Task, split: str, data_dir: str | os.PathLike) -> tuple[str,
     rows = []
     for number, original in originals:
         try:
-            rows.extend(_READERS[task.name](task, split, original))
+            rows.extend(_READERS.get(task.name, _plain)(task, split, original))
         except KeyError as error:
             raise TaskError(
                 f"{path}, line {number}: field {error} of {task.name}'s original format is missing: is this its file?"
@@ -180,8 +180,7 @@ def _drop_spans(answers: list[dict]) -> list[str]:
     return spans
 
 
-_READERS = {
-    **dict.fromkeys(("SST-2", "RTE", "CB", "BoolQ", "WiC", "COPA"), _plain),
+_READERS = {  # of what is not plain rows with the columns of the hub
     "WSC": _wsc,
     "MultiRC": _multirc,
     "ReCoRD": _record,

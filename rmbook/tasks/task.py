@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -159,11 +159,14 @@ class Task:
         scores = [self._score_one(example, answer) for example, answer in zip(examples, predictions, strict=True)]
         return {self.metric: sum(scores) / len(scores)}
 
-    def _score_one(self, example: Any, prediction: int | str) -> float:
+    def _score_one(self, example: Any, prediction: Any) -> float:
         return float(prediction in example.gold)
 
 
-def read_tasks(kind: type[Task], path: Path) -> dict[str, Task]:
+Kind = TypeVar("Kind", bound=Task)
+
+
+def read_tasks(kind: type[Kind], path: Path) -> dict[str, Kind]:
     """Read the tasks of one kind, by name, from a YAML file whose entries are the kind's attributes."""
     rows = {name: _with_tuples(row) for name, row in read_yaml(path).items()}
     return {name: kind(name=name, **row) for name, row in rows.items()}

@@ -2,19 +2,25 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from rmbook.settings import COUNT, check_settings, documented, setting
 
 SCHEDULES = ("constant", "cosine")
 
 LARGEST_BATCH = 2**20
-AT_LEAST_ONE = {"least": 1, "most": COUNT, "paper": True}
+AT_LEAST_ONE: dict[str, Any] = {"least": 1, "most": COUNT, "paper": True}
 
 
 @documented
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of the training loop; checked when made. Defaults are the paper's (appendix B)."""
+    """Settings of the training loop; checked when made. Defaults are the paper's (appendix B).
+
+    Example:
+        >>> TrainingConfig(learning_rate=1e-2, epochs=3).steps(examples=1000)  # of 8 examples each
+        375
+    """
 
     learning_rate: float = setting(
         "Learning rate of AdamW, the largest one of the run", above=0, flags=("--learning-rate", "--lr")
@@ -41,12 +47,13 @@ class TrainingConfig:
         **AT_LEAST_ONE,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_settings(self)
 
     def steps(self, examples: int) -> int:
         """Optimiser steps of a whole run on so many training examples."""
-        return min(self.epochs * math.ceil(examples / self.batch_size), self.max_steps or math.inf)
+        steps = self.epochs * math.ceil(examples / self.batch_size)
+        return min(steps, self.max_steps or steps)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class TrainingResult:
     best_epoch: int
     dev_loss: float
     dev_accuracy: float
-    history: tuple[dict, ...]
+    history: tuple[dict[str, Any], ...]
     steps: int
     trainable: int
     seconds: float

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from rmbook.training.objectives import Classification, Objective
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    data: Sequence,
+    data: Sequence[Any],
     objective: Objective | None = None,
     batch_size: int = 100,
     accelerator: Accelerator | None = None,
@@ -40,14 +41,15 @@ def evaluate(
     objective = objective or Classification()
     examples = sorted((data[index] for index in range(len(data))), key=objective.length)
     batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
-    shared = accelerator is not None and not shards_base(accelerator)  # of a sharded model, all do all of them together
-    if shared:
+    if accelerator is not None and shards_base(accelerator):
+        accelerator = None  # of a sharded model, all do all of them together
+    if accelerator is not None:
         batches = batches[accelerator.process_index :: accelerator.num_processes]
     sums = torch.zeros(2, dtype=torch.float64)
     for batch in objective.ahead(batches):
         loss, right = objective.evaluate(model, batch)
         sums += torch.tensor([loss.item(), math.nan if right is None else right], dtype=torch.float64)
-    if shared and accelerator.num_processes > 1:
+    if accelerator is not None and accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), "sum")
     loss, right = sums.tolist()
     return loss / objective.weight(examples), right / len(examples)

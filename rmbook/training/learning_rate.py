@@ -42,6 +42,10 @@ def suggest_learning_rate(
 
     Raises:
         ValueError: a ratio or a learning rate is not a positive number, or the grid is empty.
+
+    Example:
+        >>> f"{suggest_learning_rate(0.001, known=(0.1, 3e-4)):g}"  # a hundredth of the entries
+        '0.03'
     """
     numbers = [ratio, *(known or ()), *(grid if grid is not None else ())]
     if not all(isinstance(x, int | float) and not isinstance(x, bool) and 0 < x < math.inf for x in numbers):

@@ -5,6 +5,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -120,7 +122,8 @@ class TrainingLoop:
             most = -(-len(examples) // processes)
             size = self.config.micro_batch_size or most
             parts += [examples[:1]] * (-(-most // size) - len(parts))
-        weight, loss = self.objective.weight(examples), 0.0
+        weight: float = self.objective.weight(examples)
+        loss: Any = 0.0
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -183,6 +186,7 @@ class TrainingLoop:
                 buffer.copy_(weights[f"buffer:{name}"])
 
     def _save(self) -> None:
+        assert self.checkpoint is not None  # it alone asks for this
         cuda = self.accelerator.device.type == "cuda"
         random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if cuda else {})
         gather = self.accelerator.gather  # every process has a random state of its own
@@ -198,9 +202,9 @@ class TrainingLoop:
         self.checkpoint.save(info, tensors)
 
     def _restore(self) -> None:
-        if found := self.checkpoint and self.checkpoint.load():
+        if self.checkpoint and (found := self.checkpoint.load()):
             try:
-                self._restore_state(*found)
+                self._restore_state(self.checkpoint.path, *found)
             except (AttributeError, IndexError, LookupError, MethodError, RuntimeError, TypeError, ValueError) as error:
                 if isinstance(error, CheckpointError):
                     raise
@@ -208,13 +212,13 @@ class TrainingLoop:
                     f"{self.checkpoint.path} is not of this run, or damaged: remove it to start from the beginning."
                 ) from None
 
-    def _restore_state(self, info: dict, tensors: dict[str, torch.Tensor]) -> None:
+    def _restore_state(self, path: Path, info: dict, tensors: dict[str, torch.Tensor]) -> None:
         check_fields(info["state"], STATE, tuple(STATE))
         # The size of parts changes the memory and not the step: a run that needed too much may go on with smaller ones.
         saved = asdict(type(self.config)(**info["config"] | {"micro_batch_size": self.config.micro_batch_size}))
         if saved != asdict(self.config):  # older files lack settings that then had one value, today's default
             raise CheckpointError(
-                f"{self.checkpoint.path} is of a run with other settings, {info['config']}: use these, or remove it."
+                f"{path} is of a run with other settings, {info['config']}: use these, or remove it."
             )
         groups = {"now": {}, "best": {}, "optimizer": {}, "random": {}}
         for name, tensor in tensors.items():

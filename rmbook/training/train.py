@@ -7,6 +7,7 @@ require a gradient are trained, so full fine-tuning, LoRA and random masks all g
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,16 +23,16 @@ from rmbook.training.objectives import Classification, Objective
 
 def train(
     model: nn.Module,
-    train_data: Sequence,
-    dev_data: Sequence,
+    train_data: Sequence[Any],
+    dev_data: Sequence[Any],
     config: TrainingConfig,
     *,
-    collate: Callable | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
     objective: Objective | None = None,
     method: AppliedMethod | None = None,
     accelerator: Accelerator | None = None,
     checkpoint: Checkpoint | None = None,
-    log: Callable[[dict], None] | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = True,
 ) -> TrainingResult:
     """Train the parameters of `model` that require a gradient; leave the best epoch's weights in it.

@@ -5,6 +5,7 @@ JavaScript it is a table of its first choice.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class BoundsExplorer:
         masks: int = 100,
         first: tuple[int, int, float, float, float] = (8, 10_000, 0.1, 0.05, 1.0),
     ):
-        self.choices = [[*examples], [*widths], [*densities], [*deltas], [*bounds]]
+        self.choices: list[list[Any]] = [[*examples], [*widths], [*densities], [*deltas], [*bounds]]
         if min(deltas) < 1 / masks:
             raise ValueError(f"deltas must be at least 1 / masks = {1 / masks:g} to be measured, got {min(deltas):g}.")
         for value, choices in zip(first, self.choices, strict=True):

@@ -89,7 +89,7 @@ class Explorer(anywidget.AnyWidget):
         if steps.ndim != 1 or len(steps) < 2 or steps.dtype.kind not in "iu" or (np.diff(steps) <= 0).any():
             raise ValueError(f"steps must be at least two rising integers, got {steps!r}.")
         simulate = runs if callable(runs) else None
-        grid = _check_runs(runs(densities, rates) if simulate else runs, len(rates), len(densities), len(steps))
+        grid = _check_runs(runs(densities, rates) if callable(runs) else runs, len(rates), len(densities), len(steps))
         losses = np.maximum(grid.losses, floor)  # NaN stays NaN
         start = float(np.nanmax(losses[..., 0]))
         span = [float(np.floor(np.log10(max(start * 10.0**-DECADES, floor)))), float(np.log10(start) + 0.5)]

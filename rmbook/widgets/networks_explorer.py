@@ -25,5 +25,7 @@ def explore_networks(problem: Problem, method: str, batch: int | None = None, se
         return Runs(found.losses.double().numpy(), found.distances.double().numpy())
 
     title = f"Density and learning rate, {'Adam' if method == 'adam' else 'gradient descent'}"
-    first = {"density": 0.1, "learning_rate": 1.0}
-    return Explorer(run, DENSITIES, RATES[method], STEPS, title=title, lost_label="ends above its start", **first)
+    lost = "ends above its start"
+    return Explorer(
+        run, DENSITIES, RATES[method], STEPS, title=title, lost_label=lost, density=0.1, learning_rate=1.0
+    )

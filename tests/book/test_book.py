@@ -11,6 +11,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 FRONT_PAGE = "book/intro.ipynb"
 MOST_LINES = 20  # of a code cell: more than that belongs in the package
+MOST_COLUMNS = 88  # of its lines: the page cuts off what is wider
 
 
 def load_record():
@@ -116,6 +117,11 @@ def test_code_cells_are_short(notebook):
         if "remove-input" in cell.metadata.get("tags", []):
             continue  # a prediction: nobody reads its source
         assert len(cell.source.splitlines()) <= MOST_LINES, cell.source
+
+
+def test_lines_of_code_fit_on_the_page(notebook):
+    wide = [line for cell in code_cells(notebook) for line in cell.source.splitlines() if len(line) > MOST_COLUMNS]
+    assert not wide, "\n".join(wide)
 
 
 def test_predictions_hide_their_answers(notebook):

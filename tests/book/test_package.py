@@ -1,5 +1,6 @@
 """What `pip install` puts on another machine: every module and every data file, and nothing of the book's tools."""
 
+import fnmatch
 import os
 import re
 import shutil
@@ -47,6 +48,15 @@ def test_wheel_holds_every_module_and_every_data_file(wheel):
     assert sorted(expected - found) == [], "missing in the wheel: see [tool.setuptools] in pyproject.toml"
     assert sorted(found - expected) == []
     assert sum(not name.endswith(".py") for name in found) > 20
+
+
+def test_types_of_the_public_surface_are_checked_strictly():
+    """mypy's list of strict modules holds the home of each public name; `make test` runs mypy."""
+    overrides = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["overrides"]
+    (strict,) = (entry["module"] for entry in overrides if entry.get("disallow_untyped_defs"))
+    for name in rmbook.__all__:
+        home = f"rmbook.{rmbook._HOMES[name]}"
+        assert any(fnmatch.fnmatch(home, pattern) for pattern in strict), f"{name} lives in {home}, which is not strict"
 
 
 def test_wheel_carries_its_licence_its_types_and_its_command(wheel):
