@@ -67,6 +67,7 @@ class Client(NotebookClient):
     """
 
     async def async_execute_cell(self, cell, cell_index, **arguments):
+        """Run a cell as nbclient does, and fill in the texts of its figure."""
         await super().async_execute_cell(cell, cell_index, **arguments)
         for kind, place in TEXTS.items():
             if text := cell.metadata.get("rmbook", {}).get(kind):
