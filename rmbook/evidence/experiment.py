@@ -16,14 +16,18 @@ from rmbook.evidence.mask_choices import choose_masks
 from rmbook.files import write_json
 from rmbook.landscape.curvature import hessian_norm
 from rmbook.landscape.landscape import Landscape
-from rmbook.methods.apply import full_finetuning, lora
+from rmbook.methods.applied_method import AppliedMethod
+from rmbook.methods.apply import apply_method, full_finetuning, lora
+from rmbook.methods.settings import METHOD_SETTINGS
 from rmbook.models.reuse import BaseModels
 from rmbook.training.config import TrainingConfig
 from rmbook.training.evaluation import evaluate
 from rmbook.training.objectives import Objective
 from rmbook.training.train import train
 
-METHODS = ("full", "lora", "mask")
+APPLIED = ("structured_masking", "adalora", "adapter", "prefix", "bitfit")  # at the settings of `apply_method`
+METHODS = ("full", "lora", "mask", *APPLIED)
+MASKING = ("mask", "structured_masking")
 HESSIAN_EXAMPLES = 128  # of the training data: the norm over more differs by less than between two masks
 TOLERANCE = 1e-2  # of the residual; the norm's own error is about its square
 
@@ -34,8 +38,9 @@ class Experiment:
 
     Attributes:
         learning_rate: of AdamW, constant.
-        method: "full", "lora" (rank 8) or "mask".
-        density: of a mask, in each target layer.
+        method: "full", "lora" (rank 8), "mask", or one of `rmbook.methods.apply.METHODS` at its defaults:
+            "structured_masking", "adalora", "adapter", "prefix" or "bitfit".
+        density: of a mask, random or structured, in each target layer.
         seed: of the mask or the factors, and of the order of the examples.
         mask_seed: of the mask, where it is not the same.
         backbone, base: see `rmbook.evidence.backbones.load_backbone`.
@@ -64,7 +69,7 @@ class Experiment:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}.")
-        if (self.density is None) == (self.method == "mask"):
+        if (self.density is None) == (self.method in MASKING):
             got = f"{self.method}, density {self.density}"
             raise ValueError(f"a mask needs a density and no other method takes one, got {got}.")
 
@@ -82,7 +87,7 @@ def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tup
         (dev accuracy in percent after each epoch), seconds; hessian_before and hessian_after if asked for.
     """
     backbone = load_backbone(settings.backbone, settings.base)
-    model = prepare_model(backbone, settings)
+    model, method = put_method(backbone, settings)
     data = backbone.train_data(settings.train_size)
     landscape = settings.hessian and look_at(model, backbone)
     before = {"hessian_before": hessian_norm(landscape, tolerance=TOLERANCE).norm} if landscape else {}
@@ -93,7 +98,8 @@ def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tup
         batch_size=backbone.batch_size,
         seed=settings.seed,
     )
-    result = train(model, data, backbone.data["dev"], config, objective=backbone.objective, progress=False)
+    given = {"objective": backbone.objective, "method": method, "progress": False}
+    result = train(model, data, backbone.data["dev"], config, **given)
     trained = result.best_epoch > 0  # else it diverged at once, and the model is what it was
     after = {"hessian_after": hessian_norm(landscape, tolerance=TOLERANCE).norm} if landscape and trained else {}
     own = {entry.name: getattr(settings, entry.name) for entry in dataclasses.fields(settings)}
@@ -117,20 +123,30 @@ def run_experiment(settings: Experiment, keep_model: bool = False) -> dict | tup
 
 def prepare_model(backbone: Backbone, settings: Experiment) -> nn.Module:
     """Return a fresh model with the method on it, before any step."""
+    return put_method(backbone, settings)[0]
+
+
+def put_method(backbone: Backbone, settings: Experiment) -> tuple[nn.Module, AppliedMethod | None]:
+    """Return a fresh model with the method on it, and the method's handle where `apply_method` gave one."""
     model = backbone.model(settings.start, settings.seed)
+    if settings.method in APPLIED:
+        given = {"targets": backbone.targets, "density": settings.density, "seed": settings.seed}
+        taken = METHOD_SETTINGS[settings.method].takes
+        chosen = {name: value for name, value in given.items() if name in taken}
+        return model, apply_method(model, settings.method, **chosen)
     if settings.method == "full":
-        return full_finetuning(model, exclude=backbone.fixed)
+        return full_finetuning(model, exclude=backbone.fixed), None
     if settings.method == "lora":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            return lora(model, backbone.targets)
+            return lora(model, backbone.targets), None
     data = backbone.train_data(min(HESSIAN_EXAMPLES, backbone.train_size))
     seed = settings.seed if settings.mask_seed is None else settings.mask_seed
     chosen = {"seed": seed, "objective": backbone.objective, "data": data}
     masks = choose_masks(model, backbone.targets, settings.choice, settings.density, **chosen)
     scale = 1 / settings.density if settings.scale == "inverse_density" else settings.scale
     apply_masks(model, masks, scale=scale)
-    return model
+    return model, None
 
 
 def look_at(model: nn.Module, backbone: Backbone, examples: int = HESSIAN_EXAMPLES) -> Landscape:

@@ -1,5 +1,6 @@
-"""Names of the layers in a model's blocks, so that "qv" means the same in OPT, Llama, GPT-2 and CLIP."""
+"""Names of the layers in a model's blocks, so that "qv" means the same in OPT, Llama, GPT-2, CLIP and BERT."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +63,13 @@ def find_architecture(model: nn.Module) -> Architecture:
 
 
 def block_layers(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Module]:
-    """Modules inside numbered blocks whose name ends with "." and one of `names`, in the model's order."""
+    """Modules inside numbered blocks whose name ends with "." and one of `names`, # for a number; in order."""
     # OPT has a final_layer_norm in each block and one of the same name after the last: the number tells them apart.
+    ends = "|".join(re.escape(name).replace(r"\#", r"\d+") for name in names)
     return {
         name: module
         for name, module in model.named_modules()
-        if name.endswith(tuple(f".{end}" for end in names)) and any(part.isdigit() for part in name.split("."))
+        if re.search(rf"(^|\.)({ends})$", name) and any(part.isdigit() for part in name.split("."))
     }
 
 
@@ -83,7 +85,8 @@ def resolve_targets(model: nn.Module, targets: Sequence[str] | str | None) -> tu
     """
     targets = "qv" if targets is None else targets
     if isinstance(targets, str) and targets in PRESETS:
-        return getattr(find_architecture(model), targets)
+        ends = getattr(find_architecture(model), targets)
+        return tuple(name for end in ends for name in (block_layers(model, (end,)) if "#" in end else (end,)))
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     try:
         find_targets(model, names)

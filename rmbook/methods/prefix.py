@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -21,7 +21,7 @@ from rmbook.errors import ConfigError, shown
 from rmbook.methods.architectures import block_layers, find_architecture
 from rmbook.methods.settings import PrefixSettings
 
-ATTENTION = "rmbook_prefix"
+ATTENTION, NOTING = "rmbook_prefix", "rmbook_prefix_start"
 
 
 def prefix_attention(
@@ -59,12 +59,20 @@ def prefix_attention(
 
 
 def prefix_mask(*sizes, **settings) -> torch.Tensor:
-    """The causal mask of the text as an explicit tensor (batch, 1, queries, keys), never left out."""
-    return sdpa_mask(*sizes, **{**settings, "allow_is_causal_skip": False})
+    """The mask of the text as an explicit tensor (batch, 1, queries, keys), never left out."""
+    return sdpa_mask(*sizes, **{**settings, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+
+
+def noting_attention(module, query, key, value, attention_mask, **settings) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention that notes the keys and values of a single text in `module.noted`."""
+    module.noted = key[0], value[0]
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
 
 
 AttentionInterface.register(ATTENTION, prefix_attention)
 AttentionMaskInterface.register(ATTENTION, prefix_mask)
+AttentionInterface.register(NOTING, noting_attention)
+AttentionMaskInterface.register(NOTING, sdpa_mask)
 
 
 def add_prefix(
@@ -92,16 +100,17 @@ def add_prefix(
         raise TargetError(
             f"a prefix starts from words, which {type(model).__name__} does not take: use another method."
         )
-    outputs = block_layers(model, find_architecture(model).o_proj)
+    queries = block_layers(model, find_architecture(model).qv[:1])
     size = model.config.vocab_size
     if words is not None and max(words) >= size:
         raise ConfigError(f"words must be token ids below {size}, got {shown(list(words))}.")
     longest = min(len(random_words(model.config, size, seed)), getattr(model.config, "max_position_embeddings", size))
     if length > longest:
         raise ConfigError(f"length must be at most {longest} for this model, got {length}.")
-    modules = [model.get_submodule(name.rpartition(".")[0]) for name in outputs]
-    weight = next(iter(outputs.values())).weight
-    start = _shapes(model.config, length, len(modules)) if weight.is_meta else _activations(model, words, seed, length)
+    modules = [model.get_submodule(name.rpartition(".")[0]) for name in queries]
+    weight = next(iter(queries.values())).weight
+    words = random_words(model.config, length, seed) if words is None else list(words)
+    start = _shapes(model.config, length, len(modules)) if weight.is_meta else _activations(model, modules, words)
     model.requires_grad_(False)
     for module, (keys, values) in zip(modules, start, strict=True):
         dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
@@ -122,17 +131,18 @@ def random_words(config, count: int, seed: int) -> list[int]:
 
 
 @torch.no_grad()
-def _activations(model, words, seed, length) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _activations(model, modules, words) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Keys and values of each layer, (key heads, length, head width), for one run of the model on the words."""
-    words = random_words(model.config, length, seed) if words is None else list(words)
-    training = model.training
+    training, attention = model.training, model.config._attn_implementation
+    ids = torch.tensor([words], device=next(model.parameters()).device)
     try:
-        model.eval()
-        cache = DynamicCache()  # the model's own choice would forget what lies outside of a sliding window
-        model(input_ids=torch.tensor([words], device=model.device), past_key_values=cache, use_cache=True)
+        model.eval().set_attn_implementation(NOTING)  # a cache would forget what lies outside of a sliding window
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        return [module.noted for module in modules]
     finally:
-        model.train(training)
-    return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+        model.train(training).set_attn_implementation(attention)
+        for module in modules:
+            vars(module).pop("noted", None)
 
 
 def _shapes(config, length, layers) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertModel
+from transformers import BertConfig, BertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rmbook.models.files import SAFE, ModelError, find_cached, find_folder, quiet
@@ -83,6 +83,15 @@ class PromptClassifier(nn.Module):
         with torch.no_grad():
             rows = [self.embed(**self.tokenize(list(prompts))).mean(0) for prompts in label_prompts]
         self.register_buffer("head", F.normalize(torch.stack(rows), dim=-1))  # (classes, hidden)
+
+    @property
+    def config(self) -> BertConfig:
+        """The encoder's configuration."""
+        return self.encoder.config
+
+    def set_attn_implementation(self, name: str) -> None:
+        """Choose the encoder's attention, as transformers' models do."""
+        self.encoder.set_attn_implementation(name)
 
     def tokenize(self, sentences: list[str]) -> dict[str, torch.Tensor]:
         """input_ids and attention_mask, (sentences, tokens), padded to the longest of these sentences."""

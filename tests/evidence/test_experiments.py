@@ -91,7 +91,7 @@ def test_what_a_backbone_cannot_do_is_named(vit):
     with pytest.raises(ValueError, match="view must be one of upright, mirrored"):
         load_backbone("vit:sideways")
     with pytest.raises(ValueError, match="method must be one of"):
-        Experiment(1e-3, "prefix")
+        Experiment(1e-3, "ia3")
     with pytest.raises(ValueError, match="a mask needs a density"):
         Experiment(1e-3)
     with pytest.raises(ValueError, match="a mask needs a density"):

