@@ -87,10 +87,13 @@ def fields(kinds: Mapping[str, Kind], needed: tuple[str, ...] = ()) -> Kind:
 
 
 def each(kind: Kind) -> Kind:
-    """Return the kind of lists, and of mappings, whose values are all of a kind."""
-    return lambda value: isinstance(value, list | dict) and all(
-        map(kind, value.values() if isinstance(value, dict) else value)
-    )
+    """Return the kind of lists whose entries are all of a kind."""
+    return lambda value: isinstance(value, list) and all(map(kind, value))
+
+
+def each_named(kind: Kind) -> Kind:
+    """Return the kind of mappings whose values are all of a kind."""
+    return lambda value: mapping(value) and all(map(kind, value.values()))
 
 
 def optional(kind: Kind) -> Kind:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rmbook.errors import shown
 from rmbook.files import digest_files
-from rmbook.json_files import each, mapping, text
+from rmbook.json_files import each_named, mapping, text
 from rmbook.models.files import FILES, ModelError, find_commit
 from rmbook.runs.config import RunConfig
 from rmbook.stamps import source_fingerprint
@@ -42,7 +42,7 @@ class PlannedRun:
     def __post_init__(self):
         if not is_key(self.key):
             raise ValueError(f"{shown(self.key)} is no key of a run")
-        if not mapping(self.config) or not each(text)(self.identity) or not self.identity.keys() <= set(IDENTITY):
+        if not mapping(self.config) or not each_named(text)(self.identity) or not self.identity.keys() <= set(IDENTITY):
             raise ValueError(f"the run {self.key} has no settings or no identity")
         json.dumps(self.config, ensure_ascii=False).encode()  # it has no half characters
 

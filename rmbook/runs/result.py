@@ -9,6 +9,7 @@ from rmbook.json_files import (
     check_fields,
     count,
     each,
+    each_named,
     fields,
     mapping,
     number,
@@ -22,16 +23,16 @@ from rmbook.training.state import EPOCH
 STATUSES = ("completed", "diverged")
 HARDWARE = dict.fromkeys(("cpu", "gpu"), optional(text)) | dict.fromkeys(("cores", "threads"), optional(count))
 STAMP = dict.fromkeys(("date", "commit", "command"), optional(text))
-STAMP |= {"hardware": optional(fields(HARDWARE)), "versions": each(optional(text))}
+STAMP |= {"hardware": optional(fields(HARDWARE)), "versions": each_named(optional(text))}
 RESULT = {
     "status": lambda value: value in STATUSES,
     "config": mapping,
     **dict.fromkeys(("trainable", "total", "cut_prompts", "steps", "best_epoch"), count),
     "ratio": number,
-    "records": each(count),
+    "records": each_named(count),
     "max_length": optional(count),
     "history": each(fields(EPOCH, tuple(EPOCH))),
-    "test": optional(each(number)),
+    "test": optional(each_named(number)),
     "seconds": number,
     "tokens_per_second": optional(number),
     "peak_memory": count,
