@@ -93,6 +93,8 @@ def _check_values(name: str, path: Path) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         most = next((most for part, most in MOST.items() if part in key), math.inf)
         wrong = number and (math.isnan(value) or (isinstance(value, int) and value > most))
+        wrong |= number and value < 0 and ("size" in key or key.startswith(("num_", "n_")))
+        wrong |= number and value <= 0 and "theta" in key
         if wrong or (number and "dropout" in key and not 0 <= value <= 1):
             raise ModelError(f"{name}: config.json cannot be used: {shown(key)} is {shown(value)}; get it again.")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from rmbook.json_files import check_fields, count, fields, optional, text
 from rmbook.runs.fingerprints import PlannedRun, is_key
 from rmbook.sweeps.folder import SUMMARY
-from rmbook.sweeps.ledger_file import MOVE_AWAY, LedgerError, LedgerFile, explaining, reading
+from rmbook.sweeps.ledger_file import MOVE_AWAY, DamagedLedgerError, LedgerFile, explaining, reading
 
 STATES = ("pending", "leased", "done", "diverged", "failed")
 STOPPED = "stopped after epoch"  # how the note of a pending run begins that `--halving` has put aside
@@ -225,7 +225,7 @@ def read_ledger(path: Path) -> list[dict]:
     """Return `Ledger.rows` of a file, and change nothing; no rows if there is no file, or nothing in it.
 
     Raises:
-        LedgerError: it cannot be read, or is no ledger.
+        LedgerError: it cannot be read, or is no ledger (DamagedLedgerError).
     """
     if not path.exists():
         return []
@@ -234,13 +234,13 @@ def read_ledger(path: Path) -> list[dict]:
 
 
 def _check(path: Path, db: sqlite3.Connection) -> bool:
-    """Return whether a ledger is in the database, and not nothing; raises LedgerError for what is something else."""
+    """Return whether a ledger is in the database, and not nothing; raises DamagedLedgerError for anything else."""
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if not version and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
         return False
     columns = [name for (name,) in db.execute("SELECT name FROM pragma_table_info('runs')")]
     if version not in (0, VERSION) or columns != COLUMNS:
-        raise LedgerError(f"{path} is no ledger of this version of rmbook: {MOVE_AWAY}")
+        raise DamagedLedgerError(f"{path} is no ledger of this version of rmbook: {MOVE_AWAY}")
     return True
 
 
@@ -250,19 +250,19 @@ def _rows(path: Path, db: sqlite3.Connection, states: Sequence[str]) -> list[dic
 
 
 def _content(path: Path, row: dict) -> dict:
-    """Return a row, or a part of one, with its JSON read; raises LedgerError if this module never wrote such a row."""
+    """Return a row, or a part of one, with its JSON read; raises DamagedLedgerError if it was not written here."""
     try:
         row |= {name: row[name] and json.loads(row[name]) for name in _JSON if name in row}
         PlannedRun(row["key"], row["config"], row["identity"])
         check_fields(row, ROW)
     except (RecursionError, TypeError, ValueError) as error:
-        raise LedgerError(f"{path} is damaged ({str(error)[:100]}): {MOVE_AWAY}") from None
+        raise DamagedLedgerError(f"{path} is damaged ({str(error)[:100]}): {MOVE_AWAY}") from None
     return row
 
 
 def _plain_key(path: Path, key: str) -> str:
     if not is_key(key):
-        raise LedgerError(f"{path} is damaged (a key that is none): {MOVE_AWAY}")
+        raise DamagedLedgerError(f"{path} is damaged (a key that is none): {MOVE_AWAY}")
     return key
 
 

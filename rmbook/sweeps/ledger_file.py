@@ -21,6 +21,12 @@ class LedgerError(OSError):
     """The ledger cannot be read or written: a full disk, a damaged file; one line that says what to do."""
 
 
+class DamagedLedgerError(LedgerError):
+    """What lies in the ledger's place is damaged, or of another program; one line that says what to do."""
+
+    exit_code = 2
+
+
 class LedgerFile:
     """A SQLite file to write to, in which nothing is half written, whatever is killed.
 
@@ -112,8 +118,9 @@ def explaining(path: Path) -> Iterator[None]:
         reasons |= {"decode": "is it damaged?"}
         why = next((why for word, why in reasons.items() if word in str(error)), "is the disk full?")
         onward = "Change that, and go on with the same command; nothing is lost."
-        raise LedgerError(f"cannot use {path} ({error}): {why} {onward}") from None
+        kind = DamagedLedgerError if "decode" in str(error) else LedgerError
+        raise kind(f"cannot use {path} ({error}): {why} {onward}") from None
     except sqlite3.DatabaseError as error:
         if type(error) is not sqlite3.DatabaseError:  # a defect of this program
             raise
-        raise LedgerError(f"{path} is damaged ({error}): {MOVE_AWAY}") from None
+        raise DamagedLedgerError(f"{path} is damaged ({error}): {MOVE_AWAY}") from None
