@@ -98,6 +98,12 @@ async def execute(notebook: nbformat.NotebookNode, folder: Path, command: str) -
     seconds = round(time.perf_counter() - start)
     # The kernel has added its version: begin anew.
     notebook.metadata = nbformat.from_dict(METADATA | {"rmbook": {"seconds": seconds} | stamp(command)})
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    for number, cell in enumerate(code, 1):  # the questions for alt texts were counted, too
+        cell.execution_count = number
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = number
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata.pop("execution", None)

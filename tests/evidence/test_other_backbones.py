@@ -18,7 +18,7 @@ from rmbook.offline.tiny_language import make_tiny_checkpoint
 BOOK = Path(__file__).resolve().parents[2] / "book"
 RUNS = {  # how often a chapter trains the reader's model
     "bigger_steps": 12,
-    "does_randomness_matter": 12,
+    "does_randomness_matter": 8,
     "flatter_networks": 1,
     "further_away": 13,
     "how_much_data": 5,
