@@ -446,6 +446,16 @@ def test_reports_on_what_is_not_there_are_one_line(sweep, tmp_path):
     assert "  rmbook report " in call("report", "--help").stdout
 
 
+@pytest.mark.parametrize("broken", ["--output", "--csv"])
+def test_a_report_writes_both_of_its_files_or_none(broken, sweep, tmp_path):
+    files = {"--output": tmp_path / "page.md", "--csv": tmp_path / "table.csv"}
+    (files[broken] / "inside").mkdir(parents=True)
+    answer = call("report", sweep, *(word for flag, path in files.items() for word in (flag, path)))
+    assert answer.exit_code == 2 and answer.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [files[broken].name]
+    assert [path.name for path in files[broken].iterdir()] == ["inside"]
+
+
 def test_nothing_is_written_by_looking(sweep, tmp_path):
     """For a folder of which the ledger is lost, too."""
     folder = shutil.copytree(sweep, tmp_path / "sweep")
