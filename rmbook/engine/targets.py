@@ -7,12 +7,12 @@ from torch import nn
 
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.maskable import check_maskable
-from rmbook.errors import closest
+from rmbook.errors import RmbookError, closest
 
 WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
-class TargetError(ValueError):
+class TargetError(RmbookError, ValueError):
     """The targets name no layer, or a layer that cannot be masked."""
 
 

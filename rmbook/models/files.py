@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, Repository
 from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
-from rmbook.errors import closest
+from rmbook.errors import RmbookError, closest
 from rmbook.files import UnreadableFileError, read_bytes
 
 KNOWN_MODELS = (  # the paper's first, then open ones whose layers rmbook.methods.architectures names
@@ -42,7 +42,7 @@ LARGEST_INDEX = 10**8  # bytes
 ANSWER_SECONDS = 5.0  # how long a hub that does not answer is waited for
 
 
-class ModelError(ValueError):
+class ModelError(RmbookError, ValueError):
     """A model cannot be loaded; one line that says what came, what was expected and what to do."""
 
 
