@@ -70,7 +70,7 @@ def _report(error: Any) -> int:
     if isinstance(error, ValueError | ImportError):
         return _say(f"rmbook: {error}", 2)
     if isinstance(error, OSError):
-        return _say(f"rmbook: {error}", getattr(error, "exit_code", 1))
+        return _say(f"rmbook: {error}", 1)
     if isinstance(error, MemoryError | RecursionError):
         return _say(f"rmbook: too large for this machine's memory ({type(error).__name__}).", 1)
     return _say(f"rmbook: a defect of rmbook, {type(error).__name__}: {error} (RMBOOK_TRACEBACK=1 shows where)", 1)

@@ -92,6 +92,7 @@ def read_metrics(path: Path) -> list[dict]:
 def _is_row(row: Any) -> bool:
     if not isinstance(row, dict):
         return False
-    kinds = EPOCH if "dev_loss" in row else STEP
-    whole = "dev_loss" in row or not row.keys().isdisjoint(("tokens", "seconds"))  # a step that diverged has neither
+    epoch = "dev_loss" in row
+    kinds = EPOCH if epoch else STEP
+    whole = epoch or not row.keys().isdisjoint(("tokens", "seconds"))  # a step that diverged has neither
     return fields(kinds, tuple(kinds) if whole else ("step", "epoch"))(row)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
+from rmbook.errors import RmbookError
+
 BUSY_SECONDS = 60.0  # how long another process's transaction is waited for
 MOVE_AWAY = "move it away; the same command makes it again from the folders of the runs."
 LOG_CALLS = 256  # after so many calls of `empty_log` the write-ahead log is moved into the file
@@ -21,10 +23,8 @@ class LedgerError(OSError):
     """The ledger cannot be read or written: a full disk, a damaged file; one line that says what to do."""
 
 
-class DamagedLedgerError(LedgerError):
+class DamagedLedgerError(RmbookError, LedgerError):
     """What lies in the ledger's place is damaged, or of another program; one line that says what to do."""
-
-    exit_code = 2
 
 
 class LedgerFile:
