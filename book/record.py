@@ -74,6 +74,7 @@ class Client(NotebookClient):
                 question = nbformat.v4.new_code_cell(f'print(f"""{text}""")')
                 await super().async_execute_cell(question, cell_index, store_history=False)
                 self.nb.cells[cell_index] = cell
+                self.code_cells_executed -= 1  # the question is no cell of the notebook
                 filled = cell.metadata.setdefault("mystnb", {}).setdefault(place, {})
                 filled[kind] = question.outputs[0].text.strip()
         return cell
@@ -98,12 +99,6 @@ async def execute(notebook: nbformat.NotebookNode, folder: Path, command: str) -
     seconds = round(time.perf_counter() - start)
     # The kernel has added its version: begin anew.
     notebook.metadata = nbformat.from_dict(METADATA | {"rmbook": {"seconds": seconds} | stamp(command)})
-    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    for number, cell in enumerate(code, 1):  # the questions for alt texts were counted, too
-        cell.execution_count = number
-        for output in cell.outputs:
-            if "execution_count" in output:
-                output.execution_count = number
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata.pop("execution", None)

@@ -85,6 +85,7 @@ def test_what_is_unchanged_is_not_run_again_and_what_fails_is_named(tmp_path, ca
     assert asyncio.run(execute.run_all([path], 1, folder)) == []
     filled = nbformat.read(folder / "one.ipynb", as_version=4).cells[1]
     assert filled.metadata.mystnb.image.alt == "Rises to 48.0." and filled.outputs[0].data["text/plain"] == "48"
+    assert filled.execution_count == filled.outputs[0].execution_count == 1
 
     assert run(one=("6 * 8", "# Another title")) == [] and runs() == 3
     assert nbformat.read(folder / "one.ipynb", as_version=4).cells[1].outputs[0].data["text/plain"] == "48"
