@@ -94,8 +94,15 @@ def load_runs(name: str) -> pd.DataFrame:
     """
     content = load_recorded(f"science/{name}")
     table = to_table(content["runs"])
-    table.attrs["record"] = {key: value for key, value in content.items() if key != "runs"}
+    table.attrs["record"] = Shared((key, value) for key, value in content.items() if key != "runs")
     return table
+
+
+class Shared(dict):
+    """A dictionary that is its own copy: pandas copies what a table has in `attrs` at each step, which took longer."""
+
+    def __deepcopy__(self, memo: dict) -> "Shared":
+        return self
 
 
 def to_table(runs: Sequence[dict]) -> pd.DataFrame:

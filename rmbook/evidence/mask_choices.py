@@ -10,6 +10,7 @@ from torch import nn
 
 from rmbook.engine.targets import find_targets
 from rmbook.masks.sample import Mask, sample_mask
+from rmbook.masks.scores import gradient_to_weight, principal_weights
 from rmbook.masks.structured import entry_count, random_blocks, random_columns, random_rows, sorted_mask
 from rmbook.training.objectives import Objective
 
@@ -71,7 +72,9 @@ DRAWN: dict[str, Callable] = {
     "rows": random_rows,
     "blocks": random_blocks,
 }
-RANKED = ("large_weights", "small_weights", "large_gradients", "small_gradients")
+OF_WEIGHTS = ("large_weights", "small_weights", "principal_weights")
+OF_GRADIENTS = ("large_gradients", "small_gradients", "gradient_to_weight")
+PRINCIPAL_SHARE = 8  # LIFT's rank is 128 for matrices of 1,024 and more: here an eighth of the shorter side
 
 
 def choose_masks(
@@ -90,7 +93,8 @@ def choose_masks(
         model: as it is before training.
         targets: names of the linear layers.
         choice: drawn: "entries" (the paper's), "columns", "rows", "blocks"; ranked: "large_weights", "small_weights"
-            (by magnitude), "large_gradients", "small_gradients" (by `squared_gradients`).
+            (by magnitude), "principal_weights" (LIFT's), "large_gradients", "small_gradients" (by `squared_gradients`),
+            "gradient_to_weight" (their root over the magnitude).
         density: share of the entries.
         seed: of what is drawn.
         objective, data: for the gradients.
@@ -105,13 +109,20 @@ def choose_masks(
             name: DRAWN[choice](tuple(layer.weight.shape), density, seed, f"{name}.weight")
             for name, layer in layers.items()
         }
-    if choice not in RANKED:
-        raise ValueError(f"choice must be one of {', '.join((*DRAWN, *RANKED))}, got {choice!r}.")
-    if choice.endswith("weights"):
-        scores = {name: layer.weight.detach().abs() for name, layer in layers.items()}
+    if choice not in OF_WEIGHTS + OF_GRADIENTS:
+        known = ", ".join((*DRAWN, *OF_WEIGHTS, *OF_GRADIENTS))
+        raise ValueError(f"choice must be one of {known}, got {choice!r}.")
+    weights = {name: layer.weight.detach() for name, layer in layers.items()}
+    if choice == "principal_weights":
+        ranks = {name: max(1, min(weight.shape) // PRINCIPAL_SHARE) for name, weight in weights.items()}
+        scores = {name: principal_weights(weight, ranks[name]) for name, weight in weights.items()}
+    elif choice in OF_WEIGHTS:
+        scores = {name: weight.abs() for name, weight in weights.items()}
     elif objective is None or not len(data):
         raise ValueError(f"{choice} needs an objective and data to take gradients of.")
     else:
         scores = squared_gradients(model, targets, objective, data)
-    sign = 1 if choice.startswith("large") else -1
+    if choice == "gradient_to_weight":
+        scores = {name: gradient_to_weight(score.sqrt(), weights[name]) for name, score in scores.items()}
+    sign = -1 if choice.startswith("small") else 1
     return {name: largest_scores(sign * score, density) for name, score in scores.items()}

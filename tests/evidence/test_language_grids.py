@@ -10,6 +10,8 @@ from rmbook.evidence.language_grids import (
     describe_files,
     find_recorded,
     fit_to_memory,
+    perform_language,
+    plan_language,
     recorded_run,
     recording_command,
     result_name,
@@ -104,3 +106,17 @@ def test_the_shipped_record_is_the_whole_grid_on_the_genuine_validation_split():
     assert not summary(recorded["runs"])["at_edge"].any()
     assert abs(recorded["zero_shot"] - 100 * 444 / 872) < 1.7  # no better than a constant answer, to a standard error
     assert "/work" not in json.dumps(recorded)
+
+
+def test_a_run_of_the_recorded_grid_ends_here_as_it_did_there(shared, tmp_path):
+    """Other processors round otherwise, which moves single examples."""
+    recorded, grid = find_recorded("tiny-opt")["runs"], read_recorded_grid("fine_tuning_tiny")
+    place = max(range(len(recorded)), key=lambda place: recorded[place]["dev_accuracy"])
+    runs = plan_language(grid | {"fixed": grid["fixed"] | {"data_dir": str(shared / "data" / "sst2")}})
+    perform_language(runs[place].config, tmp_path)
+    again = recorded_run(runs[place].config, json.loads((tmp_path / "result.json").read_text()))
+    same = ("method", "learning_rate", "seed", "trainable", "total", "steps", "cut_prompts")
+    assert [again[name] for name in same] == [recorded[place][name] for name in same]
+    assert again["dev_loss"] == pytest.approx(recorded[place]["dev_loss"], rel=0.1)
+    for score in ("dev_accuracy", "test_score"):
+        assert again[score] == pytest.approx(recorded[place][score], abs=3)

@@ -12,7 +12,8 @@ from rmbook.engine.masking import apply_random_mask
 from rmbook.engine.targets import TargetError
 from rmbook.evidence.mask_choices import (
     DRAWN,
-    RANKED,
+    OF_GRADIENTS,
+    OF_WEIGHTS,
     choose_masks,
     largest_scores,
     squared_gradients,
@@ -70,7 +71,7 @@ def test_squared_gradients_have_the_closed_form_of_least_squares():
     assert model["first"].weight.grad is None
 
 
-@pytest.mark.parametrize("choice", [*DRAWN, *RANKED])
+@pytest.mark.parametrize("choice", [*DRAWN, *OF_WEIGHTS, *OF_GRADIENTS])
 def test_every_choice_gives_about_the_same_count(choice):
     model, data = linear_problem()
     model["second"] = nn.Linear(30, 20).double()
@@ -92,6 +93,21 @@ def test_large_and_small_are_opposite_ends():
     scores = squared_gradients(model, ["first"], SquaredError(), data)["first"]
     steep = choose_masks(model, ["first"], "large_gradients", 0.25, **given_)["first"].dense()
     assert scores[steep].min() >= scores[~steep].max()
+    ratio = scores.sqrt() / magnitude
+    moved = choose_masks(model, ["first"], "gradient_to_weight", 0.25, **given_)["first"].dense()
+    assert ratio[moved].min() >= ratio[~moved].max()
+
+
+def test_principal_weights_are_the_largest_of_the_low_rank_part():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"first": nn.Linear(32, 16)})  # a rank of 2
+    strong, noise = torch.outer(torch.arange(16.0), torch.ones(32)), 5 * torch.randn(16, 32)
+    model["first"].weight.data.copy_(strong + noise)
+    left, values, right = torch.linalg.svd(model["first"].weight.detach(), full_matrices=False)
+    part = ((left[:, :2] * values[:2]) @ right[:2]).abs()
+    chosen = choose_masks(model, ["first"], "principal_weights", 0.1)["first"].dense()
+    assert part[chosen].min() >= part[~chosen].max()
+    assert not torch.equal(chosen, choose_masks(model, ["first"], "large_weights", 0.1)["first"].dense())
 
 
 def test_entries_are_the_masks_of_apply_random_mask():
