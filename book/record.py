@@ -21,7 +21,9 @@ from rmbook.stamps import stamp
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the kernels, as in conftest.py
+# For the kernels, as in conftest.py. The models here are so small that a second thread costs more than it brings.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},

@@ -1,0 +1,213 @@
+"""Every assert of a chapter about recorded results fails in a world where what it says is false.
+
+The chapters' cells run on results that were broken on purpose. Each part of an assert that is joined by `and` counts
+for itself: it holds on the real results, and fails in one broken world at least. (`make test` runs the chapters as they
+are, so what is asked of live runs is seen there.)
+"""
+
+import ast
+import contextlib
+import io
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+BOOK = Path(__file__).resolve().parents[2] / "book"
+LIVE = re.compile(r"\b(run_experiment|train|start_run|teach|learn_task|hessian_norm|apply_\w+|load_minilm|run)\(")
+LOADERS = re.compile(r"\b(load_runs|load_paper_table|load_interference|find_recorded)\b")
+SETTINGS = {"method", "density", "learning_rate", "seed", "backbone", "choice", "scale", "start", "train_size", "base",
+            "mask_seed", "model", "task", "ratio", "hessian", "view", "masks", "steps"}  # fmt: skip
+CHAPTERS = [path.stem for path in sorted(BOOK.glob("*.ipynb")) if LOADERS.search(path.read_text())]
+
+
+class Parts(ast.NodeTransformer):
+    """Turns asserts into questions that are noted down and stop nothing; `texts` are the asserts' parts."""
+
+    def __init__(self):
+        self.texts = []
+
+    def visit_Assert(self, node: ast.Assert) -> list[ast.stmt]:
+        joined = isinstance(node.test, ast.BoolOp) and isinstance(node.test.op, ast.And)
+        texts = [ast.unparse(part) for part in (node.test.values if joined else [node.test])]
+        self.texts += texts
+        return ast.parse("\n".join(f"note({text!r}, lambda: {text})" for text in texts)).body
+
+
+def measured(table: pd.DataFrame) -> list[str]:
+    """Return the columns of what was measured; in the paper's tables of rates, that is the best rate."""
+    settings = SETTINGS | {name for name in table if isinstance(table[name].iloc[0], list) and name == "views"}
+    return [name for name in table if name not in settings] or ["learning_rate"]
+
+
+def dealt(table: pd.DataFrame, order: np.ndarray) -> pd.DataFrame:
+    """Return the table in which row i has the results of row order[i]."""
+    return table.assign(**{name: table[name].to_numpy()[order] for name in measured(table)})
+
+
+def shuffled(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return the results dealt out to the runs at random."""
+    return dealt(table, np.random.default_rng(seed).permutation(len(table)))
+
+
+def score_of(table: pd.DataFrame) -> str:
+    return next(name for name in ("dev_accuracy", "score", *measured(table)) if name in table)
+
+
+def opposite(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the results of the worst run for the best one, and so on."""
+    order = table[score_of(table)].argsort().to_numpy()
+    ranks = np.empty_like(order)
+    ranks[order] = order[::-1]
+    return dealt(table, ranks)
+
+
+def in_order(table: pd.DataFrame, best_first: bool) -> pd.DataFrame:
+    """Return the best results for the first runs, or for the last."""
+    order = table[score_of(table)].argsort().to_numpy()
+    return dealt(table, order[::-1] if best_first else order)
+
+
+def alike(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the results of one run for all runs, and each curve or group of numbers as its mean: nothing matters."""
+    same = dealt(table, np.full(len(table), len(table) // 2))
+    groups = [name for name in measured(table) if isinstance(same[name].iloc[0], list | dict)]
+    means = {name: float(np.mean(leaves(same[name].iloc[0]))) for name in groups}
+    return same.assign(**{name: [levelled(group, means[name]) for group in table[name]] for name in groups})
+
+
+def leaves(group: list | dict | float) -> list[float]:
+    """Return the numbers in a group of numbers, or of groups of them."""
+    if not isinstance(group, list | dict):
+        return [group]
+    return [leaf for part in (group.values() if isinstance(group, dict) else group) for leaf in leaves(part)]
+
+
+def levelled(group: list | dict | float, mean: float) -> list | dict | float:
+    """Return a group of the same form with one number in all places."""
+    if isinstance(group, dict):
+        return {name: levelled(part, mean) for name, part in group.items()}
+    return [levelled(part, mean) for part in group] if isinstance(group, list) else mean
+
+
+def exaggerated(table: pd.DataFrame) -> pd.DataFrame:
+    """Return results three times as far from their mean."""
+    names = [name for name in measured(table) if table[name].dtype == float]
+    return table.assign(**{name: table[name].mean() + 3 * (table[name] - table[name].mean()) for name in names})
+
+
+def diverging(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the same runs, of which every third ended as NaN before its first epoch did."""
+    hit = np.arange(len(table)) % 3 == 0
+    ended = {"status": "diverged", "dev_accuracy": 0.0, "dev_loss": None, "best_epoch": 0}
+    return table.assign(**{name: table[name].mask(hit, value) for name, value in ended.items() if name in table})
+
+
+def fewer(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the first third of the runs: the rest was lost."""
+    return table.iloc[: len(table) // 3].copy()
+
+
+def one_less(table: pd.DataFrame) -> pd.DataFrame:
+    """Return all runs but the last."""
+    return table.iloc[:-1].copy()
+
+
+def mislabelled(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs with learning rates and scales that they did not have."""
+    changes = {"learning_rate": 10 * table["learning_rate"]} if "learning_rate" in table else {}
+    return table.assign(**changes | ({"scale": 2.0} if "scale" in table else {}))
+
+
+def lost(table: pd.DataFrame) -> pd.DataFrame:
+    """Raise, as if there were no results at all."""
+    raise FileNotFoundError
+
+
+WORLDS = [partial(shuffled, seed=0), alike, opposite, exaggerated, diverging, fewer, one_less, mislabelled]
+WORLDS += [partial(in_order, best_first=True), partial(in_order, best_first=False)]
+WORLDS += [partial(shuffled, seed=seed) for seed in (1, 2, 3)]
+
+
+class Broken:
+    """A loader whose results are broken: a table, a tuple with tables, a mapping with runs or with accuracies."""
+
+    def __init__(self, load: Callable, world: Callable | None):
+        self.load, self.world = getattr(load, "load", load), world
+
+    def __call__(self, *arguments):
+        found = self.load(*arguments)
+        return found if self.world is None else self.change(found)
+
+    def change(self, content):
+        if isinstance(content, pd.DataFrame):
+            changed = self.world(content)
+            changed.attrs = content.attrs
+            return changed
+        if isinstance(content, tuple):
+            return tuple(self.change(part) for part in content)
+        if "runs" in content:
+            return content | {"runs": self.world(pd.DataFrame(content["runs"]).astype(object)).to_dict("records")}
+        return content | {"base": {name: value / 2 for name, value in content["base"].items()}}
+
+
+def code_cells(chapter: str) -> list[tuple[str, str]]:
+    """Return the cells that train nothing, as their ids and their code."""
+    cells = json.loads((BOOK / f"{chapter}.ipynb").read_text())["cells"]
+    code = [(cell["id"], "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+    return [(name, text) for name, text in code if not LIVE.search(text) and not re.search(r"^\s*[%!]", text, re.M)]
+
+
+def run(cells: list[tuple[str, str]], around: dict, world: Callable | None) -> tuple[dict, list[tuple[str, str]]]:
+    """Run cells; return for each part of an assert whether it held, and the cells that broke off.
+
+    What needs a name that a live cell made says nothing. Of a cell that breaks off otherwise, all asserts failed.
+    """
+    found, ended = {}, []
+    for cell, code in cells:
+        parts, answered = Parts(), {}
+        tree = ast.fix_missing_locations(parts.visit(ast.parse(code)))
+
+        def note(text: str, question: Callable, to: dict = answered) -> None:
+            with contextlib.suppress(NameError):
+                to[text] = bool(np.all(question()))
+
+        around["note"] = note
+        for name in filter(LOADERS.fullmatch, list(around)):
+            around[name] = Broken(around[name], world)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(tree, cell, "exec"), around)
+        except Exception as error:
+            ended.append((cell, code))
+            answered = {} if isinstance(error, NameError) else dict.fromkeys(parts.texts, False) | answered
+        finally:
+            plt.close("all")
+        found |= {(cell, text): right for text, right in answered.items()}
+    return found, ended
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_asserts_about_recorded_results_can_fail(chapter):
+    matplotlib.use("agg")
+    independent = {"display": lambda *_: None}
+    _, dependent = run(code_cells(chapter), independent, lost)  # on results, or on what live cells make
+    held, live = run(dependent, dict(independent), None)
+    asked = {(cell, text) for cell, text in held if cell not in dict(live) and names_in(text)}
+    assert all(held[text] for text in asked)
+    for world in WORLDS:
+        if asked:
+            answers, _ = run(dependent, dict(independent), world)
+            asked -= {text for text, right in answers.items() if not right}
+    assert not asked, "\n".join(f"{cell}: {text}" for cell, text in sorted(asked))
+
+
+def names_in(text: str) -> bool:
+    return any(isinstance(node, ast.Name) and node.id not in ("round", "abs") for node in ast.walk(ast.parse(text)))
