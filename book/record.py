@@ -8,6 +8,7 @@ anything (stderr, timestamps, widget ids, the kernel's version) is not stored. W
 
 import asyncio
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ import yaml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from rmbook import __version__
+from rmbook.offline.mnist import INSTALL as IMAGES
 from rmbook.stamps import stamp
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,14 +40,19 @@ def notebooks() -> list[Path]:
     return sorted(path for path in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 
 
-def colab_header() -> str:
-    """The source of the cell that installs rmbook where it is missing, which is on Colab."""
-    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+def colab_header(notebook: nbformat.NotebookNode) -> str:
+    """The source of the cell that installs rmbook where it is missing, which is on Colab.
+
+    It takes the release that the chapter belongs to and, as long as there is none, the newest code; and MNIST's images
+    for a chapter that shows them.
+    """
+    place = "git+" + yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     return (
         "import importlib.util\n\n"
         'if importlib.util.find_spec("rmbook") is None:  # on Colab: install the code of the book\n'
-        f"    %pip install -q git+{url}"
-    )
+        f"    !pip install -q {place}@v{__version__} || pip install -q {place}"
+    ) + (f"\n    !{IMAGES}" if re.search(r"offline\.mnist|made:mnist", code) else "")
 
 
 def set_colab_header(notebook: nbformat.NotebookNode) -> None:
@@ -57,7 +65,7 @@ def set_colab_header(notebook: nbformat.NotebookNode) -> None:
         tagged = code[:1]
         notebook.cells.insert(code[0], nbformat.v4.new_code_cell(id="colab-header"))
     header = notebook.cells[tagged[0]]
-    header.source = colab_header()
+    header.source = colab_header(notebook)
     header.metadata["tags"] = COLAB_TAGS
 
 

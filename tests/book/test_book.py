@@ -92,7 +92,7 @@ def test_colab_header_is_what_record_writes(notebook):
     if not code_cells(notebook):
         return
     header = code_cells(notebook)[0]
-    assert header.source == RECORD.colab_header(), "run `make record` on this notebook"
+    assert header.source == RECORD.colab_header(notebook), "run `make record` on this notebook"
     assert header.metadata["tags"] == RECORD.COLAB_TAGS
     assert not header.outputs
     assert sum("colab-header" in cell.metadata.get("tags", []) for cell in notebook.cells) == 1

@@ -118,3 +118,33 @@ def test_every_public_name_imports_without_the_books_tools(wheel, tmp_path):
 
 def test_version_is_written_alike_everywhere():
     assert PROJECT["version"] == rmbook.__version__
+
+
+CHAPTERS = """
+import json, pathlib
+import matplotlib
+matplotlib.use("agg")
+from IPython.core.inputtransformer2 import TransformerManager
+
+for path in sorted(pathlib.Path(BOOK).glob("*.ipynb")):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    quick = len(cells) if path.stem in QUICK else 2  # the cell for Colab, and the imports
+    around = {"display": lambda *shown: None}
+    for cell in cells[:quick]:
+        exec(TransformerManager().transform_cell("".join(cell["source"])), around)
+    print(path.stem, len(cells[:quick]))
+"""
+
+
+def test_chapters_begin_where_only_the_package_is_installed(wheel, tmp_path):
+    """As on Colab: the first cell finds the package, the imports need none of the book's tools, quick chapters run."""
+    wheel.extractall(tmp_path / "installed")
+    hiding = IMPORT_ALL.partition("import rmbook\n")[0]
+    blocked, quick = modules_of_extras() - {"mlxtend"}, ("tables_reread", "benchmark_reread")  # the first cell has it
+    given = f"BLOCKED, BOOK, QUICK = {sorted(blocked)!r}, {str(ROOT / 'book')!r}, {quick}\n"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    command = [sys.executable, "-W", "ignore", "-c", given + hiding + CHAPTERS]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-500:] + done.stderr[-3000:]
+    counts = dict(line.split() for line in done.stdout.splitlines() if re.fullmatch(r"\w+ \d+", line))
+    assert len(counts) >= 25 and all(int(counts[chapter]) > 10 for chapter in quick)
