@@ -103,6 +103,7 @@ class Driver:
         runs: what to do; `claim` gives out no others.
         lease_seconds: how long a process may show no sign of life before its runs are taken over.
         max_attempts: how often a run is begun at most when workers die or machines fail.
+        retry_failed: begin failed runs again.
 
     Raises:
         ConfigError: lease_seconds is not positive, or not finite.
@@ -117,6 +118,7 @@ class Driver:
         *,
         lease_seconds: float = 300.0,
         max_attempts: int = 5,
+        retry_failed: bool = False,
     ):
         if not 0 < lease_seconds < threading.TIMEOUT_MAX:
             raise ConfigError(f"lease_seconds must be a positive number of seconds, got {lease_seconds:g}.")
@@ -127,6 +129,8 @@ class Driver:
         self.ledger = open_ledger(self.place, name, gone=self.presence.gone, max_attempts=max_attempts)
         self.ledger.add(runs)
         self.ledger.reset(key for key in self.ledger.keys("done", "diverged") if not self.place.result(key))
+        if retry_failed:
+            self.ledger.reset(self.ledger.keys("failed"))
 
     def __enter__(self) -> "Driver":
         self._ended = threading.Event()

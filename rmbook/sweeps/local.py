@@ -76,10 +76,9 @@ def run_sweep(
     if part:
         check_part(runs, halving, budget)
     listener, bases = listener or Listener(), BaseModels()
-    with Driver(folder, runs, lease_seconds=lease_seconds, max_attempts=max_attempts) as driver, stopping_on_signals():
+    given = {"lease_seconds": lease_seconds, "max_attempts": max_attempts, "retry_failed": retry_failed}
+    with Driver(folder, runs, **given) as driver, stopping_on_signals():
         ledger = driver.ledger
-        if retry_failed:
-            ledger.reset(ledger.keys("failed"))
         queue = PartQueue(driver, runs, halving, budget, seed) if part else WholeQueue(driver)
         try:
             while True:

@@ -57,11 +57,9 @@ def run_sweep_ray(
     """
     check_shares(cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run)
     ray, folder = import_ray(), Path(folder).resolve()
-    with Driver(folder, runs, lease_seconds=lease_seconds, max_attempts=max_attempts) as driver:
-        ledger = driver.ledger
-        if retry_failed:
-            ledger.reset(ledger.keys("failed"))
-        counts = ledger.counts(wanted=True)
+    given = {"lease_seconds": lease_seconds, "max_attempts": max_attempts, "retry_failed": retry_failed}
+    with Driver(folder, runs, **given) as driver:
+        counts = driver.ledger.counts(wanted=True)
         if not (open_runs := counts["pending"] + counts["leased"]):
             return counts
         with joined_cluster(ray, address, workers, cpus_per_run), stopping_on_signals():
