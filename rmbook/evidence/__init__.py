@@ -4,6 +4,7 @@ In: grids of experiments, as YAML files in recorded/. Out: stamped JSON files un
 page.
 
     experiment      one run of the vision and MiniLM chapters; backbones holds its models and data
+    curvature_cells the Hessian's norm before training under one mask
     mask_choices    ways to choose which entries are trained
     changes         what training did to the weights, added up and compared
     interference    what becomes of two tasks when their changes are added

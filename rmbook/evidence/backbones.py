@@ -107,8 +107,9 @@ def load_backbone(name: str = "vit", base: int = 0) -> Backbone:
 
     Args:
         name: "vit" (mirrored digits; "vit:turned" and the like for other `rmbook.offline.digits.VIEWS`), "minilm", or a
-            folder or a name on the hub of a language model, such as "facebook/opt-1.3b": it goes to a GPU if there is
-            one, and its examples are SST-2's, from where `rmbook.evidence.tiers.find_source` finds them.
+            folder or a name of a language model, such as "made:smollm2" or, on the hub, "facebook/opt-1.3b": it goes to
+            a GPU if there is one, and its examples are SST-2's, from where `rmbook.evidence.tiers.find_source` finds
+            them.
         base: which of the pretrained transformers, for "vit": below `rmbook.offline.digits.BASES`. Each has its own
             division of the digits into splits.
 
@@ -135,7 +136,7 @@ def load_backbone(name: str = "vit", base: int = 0) -> Backbone:
         objective = Classification(model.collate)
         return Backbone(name, ("query", "value"), ("embeddings",), objective, data, 256, 8, 160, model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = load_language_model(os.path.expanduser(name), device=device)
+    model, tokenizer = load_language_model(os.path.expanduser(resolve(name)), device=device)
     source, data_dir = find_source()
     data_dir = resolve("made:sentences") if source == "generated" else data_dir
     task = find_task("SST-2")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rmbook.errors import ConfigError
 from rmbook.evidence.backbones import load_backbone
+from rmbook.evidence.curvature_cells import CurvatureCell, perform_curvature
 from rmbook.evidence.experiment import Experiment, perform_experiment
 from rmbook.evidence.grids import read_recorded_grid, recorded_grids
 from rmbook.evidence.interference import STRENGTHS, Cell, base_accuracies, perform_cell
@@ -91,6 +92,7 @@ def _without(result: dict, *names: str) -> dict:
 
 KINDS = {
     "experiment": Kind(partial(plan_settings, Experiment, perform_experiment), perform_experiment, experiment_content),
+    "curvature": Kind(partial(plan_settings, CurvatureCell, perform_curvature), perform_curvature, experiment_content),
     "interference": Kind(partial(plan_settings, Cell, perform_cell), perform_cell, interference_content),
     "fine_tuning": Kind(plan_language, perform_language, language_content),
 }

@@ -8,10 +8,14 @@ import time
 
 import pytest
 
+from rmbook import apply_random_mask
 from rmbook.errors import ConfigError
+from rmbook.evidence.backbones import load_backbone
 from rmbook.evidence.experiment import Experiment, run_experiment
 from rmbook.evidence.record import KINDS, record_grid
 from rmbook.evidence.recording import load_recorded
+from rmbook.landscape.curvature import hessian_norm
+from rmbook.landscape.landscape import Landscape
 from rmbook.offline.sentences import write_generated_examples
 from rmbook.runs.result import RunError
 from rmbook.runs.run import MemoryShortage
@@ -95,6 +99,18 @@ def test_a_cell_of_merged_tasks_has_the_form_of_the_recorded_ones(grid, tmp_path
         assert abs(run["views"][run["view"]] - old["views"][run["view"]]) < 8
 
 
+def test_a_grid_of_curvatures_has_the_norms_of_the_landscape(grid, tmp_path):
+    text = "kind: curvature\nfixed: {examples: 16}\naxes: {mask: [{density: 0.01, seed: [0, 1]}]}\n"
+    content = json.loads(record_grid(grid(text), tmp_path / "sweep").read_text())
+    backbone = load_backbone("vit")
+    for run, seed in zip(content["runs"], (0, 1), strict=True):
+        model = backbone.model()
+        apply_random_mask(model, backbone.targets, density=0.01, seed=seed)
+        landscape = Landscape(model, backbone.train_data(16), backbone.objective)
+        assert run["norm"] == pytest.approx(hessian_norm(landscape).norm, rel=0.02) and run["converged"]
+        assert (run["trainable"], run["seed"]) == (landscape.size, seed) and abs(run["eigenvalue"]) == run["norm"]
+
+
 def test_a_grid_of_a_language_model_is_recorded_without_paths_and_adapters(grid, tmp_path):
     data = str(write_generated_examples(tmp_path / "data", 16, 8))
     path = record_grid(grid(LANGUAGE), tmp_path / "sweep", {"data_dir": data})
@@ -128,7 +144,7 @@ def test_too_little_memory_takes_no_other_run_along_and_other_errors_are_told(gr
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kind: experiments", "kind of the grid .* must be one of experiment, interference, fine_tuning"),
+        ("kind: experiments", "kind of the grid .* must be one of experiment, curvature, interference, fine_tuning"),
         ("kind: experiment\nfixed: {learning_rate: 1e-2, densty: 0.1}", "unexpected keyword argument 'densty'"),
         ("kind: experiment\nfixed: {learning_rate: 1e-2}", "a mask needs a density"),
         ("kind: experiment\naxes: {method: {best_in: vit_grids}}", "there is no recorded result 'science/vit_grids'"),
