@@ -29,7 +29,7 @@ class PreparedImage:
 
     Attributes:
         gold: as of `ImageExample`.
-        pixels: (3, height, width), uint8; see `rmbook.models.clip_preprocessing.Preprocessing.pixels`.
+        pixels: (height, width, 3), uint8; see `rmbook.models.clip_preprocessing.Preprocessing.pixels`.
     """
 
     gold: tuple[int]
@@ -101,7 +101,8 @@ def prepare_ahead(
         if isinstance(found, str):  # an exception would come with the other process's stack
             raise TaskError(found)
         prepared = list(batch)
-        own = zip(batch[number::count], found, strict=True)
+        arrays = np.frombuffer(found, np.uint8).reshape(-1, *preprocessing.crop, 3)
+        own = zip(batch[number::count], arrays, strict=True)
         prepared[number::count] = [PreparedImage(example.gold, pixels) for example, pixels in own]
         yield prepared
 
@@ -113,10 +114,12 @@ class _Batches(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> list[np.ndarray] | str:
+    def __getitem__(self, index: int) -> bytes | str:
         try:
             own = self.batches[index][self.number :: self.count]
-            return [_prepared(self.preprocessing, example).pixels for example in own]
+            # One string of bytes: arrays would take as long to pickle as a fifth of all the rest. It goes through a
+            # pipe, since containers have little shared memory.
+            return b"".join(_prepared(self.preprocessing, example).pixels for example in own)
         except TaskError as error:
             return str(error)
 
