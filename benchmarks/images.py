@@ -4,7 +4,7 @@
 
 The images are PNG files of 32 x 32 pixels in colour, as CIFAR-10's: noise on a smooth ground, in about as many bytes.
 Each way takes its turn in each round. `images_per_second` is by the wall clock, in the best round: whatever else runs
-on the machine makes it smaller. `milliseconds` is processor time an image, of this process and of its workers, in the same
+on the machine makes it smaller. `milliseconds` is processor time an image, of this process and of its workers, in that
 round. transformers' `CLIPImageProcessor` goes with them, in this process; so does the largest difference to it.
 """
 
