@@ -20,7 +20,7 @@ from rmbook.tasks.image_example import ImageExample
 from rmbook.training.objectives import Classification
 
 MOST_WORKERS = 16
-PIECE = 8  # images that a worker sends at once: of whole batches, 19 MB each, half as many arrive in a second
+PIECE = 8  # images that a worker sends at once: a whole batch, 19 MB, would wait long for the pipe
 LEAST_IMAGES = 512  # in a pass, for which processes are started: that takes some tenths of a second
 
 
