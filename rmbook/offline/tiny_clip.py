@@ -5,7 +5,6 @@ head. What it learns is scikit-learn's upright digits beside their names; the do
 the tiny transformer of `rmbook.offline.digits`. These are written as MNIST's own files, in 8 x 8 pixels.
 """
 
-import gzip
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from rmbook.files import replacing_folder
 from rmbook.models.files import quiet, share
 from rmbook.offline.digits import Digits
 from rmbook.offline.store import one_thread
+from rmbook.tasks.idx_files import write_idx
 from rmbook.tasks.image_files import IDX
 from rmbook.tasks.images import IMAGE_TASKS
 
@@ -72,13 +72,8 @@ def write_digits(folder: str | os.PathLike, view: str = "mirrored") -> Path:
         images = torch.cat([part.images for part in found])[:, 0]
         labels = torch.cat([part.labels for part in found])
         for kind, array in (("images-idx3", (images * 255).round()), ("labels-idx1", labels)):
-            _write_idx(Path(folder) / f"{IDX[split]}-{kind}-ubyte.gz", array.to(torch.uint8))
+            write_idx(Path(folder) / f"{IDX[split]}-{kind}-ubyte.gz", array.numpy())
     return Path(folder)
-
-
-def _write_idx(path: Path, array: torch.Tensor) -> None:
-    head = bytes((0, 0, 8, array.ndim)) + b"".join(size.to_bytes(4, "big") for size in array.shape)
-    path.write_bytes(gzip.compress(head + array.numpy().tobytes(), mtime=0))
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

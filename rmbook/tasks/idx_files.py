@@ -32,3 +32,9 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) != head + math.prod(sizes):
         raise TaskError(f"{path} is no whole idx{dimensions}-ubyte file: get it again.")
     return np.frombuffer(content, np.uint8, offset=head).reshape(sizes)
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """Write an array, uint8, as `read_idx` reads it; the same array gives the same bytes."""
+    head = bytes((0, 0, 8, array.ndim)) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes(), mtime=0))

