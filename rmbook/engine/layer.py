@@ -28,6 +28,9 @@ OWN_ATTRIBUTES = (
 )
 
 
+ENTRIES = "_extra_state"  # W's entries in a `state_dict`, by the one name that torch's checkpoints of shards know
+
+
 def _values_dtype(weight: torch.Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
@@ -256,22 +259,34 @@ class MaskedLinear(nn.Linear):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_meta:
+            del destination[prefix + ENTRIES]  # accelerate shards what is here
             return
         if self.sharded:
             destination[prefix + "weight"] = sharded.write_sum(self, self.weight.detach().clone())
         elif self.dense_form or not torch.equal(self.delta, self.merged):  # saving changes nothing: merge into a copy
             weight = destination[prefix + "weight"] = self.weight.detach().clone()
             overwrite(weight, self.delta, self.original, self.mask.positions)
-        destination[prefix + "original"] = self.original
+
+    def get_extra_state(self) -> torch.Tensor | None:
+        """Return W's entries at the mask's positions, (nnz,), for `state_dict`; None on the meta device."""
+        return None if self.weight.is_meta else self.original
+
+    def set_extra_state(self, state: Any) -> None:
+        """Do nothing: `_load_from_state_dict` has put them in their places."""
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        original = state_dict.pop(prefix + "original", None)  # absent where the weight is W
-        if original is not None and original.shape != self.original.shape:
-            args[-1].append(f"{prefix}original has {len(original)} entries, this mask has {len(self.original)}.")
+        original = state_dict.setdefault(prefix + ENTRIES, None)
+        if not isinstance(original, torch.Tensor):
+            original = None  # absent where the weight is W; torch then may have put an object of its own there
+        elif original.shape != self.original.shape:
+            args[-1].append(f"{prefix}{ENTRIES} has {len(original)} entries, this mask has {len(self.original)}.")
             original = None
         self._restore()
+        was_meta = self.weight.is_meta
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.sharded and was_meta and original is None:
+            original = sharded.find_original(self)
         if original is not None and self.sharded:
             write_entries(self.weight, self.mask, whole(original).to(self.mask.positions.device))
         elif original is not None:

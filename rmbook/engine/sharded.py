@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import nn
 
 from rmbook.engine.backends import choose_backend
-from rmbook.engine.shards import check_placements, is_sharded, whole, working_device, write_entries
+from rmbook.engine.shards import check_placements, is_sharded, read_entries, whole, working_device, write_entries
 from rmbook.engine.tap import overwrite
 
 
@@ -50,6 +50,19 @@ def begin(layer: Any) -> None:
     if layer.mask.nnz and not is_sharded(layer.values):  # if FSDP takes them, none comes here
         found: Callable[[], Any] = weakref.ref(layer)  # the garbage collector does not see through hooks
         layer.values.register_post_accumulate_grad_hook(lambda _: found().average.arrived())
+
+
+def find_original(layer: Any) -> torch.Tensor:
+    """Return W's entries after the whole weights were loaded into shards that held no numbers; a collective.
+
+    accelerate does so, from the first process's state as it was before `fully_shard`: its weight is W + S, if values
+    were not zero then. The others may have loaded no base at all.
+    """
+    kept = layer.original.to(layer.mask.positions.device).clone()
+    dist.broadcast(kept, 0)
+    loaded, delta = read_entries(layer.weight, layer.mask), whole(layer.values.detach()) * layer.scale
+    merged = (kept.to(torch.promote_types(kept.dtype, delta.dtype)) + delta).to(kept.dtype)
+    return kept if torch.equal(loaded, merged) else loaded
 
 
 def write_gathered(layer: Any, weight: torch.Tensor, delta: torch.Tensor) -> None:

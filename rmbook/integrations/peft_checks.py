@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from rmbook.adapters.adapter_header import plausible_count
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
 from rmbook.engine.maskable import check_maskable
+from rmbook.engine.shards import read_entries
 from rmbook.engine.targets import TargetError
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask
@@ -40,12 +41,8 @@ def check_target(layer: nn.Module, name: str) -> None:
 
 
 def entries_of(layer: nn.Module, mask: Mask) -> torch.Tensor | None:
-    """Entries of the layer's weight at the mask's positions, (nnz,) in their order; None on the meta device."""
-    weight = layer.weight.detach()
-    if weight.is_meta:
-        return None
-    matrix = weight.t() if isinstance(layer, Conv1D) else weight
-    return matrix[mask.rows.long().to(weight.device), mask.columns.long().to(weight.device)]
+    """Entries of the layer's weight at the mask's positions, (nnz,); a collective if sharded; None on the meta device."""
+    return None if layer.weight.is_meta else read_entries(layer.weight.detach(), mask, isinstance(layer, Conv1D))
 
 
 def digest(mask: Mask, entries: torch.Tensor | None) -> torch.Tensor:
