@@ -18,7 +18,7 @@ from rmbook.engine.backends import choose_backend
 from rmbook.engine.dequantise import weight_shape
 from rmbook.engine.maskable import change_class, check_maskable, check_same
 from rmbook.engine.reference import masked_linear_reference
-from rmbook.engine.shards import is_sharded, read_entries, whole, working_device, write_entries
+from rmbook.engine.shards import is_sharded, read_entries, working_device
 from rmbook.engine.tap import Tap, compact_columns, merge, overwrite
 from rmbook.masks.sample import Mask
 
@@ -105,7 +105,7 @@ class MaskedLinear(nn.Linear):
         return self._forget()
 
     def bake(self) -> nn.Linear:
-        """Turn the module back into a plain `nn.Linear` whose weight keeps W + S."""
+        """Turn the module back into a plain one whose weight keeps W + S."""
         self.refresh()
         if self.sharded:
             sharded.write_sum(self, self.weight)
@@ -136,16 +136,11 @@ class MaskedLinear(nn.Linear):
             self.writes += 1
 
     def _merge_again(self, writes: int, delta: torch.Tensor) -> None:
-        # Before a backward pass: W + S of its forward pass. Nothing to do where nothing was written since.
-        if self.writes != writes:
+        if self.writes != writes:  # before a backward pass: W + S of its forward pass, unless nothing was written since
             self._merge(delta)
 
     def check_weight(self) -> None:
-        """Raise if `weight` is no longer the tensor that was masked.
-
-        Raises:
-            RuntimeError: it was replaced or sharded.
-        """
+        """Raise RuntimeError if `weight` is no longer the tensor that was masked."""
         if not torch.compiler.is_compiling():
             check_same(self.weight, *(self.merged_into or ()))
 
@@ -190,11 +185,7 @@ class MaskedLinear(nn.Linear):
         return self.weight.dtype if self.weight.dtype.is_floating_point else self.values.dtype
 
     def set_dense_form(self, dense_form: bool) -> None:
-        """Switch between the fast layer and the reference form, in which `weight` holds W instead of W + S.
-
-        Raises:
-            RuntimeError: the weight is sharded.
-        """
+        """Switch between the fast layer and the reference form, in which `weight` is W; RuntimeError if sharded."""
         if self.sharded:
             raise RuntimeError("the dense form of a sharded layer is not supported: load its adapter in one process.")
         if dense_form:
@@ -214,8 +205,7 @@ class MaskedLinear(nn.Linear):
 
     @torch.no_grad()
     def _save_original(self) -> None:
-        if not self.weight.is_meta:
-            self.original = read_entries(self.weight, self.mask)
+        self.original = self.original if self.weight.is_meta else read_entries(self.weight, self.mask)
         self.writes += 1
         if self.resident:
             self.merged = torch.zeros_like(self.values)  # W + 0 is what the weight holds now
@@ -267,28 +257,24 @@ class MaskedLinear(nn.Linear):
             weight = destination[prefix + "weight"] = self.weight.detach().clone()
             overwrite(weight, self.delta, self.original, self.mask.positions)
 
-    def get_extra_state(self) -> torch.Tensor | None:
-        """Return W's entries at the mask's positions, (nnz,), for `state_dict`; None on the meta device."""
-        return None if self.weight.is_meta else self.original
+    def get_extra_state(self) -> torch.Tensor:
+        """Return W's entries at the mask's positions, (nnz,), for `state_dict`."""
+        return self.original
 
     def set_extra_state(self, state: Any) -> None:
         """Do nothing: `_load_from_state_dict` has put them in their places."""
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        original = state_dict.setdefault(prefix + ENTRIES, None)
-        if not isinstance(original, torch.Tensor):
-            original = None  # absent where the weight is W; torch then may have put an object of its own there
-        elif original.shape != self.original.shape:
+        given, was_meta = state_dict.setdefault(prefix + ENTRIES, None), self.weight.is_meta
+        original = given if isinstance(given, torch.Tensor) else None  # absent (to torch: an object) where it is W
+        if original is not None and original.shape != self.original.shape:
             args[-1].append(f"{prefix}{ENTRIES} has {len(original)} entries, this mask has {len(self.original)}.")
             original = None
         self._restore()
-        was_meta = self.weight.is_meta
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if self.sharded and was_meta and original is None:
-            original = sharded.find_original(self)
-        if original is not None and self.sharded:
-            write_entries(self.weight, self.mask, whole(original).to(self.mask.positions.device))
+        if self.sharded:
+            sharded.write_original(self, original, was_meta)
         elif original is not None:
             original = original.to(self.weight.device, self.weight.dtype)
             self.weight.view(-1).index_copy_(0, self.mask.positions.long(), original)

@@ -1,20 +1,22 @@
-"""Checks of layers that `peft` shall give a mask, and of values that it loads into them."""
+"""Checks of layers that `peft` shall give a mask, and of values that it loads into them; what identifies the masks."""
 
 import hashlib
 import warnings
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rmbook.adapters.adapter_header import plausible_count
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
 from rmbook.engine.maskable import check_maskable
-from rmbook.engine.shards import read_entries
+from rmbook.engine.shards import is_sharded, read_entries, working_device
 from rmbook.engine.targets import TargetError
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask
 
+KEPT = ("rmbook_digest", "rmbook_positions")  # buffers that stay off the meta device
 HASH_BYTES = 32
 DIGEST_BYTES = 2 * HASH_BYTES
 
@@ -41,7 +43,7 @@ def check_target(layer: nn.Module, name: str) -> None:
 
 
 def entries_of(layer: nn.Module, mask: Mask) -> torch.Tensor | None:
-    """Entries of the layer's weight at the mask's positions, (nnz,); a collective if sharded; None on the meta device."""
+    """Entries of the layer's weight at the mask's positions, (nnz,); a collective if sharded; None on meta."""
     return None if layer.weight.is_meta else read_entries(layer.weight.detach(), mask, isinstance(layer, Conv1D))
 
 
@@ -126,3 +128,29 @@ def checked_mask(shape: tuple[int, int], positions: torch.Tensor, name: str) -> 
         return Mask.checked(shape, positions.cpu())
     except ValueError as error:
         raise AdapterCorruptError(f"{name}: {error}") from None
+
+
+# accelerate moves a model to the meta device, shards it, and loads the first process's parameters: it knows no buffers.
+
+
+def leave_out(layer: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, _) -> None:
+    """Take what identifies the masks of a layer on the meta device out of its state."""
+    for key in _kept(layer, prefix):
+        del state_dict[key]
+
+
+def fill_in(layer: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_) -> None:
+    """Give a layer on the meta device what identifies its masks, as the first process has it; then a collective."""
+    weight = layer.base_layer.weight
+    for key, buffer in _kept(layer, prefix).items():
+        if key not in state_dict:
+            state_dict[key] = buffer.to(working_device(weight)).clone()
+            if is_sharded(weight):
+                dist.broadcast(state_dict[key], 0)
+
+
+def _kept(layer: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    if not layer.base_layer.weight.is_meta:
+        return {}
+    buffers = {f"{prefix}{part}.{name}": buffer for part in KEPT for name, buffer in getattr(layer, part).items()}
+    return {key: buffer for key, buffer in buffers.items() if not buffer.is_meta}

@@ -7,6 +7,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from torch import nn
 
+from rmbook.engine.sharded import spread_state
 from rmbook.engine.targets import plain_names, refuse_tied
 from rmbook.integrations.peft_checks import MaskMismatchError, check_stored, check_target, checked_mask, matrix_shape
 from rmbook.integrations.peft_layer import Drawn, RandomMaskLayer
@@ -27,6 +28,10 @@ class RandomMaskModel(BaseTuner):
     tuner_layer_cls = RandomMaskLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     _surveyed: str | None = None  # the adapter whose targets were found and checked last
+
+    def __init__(self, model: nn.Module, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        self.register_load_state_dict_pre_hook(spread_state)
 
     def inject_adapter(self, *args, **kwargs) -> None:
         """Put an adapter on the model; all its targets are checked before the first one changes."""
