@@ -243,8 +243,6 @@ class MaskedLinear(nn.Linear):
         self._save_original()
         return self
 
-    # A plain model that loads this state has the trained weights, W + S; a masked layer finds W in it as well.
-
     @torch.no_grad()
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
