@@ -256,8 +256,8 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         return self
 
     def _move_masks(self, device: torch.device) -> None:
-        for name, drawn in self.rmbook_drawn.items():
-            self.rmbook_drawn[name] = replace(drawn, mask=drawn.mask.to(device))
+        moved = {name: replace(drawn, mask=drawn.mask.to(device)) for name, drawn in self.rmbook_drawn.items()}
+        self.rmbook_drawn = moved  # a new one: replicas on other devices share the old one
         self._plan()
 
     def check(self, adapter_name: str) -> None:

@@ -1,6 +1,7 @@
 """What `peft` calls to put random masks on the layers of a model, and to load values into them."""
 
 from collections import Counter
+from contextlib import contextmanager
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -32,6 +33,15 @@ class RandomMaskModel(BaseTuner):
     def __init__(self, model: nn.Module, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
         self.register_load_state_dict_pre_hook(spread_state)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, **kwargs):
+        if kwargs.get("adapter_names") is not None:  # peft itself would compute with the active adapter for all rows
+            raise ValueError(
+                "random masks cannot give each row of a batch another adapter (adapter_names): choose one by "
+                "set_adapter, and call the model once for the rows of each."
+            )
+        yield
 
     def inject_adapter(self, *args, **kwargs) -> None:
         """Put an adapter on the model; all its targets are checked before the first one changes."""

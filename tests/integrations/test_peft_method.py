@@ -310,3 +310,11 @@ def test_wrong_targets_leave_the_model_as_it_was(changed, error, message):
 def test_a_layer_of_another_method_is_refused():
     with pytest.raises((TargetError, TypeError)):
         get_peft_model(tiny(), LoraConfig(target_modules=TARGETS)).base_model.add_adapter("mask", config())
+
+
+def test_another_adapter_for_each_row_is_refused():
+    model = get_peft_model(tiny(), config(), adapter_name="a")
+    model.add_adapter("b", config(seed=1))
+    for call in (model, lambda **inputs: model.generate(max_new_tokens=2, **inputs)):
+        with pytest.raises(ValueError, match="set_adapter"):
+            call(input_ids=IDS, adapter_names=["a", "b"])
