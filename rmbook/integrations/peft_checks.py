@@ -34,12 +34,22 @@ def matrix_shape(layer: nn.Module) -> tuple[int, int]:
 def check_target(layer: nn.Module, name: str) -> None:
     """Raise TargetError if a layer cannot have a mask: it is no plain `nn.Linear` or `Conv1D`, or holds no numbers."""
     try:
+        if library := _quantised_by(layer):
+            raise TypeError(
+                f"{library} has quantised its weight, which a mask in peft writes to: use rmbook.apply_random_mask, "
+                "which masks quantised layers, and rmbook.save_adapter."
+            )
         if type(layer) is not Conv1D:
             check_maskable(layer)
         elif layer.weight.is_meta or not layer.weight.is_contiguous() or not layer.weight.is_floating_point():
             raise ValueError("its weight is not a plain contiguous tensor of floats in memory.")
     except (TypeError, ValueError) as error:
         raise TargetError(f"cannot mask target module {name!r}: {error}") from None
+
+
+def _quantised_by(layer: nn.Module) -> str | None:
+    kinds = (type(layer).__module__, type(getattr(getattr(layer, "weight", None), "data", None)).__module__)
+    return next((name for name in ("bitsandbytes", "torchao") if any(kind.startswith(name) for kind in kinds)), None)
 
 
 def entries_of(layer: nn.Module, mask: Mask) -> torch.Tensor | None:

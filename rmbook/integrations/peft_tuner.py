@@ -1,5 +1,6 @@
 """What `peft` calls to put random masks on the layers of a model, and to load values into them."""
 
+import copy
 from collections import Counter
 from contextlib import contextmanager
 
@@ -110,9 +111,8 @@ class RandomMaskModel(BaseTuner):
     def _untie(self) -> None:
         uses = Counter(id(parameter) for _, parameter in self.model.named_parameters(remove_duplicate=False))
         for layer in _layers(self.model).values():
-            weight = layer.base_layer.weight
-            if uses[id(weight)] > 1:
-                layer.base_layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+            if uses[id(layer.base_layer.weight)] > 1:
+                layer.base_layer = copy.deepcopy(layer.base_layer)  # the module, which may have several names itself
 
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
