@@ -205,7 +205,8 @@ class MaskedLinear(nn.Linear):
 
     @torch.no_grad()
     def _save_original(self) -> None:
-        self.original = self.original if self.weight.is_meta else read_entries(self.weight, self.mask)
+        if not self.weight.is_meta:
+            self.original = read_entries(self.weight, self.mask)
         self.writes += 1
         if self.resident:
             self.merged = torch.zeros_like(self.values)  # W + 0 is what the weight holds now
