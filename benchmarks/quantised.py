@@ -61,14 +61,21 @@ def make_methods(kind: str, width: int) -> dict[str, nn.Module]:
     return {name: layer.train() for name, layer in layers.items()}
 
 
+def plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return the plain tensors of which a sparse or a quantised one is made."""
+    if tensor.is_sparse:
+        return [tensor._indices(), tensor._values()]
+    if hasattr(tensor, "__tensor_flatten__"):
+        return [part for name in tensor.__tensor_flatten__()[0] for part in plain_parts(getattr(tensor, name))]
+    return [tensor]
+
+
 def kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
     """Bytes that a forward pass keeps for its backward pass, without parameters and what they share memory with."""
-    known = {p.untyped_storage().data_ptr() for p in layer.parameters()} | {x.untyped_storage().data_ptr()}
-    found = {}
+    known, found = {part.untyped_storage().data_ptr() for p in (x, *layer.parameters()) for part in plain_parts(p)}, {}
 
     def note(tensor):
-        parts = (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,)
-        for storage in (part.untyped_storage() for part in parts):
+        for storage in (part.untyped_storage() for part in plain_parts(tensor)):
             if storage.data_ptr() not in known:
                 found[storage.data_ptr()] = storage.nbytes()
         return tensor

@@ -11,7 +11,7 @@ from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError
 from rmbook.engine.buffers import running_statistics
 from rmbook.engine.conv1d import is_conv1d
 from rmbook.engine.dequantise import quantisation, weight_shape
-from rmbook.engine.layer import MaskedLinear
+from rmbook.engine.layer import ENTRIES, MaskedLinear
 from rmbook.engine.shards import whole
 from rmbook.engine.targets import named_layers, plain_key, plain_names
 from rmbook.files import hash_tensor
@@ -31,7 +31,7 @@ def base_fingerprint(model: nn.Module, buffers: Mapping[str, torch.Tensor] | Non
     names, layers = plain_names(model), named_layers(model)
     tensors = {plain_key(key, names): tensor for key, tensor in model.state_dict().items()}
     masked = {f"{name}.".removeprefix("."): layer for name, layer in layers.items() if isinstance(layer, MaskedLinear)}
-    originals = {prefix: tensors.pop(f"{prefix}original", None) for prefix in masked}
+    originals = {prefix: tensors.pop(f"{prefix}{ENTRIES}", None) for prefix in masked}
     for name in {f"{prefix}values" for prefix in masked} | running_statistics(model):
         tensors.pop(name, None)
     tensors |= {n: value.to(tensors[n].dtype) for n, value in (buffers or {}).items() if n in tensors}

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from rmbook.engine.layer import MaskedLinear
+from rmbook.engine.layer import ENTRIES, MaskedLinear
 from rmbook.engine.masking import RandomMask
 from rmbook.engine.targets import named_layers
 from rmbook.files import replacing_folder
@@ -68,7 +68,7 @@ def merged_state_dict(masking: RandomMask) -> dict[str, torch.Tensor]:
     """
     state = _unwrapped(masking.model).state_dict()  # masked layers report W + S
     masked = {name for name, module in _unwrapped(masking.model).named_modules() if isinstance(module, MaskedLinear)}
-    own = {f"{name}.{part}" for name in {*masked, *masking.layers} for part in ("values", "original")}
+    own = {f"{name}.{part}" for name in {*masked, *masking.layers} for part in ("values", ENTRIES)}
     weights = {f"{name}.weight" for name in {*masked, *masking.layers}}
     return {n: tensor.clone() if n in weights else tensor for n, tensor in state.items() if n not in own}
 

@@ -65,7 +65,15 @@ def masked_linear(
 
     Returns:
         (..., out). Differentiating twice raises RuntimeError.
+
+    Raises:
+        RuntimeError: the weight holds no numbers.
     """
+    if weight.is_meta and not input.is_meta:
+        raise RuntimeError(
+            "the weight of a layer with a random mask is on the meta device: accelerate offloads it, or it was never "
+            "loaded. Keep masked layers on a device (device_map)."
+        )
     compiling = torch.compiler.is_compiling()
     if compiling and torch.is_autocast_enabled(input.device.type):  # eager products are cast inside
         input = input.to(torch.get_autocast_dtype(input.device.type))

@@ -18,7 +18,7 @@ from rmbook.engine.backends import choose_backend
 from rmbook.engine.dequantise import weight_shape
 from rmbook.engine.maskable import change_class, check_maskable, check_same
 from rmbook.engine.reference import masked_linear_reference
-from rmbook.engine.shards import is_sharded, read_entries, whole, working_device, write_entries
+from rmbook.engine.shards import is_sharded, read_entries, working_device
 from rmbook.engine.tap import Tap, compact_columns, merge, overwrite
 from rmbook.masks.sample import Mask
 
@@ -26,6 +26,9 @@ OWN_ATTRIBUTES = (
     *("values", "mask", "row_starts", "columns", "touched", "original", "merged", "merged_into"),
     *("wanted_backend", "backend", "backend_reason", "scale", "writes", "up_to_date", "average"),
 )
+
+
+ENTRIES = "_extra_state"  # W's entries in a `state_dict`, by the one name that torch's checkpoints of shards know
 
 
 def _values_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -102,7 +105,7 @@ class MaskedLinear(nn.Linear):
         return self._forget()
 
     def bake(self) -> nn.Linear:
-        """Turn the module back into a plain `nn.Linear` whose weight keeps W + S."""
+        """Turn the module back into a plain one whose weight keeps W + S."""
         self.refresh()
         if self.sharded:
             sharded.write_sum(self, self.weight)
@@ -133,16 +136,11 @@ class MaskedLinear(nn.Linear):
             self.writes += 1
 
     def _merge_again(self, writes: int, delta: torch.Tensor) -> None:
-        # Before a backward pass: W + S of its forward pass. Nothing to do where nothing was written since.
-        if self.writes != writes:
+        if self.writes != writes:  # before a backward pass: W + S of its forward pass, unless nothing was written since
             self._merge(delta)
 
     def check_weight(self) -> None:
-        """Raise if `weight` is no longer the tensor that was masked.
-
-        Raises:
-            RuntimeError: it was replaced or sharded.
-        """
+        """Raise RuntimeError if `weight` is no longer the tensor that was masked."""
         if not torch.compiler.is_compiling():
             check_same(self.weight, *(self.merged_into or ()))
 
@@ -187,11 +185,7 @@ class MaskedLinear(nn.Linear):
         return self.weight.dtype if self.weight.dtype.is_floating_point else self.values.dtype
 
     def set_dense_form(self, dense_form: bool) -> None:
-        """Switch between the fast layer and the reference form, in which `weight` holds W instead of W + S.
-
-        Raises:
-            RuntimeError: the weight is sharded.
-        """
+        """Switch between the fast layer and the reference form, in which `weight` is W; RuntimeError if sharded."""
         if self.sharded:
             raise RuntimeError("the dense form of a sharded layer is not supported: load its adapter in one process.")
         if dense_form:
@@ -250,30 +244,36 @@ class MaskedLinear(nn.Linear):
         self._save_original()
         return self
 
-    # A plain model that loads this state has the trained weights, W + S; a masked layer finds W in it as well.
-
     @torch.no_grad()
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_meta:
+            del destination[prefix + ENTRIES]  # accelerate shards what is here
             return
         if self.sharded:
             destination[prefix + "weight"] = sharded.write_sum(self, self.weight.detach().clone())
         elif self.dense_form or not torch.equal(self.delta, self.merged):  # saving changes nothing: merge into a copy
             weight = destination[prefix + "weight"] = self.weight.detach().clone()
             overwrite(weight, self.delta, self.original, self.mask.positions)
-        destination[prefix + "original"] = self.original
+
+    def get_extra_state(self) -> torch.Tensor:
+        """Return W's entries at the mask's positions, (nnz,), for `state_dict`."""
+        return self.original
+
+    def set_extra_state(self, state: Any) -> None:
+        """Do nothing: `_load_from_state_dict` has put them in their places."""
 
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        original = state_dict.pop(prefix + "original", None)  # absent where the weight is W
+        given, was_meta = state_dict.setdefault(prefix + ENTRIES, None), self.weight.is_meta
+        original = given if isinstance(given, torch.Tensor) else None  # absent (to torch: an object) where it is W
         if original is not None and original.shape != self.original.shape:
-            args[-1].append(f"{prefix}original has {len(original)} entries, this mask has {len(self.original)}.")
+            args[-1].append(f"{prefix}{ENTRIES} has {len(original)} entries, this mask has {len(self.original)}.")
             original = None
         self._restore()
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if original is not None and self.sharded:
-            write_entries(self.weight, self.mask, whole(original).to(self.mask.positions.device))
+        if self.sharded:
+            sharded.write_original(self, original, was_meta)
         elif original is not None:
             original = original.to(self.weight.device, self.weight.dtype)
             self.weight.view(-1).index_copy_(0, self.mask.positions.long(), original)

@@ -11,6 +11,7 @@ from torch import nn
 
 from rmbook.engine.gradient_check import GradientCheck
 from rmbook.engine.layer import MaskedLinear
+from rmbook.engine.sharded import spread_state
 from rmbook.engine.tap import HAS_TRITON
 
 
@@ -33,6 +34,7 @@ class Refresh:
         self._hooks = (
             model.register_forward_pre_hook(self._open),
             model.register_forward_hook(self._close, always_call=True),  # also when the forward pass fails
+            model.register_load_state_dict_pre_hook(spread_state),
         )
 
     def remove(self) -> None:

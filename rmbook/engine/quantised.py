@@ -154,6 +154,8 @@ class QuantisedLinear(MaskedLinear):
         self.original = {}
         self.merged = self.merged_into = None
 
+    get_extra_state, set_extra_state = nn.Module.get_extra_state, nn.Module.set_extra_state
+
     def check_weight(self) -> None:
         """Do nothing: W + S is in no memory of its own."""
 

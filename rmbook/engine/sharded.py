@@ -24,7 +24,15 @@ import torch.distributed as dist
 from torch import nn
 
 from rmbook.engine.backends import choose_backend
-from rmbook.engine.shards import check_placements, is_sharded, whole, working_device, write_entries
+from rmbook.engine.shards import (
+    check_placements,
+    is_sharded,
+    read_entries,
+    spread,
+    whole,
+    working_device,
+    write_entries,
+)
 from rmbook.engine.tap import overwrite
 
 
@@ -50,6 +58,25 @@ def begin(layer: Any) -> None:
     if layer.mask.nnz and not is_sharded(layer.values):  # if FSDP takes them, none comes here
         found: Callable[[], Any] = weakref.ref(layer)  # the garbage collector does not see through hooks
         layer.values.register_post_accumulate_grad_hook(lambda _: found().average.arrived())
+
+
+def write_original(layer: Any, original: torch.Tensor | None, was_meta: bool) -> None:
+    """Write W's entries, (nnz,), into shards that were just loaded and may hold W + S; then a collective.
+
+    Args:
+        layer: the masked layer.
+        original: the entries in the state that was loaded; None if it had none.
+        was_meta: the shards held no numbers before. accelerate loads them from the first process's state as it was
+            before `fully_shard`: its weight is W + S, if values were not zero. The others may have had no base at all.
+    """
+    if original is None and was_meta:
+        original = layer.original.to(layer.mask.positions.device).clone()
+        dist.broadcast(original, 0)
+        delta, loaded = whole(layer.values.detach()) * layer.scale, read_entries(layer.weight, layer.mask)
+        merged = (original.to(torch.promote_types(original.dtype, delta.dtype)) + delta).to(original.dtype)
+        original = original if torch.equal(loaded, merged) else None
+    if original is not None:
+        write_entries(layer.weight, layer.mask, whole(original).to(layer.mask.positions.device))
 
 
 def write_gathered(layer: Any, weight: torch.Tensor, delta: torch.Tensor) -> None:
@@ -78,6 +105,25 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def spread_state(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Shard what is whole in a state that is about to be loaded; a hook, and a collective if there is such a tensor.
+
+    After a forward pass without a backward pass some weights are still gathered. torch's `set_model_state_dict` takes
+    them for whole ones, and loads whole tensors (or, for what the state does not have, the weights into themselves).
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    before = dict(model.named_parameters(remove_duplicate=False))
+    model.state_dict()  # each weight is a shard then, also those of a module around this model
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        given = state_dict.get(prefix + name)
+        if is_sharded(parameter) and isinstance(given, torch.Tensor) and not is_sharded(given):
+            if given is before[name]:
+                del state_dict[prefix + name]
+            else:
+                state_dict[prefix + name] = spread(given.detach(), parameter)
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def check_placements(weight: torch.Tensor) -> None:
         )
 
 
-def _local_entries(mask: Mask, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _local_entries(mask: Mask, weight: torch.Tensor, transposed: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Find which entries of a mask lie in this process's shard, (n,), and their flat places there, (n,)."""
     first, size = [0, 0], list(weight.shape)
     for number, placement in enumerate(weight.placements):
@@ -66,19 +66,25 @@ def _local_entries(mask: Mask, weight: torch.Tensor) -> tuple[torch.Tensor, torc
             chunk = -(-weight.shape[axis] // weight.device_mesh.size(number))  # the rule of torch.chunk, and FSDP's
             first[axis] = min(weight.shape[axis], chunk * weight.device_mesh.get_local_rank(number))
             size[axis] = min(chunk, weight.shape[axis] - first[axis])
-    row, column = mask.rows.long() - first[0], mask.columns.long() - first[1]
+    rows, columns = (mask.columns, mask.rows) if transposed else (mask.rows, mask.columns)
+    row, column = rows.long() - first[0], columns.long() - first[1]
     which = ((row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])).nonzero().squeeze(1)
     return which, row[which] * size[1] + column[which]
 
 
 @torch.no_grad()
-def read_entries(weight: torch.Tensor, mask: Mask) -> torch.Tensor:
-    """Return the entries of a matrix at a mask's positions, (nnz,); a collective if the matrix is sharded."""
+def read_entries(weight: torch.Tensor, mask: Mask, transposed: bool = False) -> torch.Tensor:
+    """Return the entries of a matrix at a mask's positions, (nnz,); a collective if the matrix is sharded.
+
+    `transposed`: the matrix is stored as (in, out), the mask's shape is (out, in) all the same.
+    """
+    if transposed and not is_sharded(weight):
+        return weight[mask.columns.long().to(weight.device), mask.rows.long().to(weight.device)]
     if not is_sharded(weight):
         return weight.reshape(-1).index_select(0, mask.positions.to(weight.device))
     check_placements(weight)
     device = working_device(weight)
-    which, places = _local_entries(mask, weight)
+    which, places = _local_entries(mask, weight, transposed)
     exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
     found = torch.zeros(mask.nnz, dtype=exact, device=device)  # all terms but one are zero: the sum is exact
     found[which.to(device)] = local(weight).reshape(-1)[places.to(weight.device)].to(device, exact)

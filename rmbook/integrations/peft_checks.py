@@ -1,19 +1,22 @@
-"""Checks of layers that `peft` shall give a mask, and of values that it loads into them."""
+"""Checks of layers that `peft` shall give a mask, and of values that it loads into them; what identifies the masks."""
 
 import hashlib
 import warnings
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rmbook.adapters.adapter_header import plausible_count
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
 from rmbook.engine.maskable import check_maskable
+from rmbook.engine.shards import is_sharded, read_entries, working_device
 from rmbook.engine.targets import TargetError
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask
 
+KEPT = ("rmbook_digest", "rmbook_positions")  # buffers that stay off the meta device
 HASH_BYTES = 32
 DIGEST_BYTES = 2 * HASH_BYTES
 
@@ -31,6 +34,11 @@ def matrix_shape(layer: nn.Module) -> tuple[int, int]:
 def check_target(layer: nn.Module, name: str) -> None:
     """Raise TargetError if a layer cannot have a mask: it is no plain `nn.Linear` or `Conv1D`, or holds no numbers."""
     try:
+        if library := _quantised_by(layer):
+            raise TypeError(
+                f"{library} has quantised its weight, which a mask in peft writes to: use rmbook.apply_random_mask, "
+                "which masks quantised layers, and rmbook.save_adapter."
+            )
         if type(layer) is not Conv1D:
             check_maskable(layer)
         elif layer.weight.is_meta or not layer.weight.is_contiguous() or not layer.weight.is_floating_point():
@@ -39,13 +47,14 @@ def check_target(layer: nn.Module, name: str) -> None:
         raise TargetError(f"cannot mask target module {name!r}: {error}") from None
 
 
+def _quantised_by(layer: nn.Module) -> str | None:
+    kinds = (type(layer).__module__, type(getattr(getattr(layer, "weight", None), "data", None)).__module__)
+    return next((name for name in ("bitsandbytes", "torchao") if any(kind.startswith(name) for kind in kinds)), None)
+
+
 def entries_of(layer: nn.Module, mask: Mask) -> torch.Tensor | None:
-    """Entries of the layer's weight at the mask's positions, (nnz,) in their order; None on the meta device."""
-    weight = layer.weight.detach()
-    if weight.is_meta:
-        return None
-    matrix = weight.t() if isinstance(layer, Conv1D) else weight
-    return matrix[mask.rows.long().to(weight.device), mask.columns.long().to(weight.device)]
+    """Entries of the layer's weight at the mask's positions, (nnz,); a collective if sharded; None on meta."""
+    return None if layer.weight.is_meta else read_entries(layer.weight.detach(), mask, isinstance(layer, Conv1D))
 
 
 def digest(mask: Mask, entries: torch.Tensor | None) -> torch.Tensor:
@@ -129,3 +138,29 @@ def checked_mask(shape: tuple[int, int], positions: torch.Tensor, name: str) -> 
         return Mask.checked(shape, positions.cpu())
     except ValueError as error:
         raise AdapterCorruptError(f"{name}: {error}") from None
+
+
+# accelerate moves a model to the meta device, shards it, and loads the first process's parameters: it knows no buffers.
+
+
+def leave_out(layer: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, _) -> None:
+    """Take what identifies the masks of a layer on the meta device out of its state."""
+    for key in _kept(layer, prefix):
+        del state_dict[key]
+
+
+def fill_in(layer: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *_) -> None:
+    """Give a layer on the meta device what identifies its masks, as the first process has it; then a collective."""
+    weight = layer.base_layer.weight
+    for key, buffer in _kept(layer, prefix).items():
+        if key not in state_dict:
+            state_dict[key] = buffer.to(working_device(weight)).clone()
+            if is_sharded(weight):
+                dist.broadcast(state_dict[key], 0)
+
+
+def _kept(layer: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    if not layer.base_layer.weight.is_meta:
+        return {}
+    buffers = {f"{prefix}{part}.{name}": buffer for part in KEPT for name, buffer in getattr(layer, part).items()}
+    return {key: buffer for key, buffer in buffers.items() if not buffer.is_meta}

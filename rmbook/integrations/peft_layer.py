@@ -17,8 +17,18 @@ from transformers.pytorch_utils import Conv1D
 
 from rmbook.engine.backends import choose_backend
 from rmbook.engine.borrowed import BorrowedMask, add_entries, masked_linear
+from rmbook.engine.shards import is_sharded
 from rmbook.engine.tap import write_entries
-from rmbook.integrations.peft_checks import DIGEST_BYTES, check_loaded, digest, entries_of, matrix_shape
+from rmbook.integrations.peft_checks import (
+    DIGEST_BYTES,
+    KEPT,
+    check_loaded,
+    digest,
+    entries_of,
+    fill_in,
+    leave_out,
+    matrix_shape,
+)
 from rmbook.masks.sample import Mask
 
 
@@ -70,7 +80,9 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         # While merged: positions, and W's entries there.
         self._unmerged: tuple[torch.Tensor, torch.Tensor] | None = None
         self._disable_adapters, self.merged_adapters, self._active_adapter = False, [], []
+        self.register_load_state_dict_pre_hook(fill_in)
         self.register_load_state_dict_post_hook(_check_loaded)
+        self.register_state_dict_post_hook(leave_out)
 
     def add(self, adapter_name: str, drawn: Drawn, values: torch.Tensor, store_positions: bool, frozen: bool) -> None:
         """Give the layer one more adapter, with values (nnz,) to begin with."""
@@ -102,6 +114,8 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
             for name in self._names:
                 if self.rmbook_digest[name] is not self._checked[name]:
                     self.check(name)  # transformers puts tensors in their places without any call to the layer
+        if self._together.positions.device != x.device:  # FSDP moves weights past the layer
+            self._move_masks(x.device)
         delta = self._together.delta([self.delta(name) for name in self._names])
         return masked_linear(x, self.base_layer.weight, self.base_layer.bias, delta, self._together)
 
@@ -160,11 +174,14 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         Several are summed in the order of their names, whatever the order of the calls, and rounded once.
 
         Raises:
+            RuntimeError: the weight is sharded.
             ValueError: `safe_merge`, and the result would not be finite; nothing has changed then.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.rmbook_drawn]
         if not names:
             return
+        if is_sharded(self.base_layer.weight):
+            raise RuntimeError("FSDP holds the base model: save the adapter, and merge it in one process.")
         before, together = self.merged_adapters, sorted({*self.merged_adapters, *names})
         self._restore()
         weight, borrowed = self.base_layer.weight, self._borrowed(together)
@@ -210,17 +227,19 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
             values[adapter_name] = values[adapter_name] if values[adapter_name].device == device else moved
 
     def _apply(self, fn, recurse=True):
-        # Casts W. Values are moved, and cast to a higher precision only.
-        values = self._modules.pop("rmbook_values")
+        # Casts W. Values are moved, and cast to a higher precision only. What no state holds stays off the meta device.
         checked = [name for name in self._checked if self._checked[name] is self.rmbook_digest[name]]
+        kept = {name: self._modules.pop(name) for name in ("rmbook_values", *KEPT)}
         super()._apply(fn, recurse)
-        self._modules["rmbook_values"] = values
+        self._modules.update(kept)
+        if not self.base_layer.weight.is_meta:
+            [kept[name]._apply(fn) for name in KEPT]
 
         def keep(tensor):
             moved = fn(tensor)
             return tensor.to(moved.device, torch.promote_types(tensor.dtype, moved.dtype), copy=moved is not tensor)
 
-        values._apply(keep)
+        self.rmbook_values._apply(keep)
         weight = self.base_layer.weight
         if weight.is_cpu and weight.is_shared():
             raise RuntimeError(
@@ -228,14 +247,18 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
                 "weight's memory (share_memory): merge the adapter first (merge_and_unload)."
             )
         if not weight.is_meta:
-            for name, drawn in self.rmbook_drawn.items():
-                self.rmbook_drawn[name] = replace(drawn, mask=drawn.mask.to(weight.device))
+            self._move_masks(weight.device)
             if self._unmerged is not None:
                 positions, original = self._unmerged
                 self._unmerged = positions.to(weight.device), original.to(weight.device, weight.dtype)
         self._checked |= {name: self.rmbook_digest[name] for name in checked}
         self._plan()
         return self
+
+    def _move_masks(self, device: torch.device) -> None:
+        moved = {name: replace(drawn, mask=drawn.mask.to(device)) for name, drawn in self.rmbook_drawn.items()}
+        self.rmbook_drawn = moved  # a new one: replicas on other devices share the old one
+        self._plan()
 
     def check(self, adapter_name: str) -> None:
         """Compare what was loaded with what was drawn here; see `rmbook.integrations.peft_checks.check_loaded`."""
@@ -254,3 +277,4 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
 def _check_loaded(layer: RandomMaskLayer, incompatible_keys) -> None:
     for name in layer.rmbook_drawn:
         layer.check(name)
+    layer._plan()  # there is none for weights on the meta device

@@ -1,12 +1,15 @@
 """What `peft` calls to put random masks on the layers of a model, and to load values into them."""
 
+import copy
 from collections import Counter
+from contextlib import contextmanager
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from torch import nn
 
+from rmbook.engine.sharded import spread_state
 from rmbook.engine.targets import plain_names, refuse_tied
 from rmbook.integrations.peft_checks import MaskMismatchError, check_stored, check_target, checked_mask, matrix_shape
 from rmbook.integrations.peft_layer import Drawn, RandomMaskLayer
@@ -27,6 +30,19 @@ class RandomMaskModel(BaseTuner):
     tuner_layer_cls = RandomMaskLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     _surveyed: str | None = None  # the adapter whose targets were found and checked last
+
+    def __init__(self, model: nn.Module, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        self.register_load_state_dict_pre_hook(spread_state)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args, **kwargs):
+        if kwargs.get("adapter_names") is not None:  # peft itself would compute with the active adapter for all rows
+            raise ValueError(
+                "random masks cannot give each row of a batch another adapter (adapter_names): choose one by "
+                "set_adapter, and call the model once for the rows of each."
+            )
+        yield
 
     def inject_adapter(self, *args, **kwargs) -> None:
         """Put an adapter on the model; all its targets are checked before the first one changes."""
@@ -95,9 +111,8 @@ class RandomMaskModel(BaseTuner):
     def _untie(self) -> None:
         uses = Counter(id(parameter) for _, parameter in self.model.named_parameters(remove_duplicate=False))
         for layer in _layers(self.model).values():
-            weight = layer.base_layer.weight
-            if uses[id(weight)] > 1:
-                layer.base_layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+            if uses[id(layer.base_layer.weight)] > 1:
+                layer.base_layer = copy.deepcopy(layer.base_layer)  # the module, which may have several names itself
 
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):

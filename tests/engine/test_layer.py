@@ -245,7 +245,7 @@ def test_pitfall_7_a_plain_layer_gets_the_trained_weight_from_state_dict_and_a_m
     assert torch.equal(fresh(x), output)
     assert torch.equal(fresh.original, layer.original)
     base = torch.randn_like(weight)  # another base under the same values
-    fresh.load_state_dict({"weight": base, **{k: v for k, v in state.items() if k not in ("weight", "original")}})
+    fresh.load_state_dict({"weight": base, **{k: v for k, v in state.items() if k not in ("weight", "_extra_state")}})
     assert (fresh(x) - masked_linear_reference(x, base, fresh.bias, fresh.mask, fresh.values)).abs().max() < 1e-12
     assert torch.equal(fresh.detach().weight, base)
 

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import LargestTensor
 from peft import LoraConfig, get_peft_model
 from peft_models import IDS, TARGETS, base_bits, config, gradients, layers, logits, loss, same, shaken, tiny
@@ -310,3 +311,46 @@ def test_wrong_targets_leave_the_model_as_it_was(changed, error, message):
 def test_a_layer_of_another_method_is_refused():
     with pytest.raises((TargetError, TypeError)):
         get_peft_model(tiny(), LoraConfig(target_modules=TARGETS)).base_model.add_adapter("mask", config())
+
+
+def test_another_adapter_for_each_row_is_refused():
+    model = get_peft_model(tiny(), config(), adapter_name="a")
+    model.add_adapter("b", config(seed=1))
+    for call in (model, lambda **inputs: model.generate(max_new_tokens=2, **inputs)):
+        with pytest.raises(ValueError, match="set_adapter"):
+            call(input_ids=IDS, adapter_names=["a", "b"])
+
+
+def test_a_module_with_two_names_is_merged_under_one():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.second = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.second(torch.tanh(self.first(x)))
+
+    model = shaken(get_peft_model(Shared(), RandomMaskConfig(target_modules=["first"], density=0.3)))
+    x, plain = torch.ones(2, 8), model.base_model.model.second.weight.detach().clone()
+    expected, merged = model(x), model.merge_and_unload()
+    assert torch.equal(merged(x), expected) and torch.equal(merged.second.weight, plain)
+
+
+@pytest.mark.parametrize("library", ["bitsandbytes", "torchao"])
+def test_a_quantised_layer_is_refused_by_name(library):
+    module = pytest.importorskip(library)
+    base = nn.Sequential(nn.Linear(64, 64))
+    if library == "bitsandbytes":
+        base[0] = module.nn.Linear4bit(64, 64, quant_type="nf4").to("cpu")
+    else:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(base, Int8WeightOnlyConfig())
+    with pytest.raises(TargetError, match=f"{library} has quantised .*apply_random_mask"):
+        get_peft_model(base, RandomMaskConfig(target_modules=["0"]))
+
+
+def test_a_mask_that_is_offloaded_later_says_so():
+    model = cpu_offload(shaken(get_peft_model(tiny(), config())), execution_device="cpu")
+    with pytest.raises(RuntimeError, match="accelerate offloads"):
+        logits(model)
