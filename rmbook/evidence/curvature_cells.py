@@ -21,12 +21,14 @@ class CurvatureCell:
         seed: of the mask.
         backbone: see `rmbook.evidence.backbones.load_backbone`.
         examples: of the training data, the first ones; a product with the Hessian takes as long as three gradients.
+        tolerance: of the residual; the norm's own error is about its square.
     """
 
     density: float
     seed: int = 0
     backbone: str = "vit"
     examples: int = 128
+    tolerance: float = TOLERANCE
 
 
 def measure_cell(cell: CurvatureCell) -> dict:
@@ -34,7 +36,7 @@ def measure_cell(cell: CurvatureCell) -> dict:
     start, backbone = time.perf_counter(), load_backbone(cell.backbone)
     settings = Experiment(1.0, density=cell.density, seed=cell.seed, backbone=cell.backbone)  # no step is taken
     landscape = look_at(prepare_model(backbone, settings), backbone, cell.examples)
-    found = hessian_norm(landscape, tolerance=TOLERANCE)
+    found = hessian_norm(landscape, tolerance=cell.tolerance)
     return asdict(cell) | {
         "trainable": landscape.size,
         "loss": landscape.loss(),
