@@ -76,8 +76,10 @@ def run_sweep(
     if part:
         check_part(runs, halving, budget)
     listener, bases = listener or Listener(), BaseModels()
-    given = {"lease_seconds": lease_seconds, "max_attempts": max_attempts, "retry_failed": retry_failed}
-    with Driver(folder, runs, **given) as driver, stopping_on_signals():
+    driver = Driver(
+        folder, runs, lease_seconds=lease_seconds, max_attempts=max_attempts, retry_failed=retry_failed
+    )
+    with driver, stopping_on_signals():
         ledger = driver.ledger
         queue = PartQueue(driver, runs, halving, budget, seed) if part else WholeQueue(driver)
         try:

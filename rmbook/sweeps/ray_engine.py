@@ -57,8 +57,10 @@ def run_sweep_ray(
     """
     check_shares(cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run)
     ray, folder = import_ray(), Path(folder).resolve()
-    given = {"lease_seconds": lease_seconds, "max_attempts": max_attempts, "retry_failed": retry_failed}
-    with Driver(folder, runs, **given) as driver:
+    driver = Driver(
+        folder, runs, lease_seconds=lease_seconds, max_attempts=max_attempts, retry_failed=retry_failed
+    )
+    with driver:
         counts = driver.ledger.counts(wanted=True)
         if not (open_runs := counts["pending"] + counts["leased"]):
             return counts

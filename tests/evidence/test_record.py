@@ -1,5 +1,7 @@
 """`rmbook record`: one run of every kind through the real path, and what a kill leaves."""
 
+import dataclasses
+import importlib.util
 import json
 import signal
 import subprocess
@@ -11,12 +13,14 @@ import pytest
 from rmbook import apply_random_mask
 from rmbook.errors import ConfigError
 from rmbook.evidence.backbones import load_backbone
+from rmbook.evidence.curvature_cells import CurvatureCell, measure_cell
 from rmbook.evidence.experiment import Experiment, run_experiment
 from rmbook.evidence.record import KINDS, record_grid
 from rmbook.evidence.recording import load_recorded
 from rmbook.landscape.curvature import hessian_norm
 from rmbook.landscape.landscape import Landscape
 from rmbook.offline.sentences import write_generated_examples
+from rmbook.offline.smollm2 import PACKAGE
 from rmbook.runs.result import RunError
 from rmbook.runs.run import MemoryShortage
 from rmbook.stamps import stamp
@@ -159,3 +163,12 @@ def test_a_grid_that_cannot_be_is_named(grid, tmp_path, text, message):
 def test_changes_are_for_grids_of_language_models(tmp_path):
     with pytest.raises(ConfigError, match="vit_grid is no grid of language models: leave out model"):
         record_grid("vit_grid", tmp_path / "sweep", {"model": "tiny-opt"})
+
+
+@pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="SmolLM2's package is not installed")
+def test_a_recorded_norm_of_smollm2_is_found_again(shared, monkeypatch):
+    monkeypatch.setenv("RMBOOK_DATA_DIR", str(shared / "data" / "sst2"))
+    old = load_recorded("science/hessian_smollm2")["runs"][-1]
+    settings = {field.name: old[field.name] for field in dataclasses.fields(CurvatureCell)}
+    new = measure_cell(CurvatureCell(**settings))
+    assert new["trainable"] == old["trainable"] and new["norm"] == pytest.approx(old["norm"], rel=0.05)
