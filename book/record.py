@@ -51,7 +51,7 @@ def colab_header(notebook: nbformat.NotebookNode) -> str:
     return (
         "import importlib.util\n\n"
         'if importlib.util.find_spec("rmbook") is None:  # on Colab: install the code of the book\n'
-        f"    !pip install -q {place}@v{__version__} || pip install -q {place}"
+        f"    !pip install -q {place}@v{__version__} \\\n        || pip install -q {place}"
     ) + (f"\n    !{IMAGES}" if re.search(r"offline\.mnist|made:mnist", code) else "")
 
 

@@ -23,13 +23,17 @@ SETTINGS = {
 }
 STATUSES = {
     "reproduced": "The claim itself was tested here, at its own scale, and it held.",
-    "re-read": "The paper's printed numbers say so; nothing was run here.",
+    "re-read": "The paper's printed numbers support it; nothing was run here.",
     "trend only": "Smaller models and data than the paper's show a clear trend, for the claim or against it.",
-    "inconclusive": "The interval of what was measured here has room for the claim and for its opposite.",
-    "contradicted": "What was measured here, at the claim's own scale, excludes it.",
-    "not run": "It takes hardware or weights that were not at hand; nothing was measured.",
+    "inconclusive": "The interval of our measurement allows both the claim and its opposite.",
+    "contradicted": "Our measurement, at the claim's own scale, excludes it.",
+    "not run": "It needs hardware or weights that we did not have; nothing was measured.",
 }
-VERDICTS = {"holds": "for the claim", "contradicted": "against the claim", "inconclusive": "neither way"}
+VERDICTS = {
+    "holds": "for the claim",
+    "contradicted": "against the claim",
+    "inconclusive": "neither for nor against the claim",
+}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def hessian_falls(table: pd.DataFrame, when: str) -> Evidence:
     return _evidence(
         f"The Hessian's norm {when} training is {{value:.3g}} times smaller at density 0.01 than at density 1.",
         found,
-        "at least 10 times, where the theory of linear regression gives 100",
+        "at least 10 times; the theory of linear regression gives 100",
         found.verdict(least=np.log(10)),
         table,
         np.exp,
@@ -39,10 +39,10 @@ def distance_rises(table: pd.DataFrame) -> Evidence:
     walks = _wide(best_runs(plain, ["density"]), "distance")
     found = estimate(np.log(walks[0.01] / walks[1.0]))
     return _evidence(
-        "At its best learning rate a mask of density 0.01 ends {value:.3g} times further from the pretrained weights "
-        "than one of density 1.",
+        "At its best learning rate a mask of density 0.01 ends {value:.3g} times as far from the pretrained weights "
+        "as one of density 1.",
         found,
-        "more than 1 time: that is the claim",
+        "more than 1 time, as the claim says",
         found.verdict(least=1e-9),
         plain,
         np.exp,
@@ -59,7 +59,7 @@ def steps_make_up(table: pd.DataFrame, density: float = 0.01, rate: float = 1e-3
         f"At the small learning rate of {rate:g} and density {density:g}, accuracy rises from {curves[100].mean():.1f} "
         f"% after 100 steps to {curves[1600].mean():.1f} % after 1,600: {{value:.3g}} points.",
         whole,
-        "a rise at each doubling, the four tests corrected by Holm's rule: the claim says monotonically",
+        "a rise at each doubling, as the claim says 'monotonically'; the four tests are corrected by Holm's rule",
         _family({steps: estimate(gains[steps]) for steps in gains}),
         table.reset_index(),
     )
@@ -69,11 +69,11 @@ def structure_costs(table: pd.DataFrame) -> Evidence:
     """Figure 5: test accuracy of random entries minus random columns, each at its best learning rate."""
     gaps = {density: estimate(gap) for density, gap in _behind_entries(table).items()}
     worst = min(gaps.values(), key=lambda gap: gap.mean)
-    listed = ", ".join(f"{gap.mean:.1f} at {density:g}" for density, gap in gaps.items())
+    listed = ", ".join(f"{gap.mean:.1f} points at {density:g}" for density, gap in gaps.items())
     return _evidence(
-        f"Columns are behind single entries of the same number by {listed} points. The smallest gap is {{value:.3g}}.",
+        f"Columns are behind the same number of single entries: by {listed}. The smallest gap is {{value:.3g}}.",
         worst,
-        "more than 0 points at every density of 0.01 and below, corrected by Holm's rule: that is the claim",
+        "more than 0 points at every density of 0.01 and below, as the claim says; corrected by Holm's rule",
         _family(gaps),
         table,
     )
@@ -85,9 +85,9 @@ def structure_falls_faster(table: pd.DataFrame) -> Evidence:
     found = estimate(gaps[0.001] - gaps[0.01])
     return _evidence(
         f"Columns are behind single entries by {gaps[0.01].mean():.1f} points at density 0.01 and by "
-        f"{gaps[0.001].mean():.1f} at 0.001, {{value:+.3g}} more.",
+        f"{gaps[0.001].mean():.1f} at 0.001: a change of {{value:+.3g}}.",
         found,
-        "more than 0: that is the claim",
+        "more than 0, as the claim says",
         found.verdict(least=1e-9),
         table,
     )
@@ -113,15 +113,15 @@ def pretraining_matters(table: pd.DataFrame) -> Evidence:
     }
     last = max(gaps)
     means = best.mean()
-    listed = "; ".join(
-        f"after {steps:.0f} steps {means['pretrained', steps]:.1f} %, and {means['new', steps]:.1f} % on new ones"
+    listed = " and ".join(
+        f"{means['pretrained', steps]:.1f} % after {steps:.0f} steps ({means['new', steps]:.1f} % on new weights)"
         for steps in gaps
     )
     return _evidence(
-        f"A mask of density 0.01 reaches on pretrained weights {listed}. The gap is "
+        f"On pretrained weights a mask of density 0.01 reaches {listed}. The gap is "
         f"{gaps[min(gaps)].mean:.3g} points in the shorter runs and {{value:.3g}} in the longer ones.",
         gaps[last],
-        f"more than {MARGIN:g} points in both, corrected by Holm's rule: more than what counts as a match",
+        f"more than {MARGIN:g} points (the margin of a match) in both, corrected by Holm's rule",
         _family(gaps, MARGIN),
         table,
     )
@@ -136,10 +136,10 @@ def data_helps_full(table: pd.DataFrame) -> Evidence:
     gains = {method: best[method, 1297] - best[method, 50] for method in ("full", "mask")}
     found = estimate(gains["full"] - gains["mask"])
     return _evidence(
-        f"From 50 to 1,297 examples full fine-tuning gains {gains['full'].mean():.1f} points, a mask of density 0.01 "
-        f"{gains['mask'].mean():.1f}: a difference of {{value:+.3g}}.",
+        f"From 50 to 1,297 examples full fine-tuning gains {gains['full'].mean():.1f} points and a mask of density "
+        f"0.01 gains {gains['mask'].mean():.1f}: a difference of {{value:+.3g}}.",
         found,
-        "more than 0: that is the claim",
+        "more than 0, as the claim says",
         found.verdict(least=1e-9),
         table,
     )
@@ -154,7 +154,7 @@ def sparse_wins_with_few_data(table: pd.DataFrame) -> Evidence:
         f"On 50 examples a mask of density 0.1 reaches {scores['mask'].mean():.1f} % and full fine-tuning "
         f"{scores['full'].mean():.1f} %: a difference of {{value:+.3g}} points.",
         found,
-        "more than 0: that is the claim",
+        "more than 0, as the claim says",
         found.verdict(least=1e-9),
         table,
     )
@@ -187,7 +187,7 @@ def rates_rise(table: pd.DataFrame) -> Evidence:
         f"The best learning rate rises from {best.loc[densest, 'learning_rate']:g} at density {densest:g} to "
         f"{best.loc[sparsest, 'learning_rate']:g} at density {sparsest:g}: slope {{value:.2f}} on logarithmic axes.",
         found,
-        "below -0.5: nearer to the law's -1 than to no relation at all",
+        "below -0.5, which is nearer to the law's -1 than to 0 (no relation)",
         found.verdict(most=-0.5),
         table,
     )
@@ -200,10 +200,10 @@ def masks_match(table: pd.DataFrame, density: float) -> Evidence:
     behind = scores["full"] - scores["mask"]
     trained = table.query("density == @density")["ratio"].mean()
     return _evidence(
-        f"Density {density:g} ({trained:.2%} of all parameters) reaches {scores['mask'].mean():.1f} %, full "
-        f"fine-tuning {scores['full'].mean():.1f} %: {{value:.3g}} points behind.",
+        f"Density {density:g} ({trained:.2%} of all parameters) reaches {scores['mask'].mean():.1f} % and full "
+        f"fine-tuning {scores['full'].mean():.1f} %: the mask is {{value:.3g}} points behind.",
         estimate(behind, 0.9),
-        f"within {MARGIN:g} points, by two one-sided tests (so the interval is one of 90 %)",
+        f"within {MARGIN:g} points, by two one-sided tests (so this is a 90 % interval)",
         equivalence(behind, MARGIN),
         table,
     )
@@ -222,7 +222,7 @@ def others_break(table: pd.DataFrame, rate: float = 1e-2) -> Evidence:
         f"At the learning rate {rate:g} a mask of density 0.01 reaches {mask['test_accuracy'].mean():.1f} %; full "
         f"fine-tuning ends at {spoilt.mean():.1f} %, {{value:.3g}} points below its best.",
         found,
-        f"at least {5 * MARGIN:g} points below its best: five times what counts as a match",
+        f"at least {5 * MARGIN:g} points below its best, five times the margin of a match",
         found.verdict(least=5 * MARGIN),
         table,
     )

@@ -86,8 +86,8 @@ def corrected_theorem_holds(bound: Bound = theorem_5_1, draw: Draw = ColumnMasks
     deviations = np.abs(difference).max(-1)
     drawn = float(np.quantile(deviations, 1 - delta, axis=1).max() / bound(n, d, 1.0, delta))
     says = (
-        f"Where the probability can be computed, deviations need up to {exact:.2f} of the bound; for 800 masks of "
-        f"eight examples {drawn:.3f} of it. So it is true, and too wide by a factor of {1 / drawn:.0f} at that size."
+        f"Where the probability can be computed, deviations reach up to {exact:.2f} of the bound; for 800 masks with "
+        f"eight examples they reach {drawn:.3f}. So it is true, but too wide by a factor of {1 / drawn:.0f} there."
     )
     return decide(says, max(exact, drawn), "at most 1 of the bound", max(exact, drawn) <= 1, 200)
 
@@ -97,8 +97,8 @@ def printed_theorem_fails(delta: float = 1e-9, bound: Bound = theorem_5_1_as_pri
     most = float(bound(1, COINS, 1.0, delta))
     exact = 2 * float(binom.sf(COINS // 2 + math.floor(most), COINS, 0.5))  # further than that from COINS / 2
     says = (
-        f"For n = 1, d = {COINS:,}, entries of 1, p = 1/2 and δ = {delta:g} the printed bound is passed with the exact "
-        f"probability {exact:.2g}, {exact / delta:.0f} times what it allows."
+        f"For n = 1, d = {COINS:,}, entries of 1, p = 1/2 and δ = {delta:g} deviations exceed the printed bound "
+        f"with the exact probability {exact:.2g}, {exact / delta:.0f} times what it allows."
     )
     return decide(says, exact / delta, "at most 1 times δ", exact <= delta)
 
@@ -120,8 +120,8 @@ def border_is_sharp(descend: Descent = gradient_descent) -> Evidence:
     at_rest = last < 1e-6 * first
     agree = float((at_rest == (factors < 1)[:, None, None]).mean())
     says = (
-        f"Of {at_rest.size} runs of 2,000 steps, {agree:.0%} do what the border says: those at 0.5, 0.9 and 0.99 times "
-        "2n/λ₁ come to rest, those at 1.01, 1.1 and 2 times do not."
+        f"Of {at_rest.size} runs of 2,000 steps, {agree:.0%} agree with the border: those at 0.5, 0.9 and 0.99 times "
+        "2n/λ₁ converge, those at 1.01, 1.1 and 2 times it do not."
     )
     return decide(says, agree, "all runs", agree == 1, 5)
 
@@ -151,7 +151,7 @@ def distance_bound_holds(descend: Descent = gradient_descent, noise: Noise = gau
         + " and ".join(f"{r.mean():.2f} times the bound {name}" for name, r in ratios.items())
         + f", over 15 masks and {draws:,} noise vectors."
     )
-    return decide(says, least, "at least 1, less 4 standard errors", least >= 1 - 4 * error, 5)
+    return decide(says, least, "at least 1, minus 4 standard errors", least >= 1 - 4 * error, 5)
 
 
 def generating_function_is_bounded(log_mean: LogMean = log_mean_of_coins) -> Evidence:
@@ -209,7 +209,7 @@ def baselines_want_small_rates(load: Table = load_paper_table) -> Evidence:
         + "."
     )
     least = float(10 ** steps.iloc[0])
-    asked = "at least 100 times for each method: ten times a step of the paper's grids"
+    asked = "at least 100 times smaller for each method: two steps of the paper's grids"
     return decide(says, least, asked, bool(round(steps.iloc[0], 6) >= 2))
 
 
@@ -224,5 +224,5 @@ def stored_compactly(density: float = 0.01, save: Save = save_adapter) -> Eviden
         save(masking, Path(folder) / "adapter.safetensors")
         size = (Path(folder) / "adapter.safetensors").stat().st_size
     each = size / masking.trainable
-    says = f"An adapter file has {each:.2f} bytes a trained entry: four of its value; the places come from a seed."
+    says = f"An adapter file has {each:.2f} bytes for each trained entry: four for its value; a seed gives its place."
     return decide(says, each, "at most 4.1 bytes", each <= 4.1)

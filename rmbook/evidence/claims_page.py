@@ -10,10 +10,10 @@ PAGE = Path(__file__).resolve().parents[2] / "book" / "claims.md"
 TOP = f"""(ch-claims)=
 # What the paper claims, and what we found
 
-Every numbered figure, table and result of the paper {{cite:p}}`xu2024random`, and the main claims of its text. Each
-leads to the chapter where it is shown, to the test that covers the code behind it, and to the recorded evidence. The
-page is written by `{COMMAND}` from the recorded results; no number in it is typed in, and a test fails when it and the
-results differ.
+This page lists every numbered figure, table and result of the paper {{cite:p}}`xu2024random`, and the main claims of
+its text. Each entry names the chapter that shows it, the test of the code behind it, and the recorded evidence.
+`{COMMAND}` writes this page from the recorded results: no number in it is typed in, and a test fails if the page and
+the results differ.
 
 """
 
@@ -40,9 +40,9 @@ def _entry(entry: dict) -> list[str]:
     lines = [f"(claim-{entry['name']})=", f"### {sources}: {entry['statement']}", ""]
     evidence = entry["evidence"]
     if evidence:
-        found = "Trend" if entry["status"] == "trend only" else "Found"
+        found = "Trend" if entry["status"] == "trend only" else "Result"
         lines += [f"**{found} {VERDICTS[evidence['verdict']]}:** {evidence['says']}", ""]
-        lines += [f"Decided by {evidence['value']:.4g}{_spread(evidence)}. Asked for: {evidence['asked']}.", ""]
+        lines += [f"Deciding value: {evidence['value']:.4g}{_spread(evidence)}. Required: {evidence['asked']}.", ""]
     if entry["remark"]:
         lines += [entry["remark"], ""]
     lines += [f"Chapter: {{doc}}`{entry['chapter']}`, cell `{entry['cell']}`. Test: `{entry['test']}`.", ""]

@@ -149,7 +149,7 @@ def test_the_page_names_number_spread_seeds_chapter_and_stamp():
     for part in (
         "Figure 99",
         "It is 2.",
-        "**Found for the claim:**",
+        "**Result for the claim:**",
         "between 1.5 and 2.5",
         "standard deviation 0.5 between bases, standard deviation 0.25 between seeds",
         "5 bases, 3 seeds each",
