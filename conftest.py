@@ -12,8 +12,8 @@ except ImportError:  # where only the package's own tests are run
     IPyNbFile = ()
 
 # Kernels inherit it. OpenMP's threads else spin while they wait for each other, and where anything else uses the cores
-# a chapter's tiny models get fifty times slower than they are alone. One thread each, as several run at a time and a second
-# thread costs such models more than it brings.
+# a chapter's tiny models get fifty times slower than they are alone. One thread each, as several processes run at a
+# time, and a second thread costs such models more than it brings.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
