@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import weakref
+from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
@@ -31,6 +32,7 @@ from rmbook.adapters.base import base_fingerprint
 from rmbook.engine.shards import local, whole
 
 STEPS, BATCH, TARGETS = 4, 12, ["inner", "outer", "head"]
+WAIT = timedelta(minutes=4)  # for the other process: it may have died
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
@@ -372,7 +374,7 @@ def check_refusals():
 
 def _worker(rank, world, init, function, arguments):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=world, timeout=WAIT)
     try:
         function(*arguments)
         dist.barrier()

@@ -1,6 +1,7 @@
 """Masks on whole models: what is trained, what is refused, and that nothing is left half done."""
 
 import copy
+from datetime import timedelta
 
 import pytest
 import torch
@@ -217,9 +218,12 @@ def test_save_pretrained_gives_the_result_also_while_it_is_masked(tmp_path):
     torch.testing.assert_close(merged(input_ids=ids).logits, wanted, rtol=0, atol=1e-6)
 
 
+WAIT = timedelta(minutes=4)  # for the other process: it may have died
+
+
 def _ddp_worker(rank, port, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=WAIT)
     model, values = _trained_by_sgd(rank, DistributedDataParallel)
     torch.save(values, f"{folder}/{rank}.pt")
     dist.destroy_process_group()

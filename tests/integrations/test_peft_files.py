@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -304,9 +305,12 @@ test_peft_files.train_in_group(1, sys.argv[2], AutoPeftModelForCausalLM.from_pre
 """
 
 
+WAIT = timedelta(minutes=4)  # for the other process: it may have died
+
+
 def train_in_group(rank, store, model):
     """Two steps on every second row, in a group of two processes."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=WAIT)
     try:
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
