@@ -171,7 +171,8 @@ class Broken:
         if isinstance(content, tuple):
             return tuple(self.change(part) for part in content)
         if "runs" in content:
-            return content | {"runs": self.world(pd.DataFrame(content["runs"]).astype(object)).to_dict("records")}
+            runs = self.world(pd.DataFrame(content["runs"]).astype(object)).to_dict("records")
+            return content | {"runs": runs, "zero_shot": content["zero_shot"] / 2}
         return content | {"base": {name: value / 2 for name, value in content["base"].items()}}
 
 

@@ -17,10 +17,10 @@ from rmbook.offline.tiny_language import make_tiny_checkpoint
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 RUNS = {  # how often a chapter trains the reader's model
-    "bigger_steps": 12,
-    "does_randomness_matter": 8,
+    "bigger_steps": 11,
+    "does_randomness_matter": 6,
     "flatter_networks": 1,
-    "further_away": 13,
+    "further_away": 10,
     "how_much_data": 5,
     "it_is_the_pretraining": 2,
     "one_learning_rate": 4,
