@@ -1,6 +1,6 @@
 # `make book` and `make test` are all that is needed on a machine with Python, git and make. `make help` lists the rest.
 .DEFAULT_GOAL := help
-.PHONY: help book test test-code test-pages pdf record spops clean new-venv
+.PHONY: help book test test-types test-code test-pages pdf record spops clean new-venv
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -60,13 +60,15 @@ book: $(BOOK)  ## run the chapters that have changed and build the book: _build/
 	RMBOOK_EXECUTED=_build/chapters $(VENV)/bin/jupyter-book build .
 	@echo "The book is ready. Open $(CURDIR)/$(PAGES)"
 
-# The pages are built and read while the tests run: each of the two leaves a core idle at times.
+# All three at a time: each leaves a core idle now and then.
 test: $(STAMP)  ## check the code, the chapters' stored outputs and the pages
-	$(RUN) ruff check .
-	$(RUN) mypy
-	$(VENV)/bin/lint-imports --no-logo
-	@$(MAKE) --no-print-directory --jobs=2 test-code test-pages
+	@$(MAKE) --no-print-directory --jobs=3 test-types test-code test-pages
 	@echo "make test: everything passed"
+
+test-types: $(STAMP)
+	$(RUN) ruff check .
+	$(VENV)/bin/lint-imports --no-logo
+	$(RUN) mypy
 
 # Each file's tests, or notebook's cells, stay together; conftest.py puts the longest first.
 test-code: $(STAMP)

@@ -276,8 +276,9 @@ def test_a_run_of_every_recorded_grid_begins_here_as_it_did_there(name):
         assert again["trainable"] == run["trainable"] and abs(again["test_accuracy"] - run["test_accuracy"]) < 5
         return
     epoch = run["steps"] // len(run["curve"])
+    settings["hessian"] = bool(run.get("hessian")) and run.get("backbone", "vit") == "vit"  # MiniLM's takes a minute
     again = run_experiment(Experiment(**settings | {"steps": 2 * epoch}))
     assert again["trainable"] == run["trainable"] and again["steps"] == 2 * epoch
     assert again["curve"] == pytest.approx(run["curve"][:2], abs=5)
-    if run.get("hessian"):
+    if settings["hessian"]:
         assert again["hessian_before"] == pytest.approx(run["hessian_before"], rel=0.05)
