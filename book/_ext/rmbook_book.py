@@ -34,10 +34,20 @@ def plain_bibliography(app, pagename, templatename, context, doctree):
         context["body"] = re.sub(r' role="(?:list|doc-biblioentry|doc-backlink)"', "", context["body"])
 
 
+def write_alike(app):
+    """Give the page of the whole book (`make pdf`) what writes single pages, unless it has its own.
+
+    Sphinx looks for no other once any extension has registered a node for the builder "singlehtml".
+    """
+    handlers = app.registry.translation_handlers
+    handlers["singlehtml"] = handlers.get("html", {}) | handlers.get("singlehtml", {})
+
+
 def setup(app):
     """Register the hooks. All pages are built again when an extension of the book changes."""
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     app.add_config_value("rmbook_extensions", hashlib.sha256(sources).hexdigest(), "env")
+    app.connect("builder-inited", write_alike)
     app.connect("source-read", read_executed)
     app.connect("html-page-context", drop_scripts, priority=900)  # after the extensions that add scripts
     app.connect("html-page-context", plain_bibliography)
