@@ -81,6 +81,9 @@ def run_first_cell(page):
     from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+    # On a busy machine JupyterLab asks for the kernel that it has not found yet.
+    accept = page.locator(".jp-Dialog .jp-mod-accept").first
+    page.add_locator_handler(accept, lambda: accept.click(timeout=5_000), no_wait_after=True)
     started = "!/^\\[\\s*\\]:?$/.test(document.querySelector('.jp-CodeCell .jp-InputPrompt').textContent.trim())"
     for last in [False] * 9 + [True]:
         page.locator(".jp-CodeCell .cm-content").first.click()
