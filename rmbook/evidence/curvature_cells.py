@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rmbook.evidence.backbones import load_backbone
-from rmbook.evidence.experiment import TOLERANCE, Experiment, look_at, prepare_model
-from rmbook.files import write_json
+from rmbook.evidence.experiment import TOLERANCE, Experiment, look_at, prepare_model, write_result
 from rmbook.landscape.curvature import hessian_norm
 from rmbook.models.reuse import BaseModels
 
@@ -56,6 +55,4 @@ def perform_curvature(config: dict, work: Path, bases: BaseModels | None = None,
         work: folder for its result.json.
         bases, stop: not used.
     """
-    measured = measure_cell(CurvatureCell(**config))
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / "result.json", measured | {"status": "completed", "config": config})
+    write_result(work, measure_cell(CurvatureCell(**config)) | {"status": "completed"}, config)

@@ -173,7 +173,11 @@ def perform_experiment(config: dict, work: Path, bases: BaseModels | None = None
         work: folder for its result.json.
         bases, stop: not used.
     """
-    measured = run_experiment(Experiment(**config))
+    write_result(work, run_experiment(Experiment(**config)), config)
+
+
+def write_result(work: Path, measured: dict, config: dict) -> None:
+    """Write what a run of a sweep measured, with its settings, as the result.json of its folder."""
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / "result.json", measured | {"config": config})
 

@@ -15,9 +15,8 @@ from torch import nn
 
 from rmbook.evidence.backbones import load_backbone
 from rmbook.evidence.changes import Changes, combine, cosine, flip_signs, norm, shared_entries, weight_changes
-from rmbook.evidence.experiment import Experiment, run_experiment
+from rmbook.evidence.experiment import Experiment, run_experiment, write_result
 from rmbook.evidence.recording import load_recorded
-from rmbook.files import write_json
 from rmbook.models.reuse import BaseModels
 from rmbook.offline.digits import VIEWS, Digits
 
@@ -155,8 +154,7 @@ def perform_cell(config: dict, work: Path, bases: BaseModels | None = None, stop
         work: folder for its result.json.
         bases, stop: not used.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / "result.json", run_cell(Cell(**config)) | {"status": "completed", "config": config})
+    write_result(work, run_cell(Cell(**config)) | {"status": "completed"}, config)
 
 
 def base_accuracies() -> dict[str, float]:
