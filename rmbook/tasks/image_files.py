@@ -18,7 +18,7 @@ from PIL import Image
 
 from rmbook.errors import TaskError, shown
 from rmbook.tasks.hub import hub_table
-from rmbook.tasks.idx_files import read_idx
+from rmbook.tasks.idx_files import read_idx, write_idx
 from rmbook.tasks.image_example import UNREADABLE, ImageExample, check_range, damaged, open_image
 from rmbook.tasks.image_folders import ENDINGS, class_folders, report_passed, split_one_folder
 from rmbook.tasks.mat_files import read_mat
@@ -26,6 +26,12 @@ from rmbook.tasks.task import Task, plain_name
 
 FOLDERS = {"train": "train", "validation": "test"}  # what runs call validation is the standard test split
 IDX = {"train": "train", "validation": "t10k"}
+
+
+def write_idx_split(folder: str | os.PathLike, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Write a split as MNIST's two files: images, (n, height, width) in [0, 1], and labels, (n,)."""
+    for kind, array in (("images-idx3", (images * 255).round()), ("labels-idx1", labels)):
+        write_idx(Path(folder) / f"{IDX[split]}-{kind}-ubyte.gz", array)
 
 
 def load_images(task: Task, split: str, data_dir: str | os.PathLike | None = None) -> list[ImageExample]:
