@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 try:
+    from kernels import use_forked_kernels
     from nbval.plugin import IPyNbFile
+
+    use_forked_kernels()
 except ImportError:  # where only the package's own tests are run
     IPyNbFile = ()
 

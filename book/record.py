@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from kernels import use_forked_kernels
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -27,6 +28,7 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # For the kernels, as in conftest.py. The models here are so small that a second thread costs more than it brings.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+use_forked_kernels()
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
