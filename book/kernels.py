@@ -4,6 +4,7 @@ A chapter's kernel would spend five seconds on importing torch, transformers and
 kernel is a fork of that process: a new process that shares nothing else with other chapters.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -73,6 +74,7 @@ def serve(arguments: list[str], environment: dict[str, str], folder: str) -> Non
     # What these find out when they are loaded in a kernel.
     matplotlib.rcParams["backend"] = "module://matplotlib_inline.backend_inline"
     pandas.set_option("display.max_columns", 20)
+    gc.freeze()  # the collector need not go through the libraries
     launch_new_instance(argv=arguments)
 
 

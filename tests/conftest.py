@@ -1,5 +1,6 @@
 """Shared helpers of the tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,6 +14,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector the libraries that are loaded by now: it would go through them again and again."""
+    gc.collect()
+    gc.freeze()
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from rmbook.errors import ConfigError, closest
@@ -129,17 +130,23 @@ def best_runs(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         by: columns that make a group; all runs are one group without any.
     """
     names = [name for name in dict.fromkeys([*by, "base"]) if name in table]
-    groups = [group for _, group in table.groupby(names, sort=False, dropna=False)] if names else [table]
-    return pd.concat([group[group["learning_rate"] == _best_rate(group)] for group in groups])
+    group = table.groupby(names, sort=False, dropna=False).ngroup().to_numpy() if names else np.zeros(len(table), int)
+    rates, runs = table["learning_rate"].to_numpy(), {}
+    columns = (table[name].tolist() for name in ("seed", "status", "dev_accuracy", "dev_loss"))
+    for number, rate, seed, status, right, loss in zip(group, rates, *columns, strict=True):
+        scores = runs.setdefault(number, {}).setdefault(rate, {})
+        scores.setdefault(seed, []).append(DIVERGED if status == "diverged" else (right, loss))
+    best = np.array([_best_rate(runs[number]) for number in range(len(runs))])
+    chosen = np.flatnonzero(rates == best[group])
+    return table.iloc[chosen[np.argsort(group[chosen], kind="stable")]]
 
 
-def _best_rate(group: pd.DataFrame) -> float | None:
-    scores, seeds = {}, set(group["seed"])
-    for rate, runs in group.groupby("learning_rate"):
-        if set(runs["seed"]) == seeds:
-            told = zip(runs["status"], runs["dev_accuracy"], runs["dev_loss"], strict=True)
-            scores[rate] = [DIVERGED if status == "diverged" else (right, loss) for status, right, loss in told]
-    return best_rate(scores)
+def _best_rate(scores: dict[float, dict[int, list]]) -> float:
+    """Return the best of a group's rates, nan if there is none, from the scores by rate and seed."""
+    seeds = set().union(*scores.values())
+    complete = {rate: sum(own.values(), []) for rate, own in scores.items() if own.keys() == seeds}
+    rate = best_rate(complete)
+    return np.nan if rate is None else rate
 
 
 def best_cells(table: pd.DataFrame, by: Sequence[str], measures: dict[str, tuple] = MEASURES) -> pd.DataFrame:
