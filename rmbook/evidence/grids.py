@@ -171,11 +171,14 @@ def best_cells(table: pd.DataFrame, by: Sequence[str], measures: dict[str, tuple
     found = {"learning_rate": ("learning_rate", "median")} | found | {"at_edge": ("at_edge", "any")}
     cells = best.groupby(by, sort=False, dropna=False).agg(**found)
     if measures is MEASURES and "test_accuracy" in table:
-        spread = best.groupby(by, sort=False, dropna=False).apply(_spread_of_test)
-        cells.insert(cells.columns.get_loc("test") + 1, "test_sd", spread)
+        cells.insert(cells.columns.get_loc("test") + 1, "test_sd", _spread_of_test(best, by))
     return cells
 
 
-def _spread_of_test(runs: pd.DataFrame) -> float:
-    bases = runs.groupby("base")["test_accuracy"].mean() if "base" in runs else ()
-    return float((bases if len(bases) > 1 else runs["test_accuracy"]).std())
+def _spread_of_test(best: pd.DataFrame, by: list[str]) -> pd.Series:
+    runs = best.groupby(by, sort=False, dropna=False)["test_accuracy"].std()
+    if "base" not in best:
+        return runs
+    bases = best.groupby([*by, "base"], sort=False, dropna=False)["test_accuracy"].mean()
+    bases = bases.groupby(level=by, sort=False, dropna=False).agg(["std", "size"])
+    return bases["std"].where(bases["size"] > 1, runs)

@@ -123,8 +123,12 @@ def loss(features: ArrayLike, targets: ArrayLike, weights: ArrayLike, masks=1.0,
         The loss, (...), in squared units of y.
     """
     features = check_features(features)
-    residual = check_targets(targets, features) - (pretrained + np.multiply(masks, weights)) @ features.T  # (..., n)
-    return (residual**2).sum(-1) / (2 * len(features))
+    weights = np.asarray(weights, dtype=np.float64)
+    if np.any(np.not_equal(masks, 1.0)) or np.any(pretrained):  # a copy of a long path costs more than the product
+        weights = pretrained + np.multiply(masks, weights)
+    # As two matrices, which is several times faster than many small products.
+    residual = weights.reshape(-1, weights.shape[-1]) @ features.T - check_targets(targets, features)
+    return (np.einsum("kn,kn->k", residual, residual) / (2 * len(features))).reshape(weights.shape[:-1])[()]
 
 
 def gram(features: ArrayLike, masks: ColumnMasks) -> np.ndarray:
