@@ -1,4 +1,4 @@
-"""Masks for one question of the paper (section 4.3): does it matter which entries are trained, at the same number?
+"""Masks for one question of the paper (section 4.4): does it matter which entries are trained, at the same number?
 
 Masks that are drawn (`rmbook.masks`) are compared with those of the entries that a score ranks first or last.
 """

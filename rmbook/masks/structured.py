@@ -1,4 +1,4 @@
-"""Structured masks: columns, rows or blocks of a matrix instead of single entries (section 4.3 of the paper).
+"""Structured masks: columns, rows or blocks of a matrix instead of single entries (section 4.4 of the paper).
 
 A column of an (out, in) weight belongs to one input feature, a row to one output. Masks of columns need no sampled
 product: the gradient of k columns is a matrix product with k columns of the input.

@@ -220,7 +220,7 @@ def test_workers_that_cannot_start_end_the_sweep(cluster, runs, tmp_path, monkey
 
     Broken.__module__ = "__main__"  # so that it is sent, and not imported
     monkeypatch.setattr("rmbook.sweeps.ray_engine.Worker", Broken)
-    monkeypatch.setattr("rmbook.sweeps.ray_engine.WORKER_STARTS", 2)  # each takes Ray some seconds
+    monkeypatch.setattr("rmbook.sweeps.ray_engine.WORKER_STARTS", 1)  # each takes Ray some seconds
     with pytest.raises(SweepError, match="do not start: ImportError: No module named 'rmbook'") as found:
         run_sweep_ray(runs, tmp_path / "sweep", workers=1)
     assert "\n" not in str(found.value)
