@@ -1,8 +1,9 @@
 """The recorded grids: which runs they have, and their results as tables.
 
-A grid is a small YAML file in rmbook/evidence/recorded, of the form that `rmbook.sweeps.grid` explains, with three
-additions. `kind` says what a run is, see `rmbook.evidence.record`. A list in an axis of mappings stands for all its
-values, and may hold mappings itself. And an axis can be taken from another recorded grid:
+A grid is a small YAML file in rmbook/evidence/recorded, of the form that `rmbook.sweeps.grid` explains, with these
+additions. `kind` says what a run is, see `rmbook.evidence.record`; a grid of language models may name its `result`. A
+list in an axis of mappings stands for all its values, and may hold mappings itself. And an axis can be taken from
+another recorded grid:
 
     axes:
       method: {best_in: vit_grid, density: [0.01, 0.001]}

@@ -26,7 +26,7 @@ TINY = {"tiny-opt": "made:opt", "tiny-llama": "made:llama"}  # names of the mode
 OWN_GRIDS = {"made:smollm2": "smollm2_sst2"}  # models that have a grid of their own
 PLACES = ("model", "task", "data_dir")
 SIZES = ("train_size", "dev_size", "test_size")
-KEPT = ("status", "trainable", "total", "steps", "best_epoch", "cut_prompts", "seconds", "peak_memory")
+KEPT = ("status", "trainable", "total", "steps", "best_epoch", "distance", "cut_prompts", "seconds", "peak_memory")
 MEASURES = {
     "dev_loss": ("dev_loss", "mean"),
     "dev": ("dev_accuracy", "mean"),

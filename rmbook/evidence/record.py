@@ -136,7 +136,7 @@ def record_grid(
         grid = fit_to_memory(grid | {"fixed": grid["fixed"] | (changes or {})}, gpu_memory())
         fixed = grid["fixed"]
         given = fixed["model"], fixed["task"]
-        result, command = result_name(*given), recording_command(*given, source)
+        result, command = grid.get("result") or result_name(*given), recording_command(*given, source)
     folder = Path(folder or cache_folder() / "recording" / Path(result).name)
     made, runs = stamp(command), kind.plan(grid)
     run_sweep(runs, folder, perform=perform or kind.perform, listener=listener, retry_failed=True)

@@ -1,5 +1,6 @@
 """A method on a model: the trained parameters, their state, and the way back."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -58,6 +59,13 @@ class AppliedMethod:
     def ratio(self) -> float:
         """Trained entries / all parameters of the model before: the paper's "Params"."""
         return self.trainable / self.total
+
+    @property
+    def distance(self) -> float | None:
+        """How far a mask has moved the weights, in l2 norm (figure 4c of the paper); None for other methods."""
+        layers = self.mask.layers.values() if self.mask else ()
+        squares = [float(whole(layer.delta.detach()).double().square().sum()) for layer in layers]
+        return math.sqrt(sum(squares)) if self.mask else None
 
     def penalty(self) -> torch.Tensor | float:
         """Return what the method adds to the loss: AdaLoRA's orthogonality penalty, a scalar; 0.0 for all others."""

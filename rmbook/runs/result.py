@@ -32,6 +32,7 @@ RESULT = {
     "records": each_named(count),
     "max_length": optional(count),
     "history": each(fields(EPOCH, tuple(EPOCH))),
+    "distance": optional(number),
     "test": optional(each_named(number)),
     "seconds": number,
     "tokens_per_second": optional(number),

@@ -176,10 +176,11 @@ def _run(
             )
         trained = outcome.best_epoch > 0  # else it diverged at once: there is nothing to keep
         test = score_examples(prepared, prepared.splits.test, progress) if trained else None
+        distance = prepared.method.distance if trained else None  # by all processes: shards are gathered for it
     if trained and (accelerator.is_main_process or shards_base(accelerator)):
         save_trained(prepared.method, folder / "adapter.safetensors", prepared.fingerprint)
     if accelerator.is_main_process:
-        write_json(folder / "result.json", _result(prepared, outcome, test, metrics))
+        write_json(folder / "result.json", _result(prepared, outcome, test, distance, metrics))
         checkpoint.path.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     if prepared.bases:
@@ -189,7 +190,11 @@ def _run(
 
 
 def _result(
-    prepared: PreparedRun, outcome: TrainingResult, test: dict[str, Any] | None, metrics: MetricsFile
+    prepared: PreparedRun,
+    outcome: TrainingResult,
+    test: dict[str, Any] | None,
+    distance: float | None,
+    metrics: MetricsFile,
 ) -> dict[str, Any]:
     steps = [row for row in metrics.rows() if "tokens" in row]
     tokens, seconds = sum(row["tokens"] for row in steps), sum(row["seconds"] for row in steps)
@@ -207,6 +212,7 @@ def _result(
         "steps": outcome.steps,
         "best_epoch": outcome.best_epoch,
         "history": [finite(row) for row in outcome.history],
+        "distance": distance,
         "test": test,
         "seconds": round(outcome.seconds, 3),
         "tokens_per_second": round(tokens / seconds) if seconds else None,

@@ -1,6 +1,7 @@
 """Every method on small models of every family: what it trains, what it leaves, and the way back."""
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -66,7 +67,10 @@ def test_a_method_trains_what_it_should_and_can_be_undone(kind, method):
     assert all((p.grad is not None) == (n in trained) for n, p in model.named_parameters())
     now = state_bytes(model)
     if "masking" not in method:  # there the frozen weight holds W + S
-        assert all(now[n] == b for n, b in untouched.items())
+        assert all(now[n] == b for n, b in untouched.items()) and applied.distance is None
+    else:
+        moved = math.sqrt(sum(float(p.detach().double().square().sum()) for p in applied.parameters()))
+        assert 0 < applied.distance == pytest.approx(moved)
     if method == "full":
         with pytest.raises(MethodError, match="reload"):
             applied.remove()
