@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from rmbook.engine.tap import Tap, compact_columns, write_entries
+from rmbook.engine.tap import compact_columns, tapped, write_entries
 from rmbook.masks.sample import Mask
 
 _locks: dict[int, threading.Lock] = {}  # by a weight's address: two threads must not borrow it at once
@@ -81,8 +81,7 @@ def masked_linear(
     output = product(input, weight, bias, delta.detach(), mask.positions, mask.transposed)
     if not (torch.is_grad_enabled() and delta.requires_grad):
         return output
-    kept = input.detach() if mask.touched is None else input.detach().index_select(-1, mask.touched)
-    return Tap.apply(output, delta, kept, mask.row_starts, mask.columns, mask.backend, None)
+    return tapped(output, delta, input, mask)
 
 
 def add_entries(weight: torch.Tensor, positions: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ Both are also registered as operations of torch (`torch.ops.rmbook`), so that to
 """
 
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -53,6 +54,22 @@ class Tap(torch.autograd.Function):
                 ctx.backend,
             ).to(values.dtype)
         return grad_output, grad_values, None, None, None, None, None
+
+
+def tapped(output: torch.Tensor, delta: torch.Tensor, input: torch.Tensor, layer: Any, merge_again=None) -> torch.Tensor:
+    """Put a `Tap` on an output (..., out), which is best no view: of one, autograd copies each gradient three times.
+
+    Args:
+        output: of the linear layer.
+        delta: (nnz,) entries of S.
+        input: (..., in) of the linear layer.
+        layer: has `touched`, `columns`, `row_starts` and `backend`.
+        merge_again: as of `Tap.forward`.
+    """
+    kept = input.detach()
+    if layer.touched is not None:
+        kept = kept.index_select(-1, layer.touched)  # all that the backward pass needs
+    return Tap.apply(output, delta, kept, layer.row_starts, layer.columns, layer.backend, merge_again)
 
 
 def compact_columns(mask: Mask) -> tuple[torch.Tensor, torch.Tensor | None]:
