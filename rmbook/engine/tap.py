@@ -3,6 +3,7 @@
 Both are also registered as operations of torch (`torch.ops.rmbook`), so that torch.compile keeps them whole.
 """
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -56,7 +57,9 @@ class Tap(torch.autograd.Function):
         return grad_output, grad_values, None, None, None, None, None
 
 
-def tapped(output: torch.Tensor, delta: torch.Tensor, input: torch.Tensor, layer: Any, merge_again=None) -> torch.Tensor:
+def tapped(
+    output: torch.Tensor, delta: torch.Tensor, input: torch.Tensor, layer: Any, merge_again: Callable | None = None
+) -> torch.Tensor:
     """Put a `Tap` on an output (..., out), which is best no view: of one, autograd copies each gradient three times.
 
     Args:
