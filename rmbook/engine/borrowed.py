@@ -87,7 +87,7 @@ def masked_linear(
 def add_entries(weight: torch.Tensor, positions: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """Write W + S into a weight, rounded once, and return W's entries (nnz,) for `write_entries` to restore."""
     original = weight.data.view(-1).index_select(0, positions)
-    changed = (original.to(torch.promote_types(original.dtype, delta.dtype)) + delta).to(original.dtype)
+    changed = (original + delta).to(original.dtype)  # added in the higher of the two precisions
     write_entries(weight, positions, changed)
     return original
 
@@ -116,7 +116,9 @@ def _forward(input, weight, bias, delta, positions, transposed):
         return output.view(*input.shape[:-1], weight.shape[1])
 
     output = _borrow(weight, positions, delta, compute)
-    return torch.ops.aten._unsafe_view(output, output.shape)  # autograd lets nobody change a custom function's view
+    if output._is_view():  # which autograd lets nobody change, of a custom function
+        output = torch.ops.aten._unsafe_view.default(output, output.shape)
+    return output
 
 
 def _input_gradient(grad_output, weight, delta, positions, transposed):

@@ -11,6 +11,7 @@ out * in; `sampled_product` computes the wanted entries only.
 import threading
 import warnings
 
+import numpy as np
 import torch
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -137,21 +138,24 @@ def _sparse(grad_output, input, row_starts, columns):
     # The kernel wants both operands with the tokens last. In memory that is used again: fresh pages of that size
     # cost as much as the product itself.
     memory = [_scratch(side, size * chunk, dtype, device) for side, size in enumerate((out, width))]
+    sources = [side.numpy(force=True) if side.is_cpu and side.dtype == dtype else side for side in (grad_output, input)]
+    count = 0
     for start in range(0, tokens, chunk):
-        count = min(chunk, tokens - start)
-        left, right = memory[0][: out * count].view(out, count), memory[1][: width * count].view(width, count)
-        _copy_transposed(grad_output[start : start + count], left)
-        _copy_transposed(input[start : start + count], right)
+        if count != min(chunk, tokens - start):
+            count = min(chunk, tokens - start)
+            left, right = memory[0][: out * count].view(out, count), memory[1][: width * count].view(width, count)
+        _copy_transposed(sources[0][start : start + count], left)
+        _copy_transposed(sources[1][start : start + count], right)
         torch.sparse.sampled_addmm(total, left, right.t(), out=total)
     return total.values()
 
 
-def _copy_transposed(source: torch.Tensor, target: torch.Tensor) -> None:
-    if not source.is_cpu or source.dtype != target.dtype:
+def _copy_transposed(source: np.ndarray | torch.Tensor, target: torch.Tensor) -> None:
+    if isinstance(source, torch.Tensor):
         target.copy_(source.t())
         return
-    turned, written = source.numpy(force=True).T, target.numpy()  # NumPy needs two thirds of the time of torch's copy
-    for first in range(0, written.shape[1], TURN_AT_ONCE):
+    turned, written = source.T, target.numpy()  # NumPy needs two thirds of the time of torch's copy
+    for first in range(0, len(source), TURN_AT_ONCE):
         written[:, first : first + TURN_AT_ONCE] = turned[:, first : first + TURN_AT_ONCE]
 
 

@@ -153,9 +153,9 @@ def merge(weight, merged, values, original, positions) -> bool:
 @torch.no_grad()
 def overwrite(weight, values, original, positions) -> None:
     """Make the entries of `weight` at `positions` original + values, in O(nnz)."""
-    # From the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
-    new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
-    write_entries(weight, positions, new)
+    # From the saved originals, added in the higher of the two precisions and rounded once: nothing accumulates, so
+    # nothing drifts or is lost in bf16.
+    write_entries(weight, positions, (original + values).to(weight.dtype))
 
 
 def write_entries(weight: torch.Tensor, positions: torch.Tensor, entries: torch.Tensor) -> None:
