@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from rmbook.engine.tap import Tap, compact_columns, write_entries
+from rmbook.engine.tap import compact_columns, tapped, write_entries
 from rmbook.masks.sample import Mask
 
 _locks: dict[int, threading.Lock] = {}  # by a weight's address: two threads must not borrow it at once
@@ -81,14 +81,13 @@ def masked_linear(
     output = product(input, weight, bias, delta.detach(), mask.positions, mask.transposed)
     if not (torch.is_grad_enabled() and delta.requires_grad):
         return output
-    kept = input.detach() if mask.touched is None else input.detach().index_select(-1, mask.touched)
-    return Tap.apply(output, delta, kept, mask.row_starts, mask.columns, mask.backend, None)
+    return tapped(output, delta, input, mask)
 
 
 def add_entries(weight: torch.Tensor, positions: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """Write W + S into a weight, rounded once, and return W's entries (nnz,) for `write_entries` to restore."""
     original = weight.data.view(-1).index_select(0, positions)
-    changed = (original.to(torch.promote_types(original.dtype, delta.dtype)) + delta).to(original.dtype)
+    changed = (original + delta).to(original.dtype)  # added in the higher of the two precisions
     write_entries(weight, positions, changed)
     return original
 
@@ -117,7 +116,9 @@ def _forward(input, weight, bias, delta, positions, transposed):
         return output.view(*input.shape[:-1], weight.shape[1])
 
     output = _borrow(weight, positions, delta, compute)
-    return torch.ops.aten._unsafe_view(output, output.shape)  # autograd lets nobody change a custom function's view
+    if output._is_view():  # which autograd lets nobody change, of a custom function
+        output = torch.ops.aten._unsafe_view.default(output, output.shape)
+    return output
 
 
 def _input_gradient(grad_output, weight, delta, positions, transposed):

@@ -19,7 +19,7 @@ from rmbook.engine.dequantise import weight_shape
 from rmbook.engine.maskable import change_class, check_maskable, check_same
 from rmbook.engine.reference import masked_linear_reference
 from rmbook.engine.shards import is_sharded, read_entries, working_device
-from rmbook.engine.tap import Tap, compact_columns, merge, overwrite
+from rmbook.engine.tap import compact_columns, merge, overwrite, tapped
 from rmbook.masks.sample import Mask
 
 OWN_ATTRIBUTES = (
@@ -146,8 +146,7 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y = x (W + S)^T + b; (..., in) to (..., out)."""
-        values, weight, bias = self.values, self.weight, self.bias  # once: looking them up is not free in a module
-        delta = self.delta
+        values, weight, bias, delta = self.values, self.weight, self.bias, self.delta  # once: a look-up is not free
         if self.dense_form:
             return masked_linear_reference(input, weight, bias, self.mask, delta)
         compiling = torch.compiler.is_compiling()
@@ -158,14 +157,15 @@ class MaskedLinear(nn.Linear):
             self._merge(delta)
         else:
             self.check_weight()
-        output = F.linear(input, weight, bias)
-        if not (torch.is_grad_enabled() and (values.requires_grad or output.requires_grad)):
-            return output
-        if self.touched is not None:
-            input = input.index_select(-1, self.touched)  # all that the backward pass needs
-        if not self.sharded:  # a compiled graph keeps its own W + S
-            merge_again = None if compiling else partial(self._merge_again, self.writes)
-        return Tap.apply(output, delta, input.detach(), self.row_starts, self.columns, self.backend, merge_again)
+        rows = input
+        if bias is not None and input.dim() > 2 and input.is_contiguous():
+            rows = input.flatten(0, -2)  # F.linear does it, too, but the tap on a view would copy each gradient thrice
+        output = F.linear(rows, weight, bias)
+        if torch.is_grad_enabled() and (values.requires_grad or output.requires_grad):
+            if not self.sharded:  # a compiled graph keeps its own W + S
+                merge_again = None if compiling else partial(self._merge_again, self.writes)
+            output = tapped(output, delta, rows, self, merge_again)
+        return output if rows is input else output.view(*input.shape[:-1], output.shape[-1])
 
     def train(self, mode: bool = True) -> "MaskedLinear":
         """Set the mode; also refresh, for callers that read `weight` without calling the layer."""

@@ -3,7 +3,9 @@
 Both are also registered as operations of torch (`torch.ops.rmbook`), so that torch.compile keeps them whole.
 """
 
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -53,6 +55,24 @@ class Tap(torch.autograd.Function):
                 ctx.backend,
             ).to(values.dtype)
         return grad_output, grad_values, None, None, None, None, None
+
+
+def tapped(
+    output: torch.Tensor, delta: torch.Tensor, input: torch.Tensor, layer: Any, merge_again: Callable | None = None
+) -> torch.Tensor:
+    """Put a `Tap` on an output (..., out), which is best no view: of one, autograd copies each gradient three times.
+
+    Args:
+        output: of the linear layer.
+        delta: (nnz,) entries of S.
+        input: (..., in) of the linear layer.
+        layer: has `touched`, `columns`, `row_starts` and `backend`.
+        merge_again: as of `Tap.forward`.
+    """
+    kept = input.detach()
+    if layer.touched is not None:
+        kept = kept.index_select(-1, layer.touched)  # all that the backward pass needs
+    return Tap.apply(output, delta, kept, layer.row_starts, layer.columns, layer.backend, merge_again)
 
 
 def compact_columns(mask: Mask) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -133,9 +153,9 @@ def merge(weight, merged, values, original, positions) -> bool:
 @torch.no_grad()
 def overwrite(weight, values, original, positions) -> None:
     """Make the entries of `weight` at `positions` original + values, in O(nnz)."""
-    # From the saved originals, rounded once: nothing accumulates, so nothing drifts or is lost in bf16.
-    new = (original.to(torch.promote_types(original.dtype, values.dtype)) + values).to(weight.dtype)
-    write_entries(weight, positions, new)
+    # From the saved originals, added in the higher of the two precisions and rounded once: nothing accumulates, so
+    # nothing drifts or is lost in bf16.
+    write_entries(weight, positions, (original + values).to(weight.dtype))
 
 
 def write_entries(weight: torch.Tensor, positions: torch.Tensor, entries: torch.Tensor) -> None:

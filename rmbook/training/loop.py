@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -51,7 +52,10 @@ class TrainingLoop:
         optimizer = torch.optim.AdamW(
             list(method.parameters()), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
         )
-        self.model, self.optimizer = accelerator.prepare(method.model, optimizer)
+        self.model, wrapped = accelerator.prepare(method.model, optimizer)
+        # accelerate's own wrapper, of use where gradients are scaled, looks for packages on the disk at each step.
+        plain = fused and accelerator.scaler is None and type(wrapped) is AcceleratedOptimizer
+        self.optimizer = wrapped.optimizer if plain else wrapped
         self.trained = list(method.parameters())  # FSDP makes others of them
         self.best = self._weights()
         self.stop, self.due, self.speed, self.last_step = False, False, 0.0, 0
