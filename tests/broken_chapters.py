@@ -1,0 +1,179 @@
+"""Chapters run in broken worlds: their cells and what each needs, their asserts part by part, and answers that are wrong.
+
+`tests/book/test_broken_worlds.py` breaks recorded results with it, `tests/book/test_broken_library.py` the library.
+"""
+
+import ast
+import dataclasses
+import functools
+import json
+import re
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+BOOK = Path(__file__).resolve().parents[1] / "book"
+LIVE = re.compile(r"(?<!def )\b(run_experiment|train|start_run|teach|learn_task|hessian_norm|apply_\w+|load_minilm|run)\(")
+LOADERS = re.compile(r"\b(load_runs|load_paper_table|load_interference|find_recorded)\(")
+CHAPTERS = sorted(path.stem for path in BOOK.glob("*.ipynb"))
+NUMBERS = {"Estimate", "HessianNorm", "PairedComparison", "Reach", "Runs", "TrainingResult", "VarianceComponents"}
+
+
+class Parts(ast.NodeTransformer):
+    """Turns asserts into questions that are noted down and stop nothing; `texts` are the asserts' parts."""
+
+    def __init__(self):
+        self.texts = []
+
+    def visit_Assert(self, node: ast.Assert) -> list[ast.stmt]:
+        joined = isinstance(node.test, ast.BoolOp) and isinstance(node.test.op, ast.And)
+        texts = [ast.unparse(part) for part in (node.test.values if joined else [node.test])]
+        self.texts += texts
+        return ast.parse("\n".join(f"note({text!r}, lambda: {text})" for text in texts)).body
+
+
+def names_in(text: str) -> set[str]:
+    """Return the names that a part of an assert speaks of; none if it speaks of numbers that stand in it alone."""
+    names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    return names - {"round", "abs", "math", "np"}
+
+
+@functools.cache
+def code_cells(chapter: str) -> list[tuple[str, str]]:
+    """Return the cells of code as their ids and their code, without those for the shell."""
+    cells = json.loads((BOOK / f"{chapter}.ipynb").read_text())["cells"]
+    code = [(cell["id"], "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
+    return [(name, text) for name, text in code if not re.search(r"^\s*[%!]", text, re.M)]
+
+
+@dataclasses.dataclass
+class Cell:
+    """A cell: the names it reads, those it makes, those it only changes; the parts of its asserts."""
+
+    name: str
+    code: str
+    parts: list[str]
+    reads: set[str]
+    makes: set[str]
+    changes: set[str]
+
+
+def analysed(name: str, code: str, imported: set[str]) -> Cell:
+    """Return a cell with what can be told from its code."""
+    tree, parts = ast.parse(code), Parts()
+    reads, makes, changes = set(), set(), set()
+    for statement in tree.body:
+        names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
+        inner = [node.target for node in ast.walk(statement) if isinstance(node, ast.For | ast.comprehension)]
+        bound = {name.id for target in inner for name in ast.walk(target) if isinstance(name, ast.Name)}
+        bound |= {node.arg for node in ast.walk(statement) if isinstance(node, ast.arg)}
+        reads |= {name.id for name in names if isinstance(name.ctx, ast.Load)} - bound - makes
+        makes |= {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            makes.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            makes |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
+            changes.add(base_of(node))
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            by, given = base_of(node.value.func), {base_of(each) for each in node.value.args}
+            changes |= set() if by in ("print", "plt", "fig", "ax", "axes") else {by, *given}
+    parts.visit(tree)
+    return Cell(name, code, parts.texts, reads, makes, changes - {""} - imported)
+
+
+def base_of(node: ast.AST) -> str:
+    """Return the name at the start of an expression such as table.loc[0], or nothing."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+class Chapter:
+    """A chapter's cells, and which of them another cell needs."""
+
+    def __init__(self, name: str):
+        cells = code_cells(name)
+        trees = [node for _, code in cells for node in ast.walk(ast.parse(code))]
+        lines = [node.names for node in trees if isinstance(node, ast.Import | ast.ImportFrom)]
+        imported = {(alias.asname or alias.name).split(".")[0] for names in lines for alias in names}
+        self.cells = [analysed(*cell, imported) for cell in cells]
+        self.recorded, self.live = self.tainted(LOADERS), self.tainted(LIVE)
+
+    def sources(self, place: int, names: Iterable[str]) -> set[int]:
+        """Return the cells before a place that made these names or changed what they stand for."""
+        found = set()
+        for name in names:
+            for before in range(place - 1, -1, -1):
+                cell = self.cells[before]
+                if name in cell.makes | cell.changes:
+                    found.add(before)
+                if name in cell.makes:
+                    break
+        return found
+
+    def tainted(self, pattern: re.Pattern) -> set[int]:
+        """Return the cells that speak of the pattern or need one that does."""
+        found = set()
+        for place, cell in enumerate(self.cells):
+            if pattern.search(cell.code) or self.sources(place, cell.reads) & found:
+                found.add(place)
+        return found
+
+    def parts(self, recorded: bool) -> set[tuple[str, str]]:
+        """Return the asserts' parts about recorded results alone, or all others."""
+        alone = self.recorded - self.live
+        return {
+            (cell.name, text)
+            for place, cell in enumerate(self.cells)
+            for text in cell.parts
+            if names_in(text) and (place in alone) == recorded
+        }
+
+    def needed(self, wanted: set[str]) -> list[Cell]:
+        """Return the cells that are wanted and those that they need, in order."""
+        places = {place for place, cell in enumerate(self.cells) if cell.name in wanted}
+        for place in range(len(self.cells) - 1, -1, -1):
+            if place in places:
+                places |= self.sources(place, self.cells[place].reads)
+        return [self.cells[place] for place in sorted(places)]
+
+
+def changed(answer: Any, number: Callable, all_kinds: bool = False) -> Any:
+    """Return an answer of the same form whose numbers are others: number(array) gives those for an array.
+
+    Tables and arrays of integers (places, seeds, sizes) and texts stay as they are, unless all kinds are to change.
+    """
+    kinds = "fiub" if all_kinds else "f"
+    if isinstance(answer, str):
+        return "another text" if all_kinds else answer
+    if isinstance(answer, bool | int | float | np.number | np.bool_):
+        value = np.nan_to_num(float(number(np.array(float(answer)))))
+        return bool(value > 0.5) if isinstance(answer, bool | np.bool_) else type(answer)(value)
+    if isinstance(answer, np.ndarray) and answer.dtype.kind in kinds:
+        return number(answer) if answer.dtype.kind == "f" else number(answer.astype(float)).astype(answer.dtype)
+    if isinstance(answer, torch.Tensor) and not answer.is_meta and (all_kinds or answer.is_floating_point()):
+        numbers = number(answer.detach().cpu().double().numpy())
+        return torch.from_numpy(np.array(numbers)).to(answer.dtype).requires_grad_(answer.requires_grad)
+    if isinstance(answer, pd.DataFrame):
+        names = [name for name in answer if answer[name].dtype.kind in kinds]
+        return answer.assign(**{name: number(answer[name].to_numpy(float)) for name in names})
+    if isinstance(answer, pd.Series) and answer.dtype.kind in kinds:
+        return pd.Series(number(answer.to_numpy(float)), answer.index)
+    if isinstance(answer, dict):
+        return {name: changed(part, number, all_kinds) for name, part in answer.items()}
+    if isinstance(answer, list | tuple) and not hasattr(answer, "_fields"):
+        return type(answer)(changed(part, number, all_kinds) for part in answer)
+    if isinstance(answer, types.SimpleNamespace):
+        return types.SimpleNamespace(**changed(vars(answer), number, all_kinds))
+    if type(answer).__name__ in NUMBERS:
+        fields = [field.name for field in dataclasses.fields(answer) if field.name != "config"]
+        parts = {name: changed(getattr(answer, name), number, all_kinds) for name in fields}
+        return dataclasses.replace(answer, **parts)
+    return answer
