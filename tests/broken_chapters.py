@@ -4,6 +4,8 @@
 """
 
 import ast
+import builtins
+import copy
 import dataclasses
 import functools
 import json
@@ -20,7 +22,9 @@ import torch
 BOOK = Path(__file__).resolve().parents[1] / "book"
 LIVE = re.compile(r"(?<!def )\b(run_experiment|train|start_run|teach|learn_task|hessian_norm|apply_\w+|load_minilm|run)\(")
 LOADERS = re.compile(r"\b(load_runs|load_paper_table|load_interference|find_recorded)\(")
+EFFECTS = re.compile(r"to_csv|write_|copytree|save_|mkdir|shell\(|shutil\.|start_run\(|fit\(|teach\(|set_default_dtype")  # on files, or all
 CHAPTERS = sorted(path.stem for path in BOOK.glob("*.ipynb"))
+SETTINGS = {"density", "learning_rate", "ratio", "scale"}
 NUMBERS = {"Estimate", "HessianNorm", "PairedComparison", "Reach", "Runs", "TrainingResult", "VarianceComponents"}
 
 
@@ -38,9 +42,10 @@ class Parts(ast.NodeTransformer):
 
 
 def names_in(text: str) -> set[str]:
-    """Return the names that a part of an assert speaks of; none if it speaks of numbers that stand in it alone."""
-    names = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
-    return names - {"round", "abs", "math", "np"}
+    """Return the names of the chapter that a piece of code reads; none if it speaks of numbers in it alone."""
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)]
+    made = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}  # in comprehensions
+    return {node.id for node in nodes} - made - {"math", "np"} - set(dir(builtins))
 
 
 @functools.cache
@@ -139,6 +144,7 @@ class Chapter:
     def needed(self, wanted: set[str]) -> list[Cell]:
         """Return the cells that are wanted and those that they need, in order."""
         places = {place for place, cell in enumerate(self.cells) if cell.name in wanted}
+        places |= {place for place in range(max(places, default=0)) if EFFECTS.search(self.cells[place].code)}
         for place in range(len(self.cells) - 1, -1, -1):
             if place in places:
                 places |= self.sources(place, self.cells[place].reads)
@@ -148,32 +154,49 @@ class Chapter:
 def changed(answer: Any, number: Callable, all_kinds: bool = False) -> Any:
     """Return an answer of the same form whose numbers are others: number(array) gives those for an array.
 
-    Tables and arrays of integers (places, seeds, sizes) and texts stay as they are, unless all kinds are to change.
+    Settings in tables, and whole numbers and truths in groups of numbers, stay as they are unless all kinds are to
+    change: they say which run a number is of. Positions of entries always stay.
     """
-    kinds = "fiub" if all_kinds else "f"
-    if isinstance(answer, str):
-        return "another text" if all_kinds else answer
     if isinstance(answer, bool | int | float | np.number | np.bool_):
-        value = np.nan_to_num(float(number(np.array(float(answer)))))
+        value = float(number(np.array(float(answer))))
+        value = value if isinstance(answer, float) else np.nan_to_num(value)
         return bool(value > 0.5) if isinstance(answer, bool | np.bool_) else type(answer)(value)
-    if isinstance(answer, np.ndarray) and answer.dtype.kind in kinds:
+    if isinstance(answer, np.ndarray) and answer.dtype.kind in ("fiub" if all_kinds else "f"):
         return number(answer) if answer.dtype.kind == "f" else number(answer.astype(float)).astype(answer.dtype)
-    if isinstance(answer, torch.Tensor) and not answer.is_meta and (all_kinds or answer.is_floating_point()):
+    if isinstance(answer, torch.Tensor) and answer.is_floating_point() and not answer.is_meta:
         numbers = number(answer.detach().cpu().double().numpy())
         return torch.from_numpy(np.array(numbers)).to(answer.dtype).requires_grad_(answer.requires_grad)
     if isinstance(answer, pd.DataFrame):
-        names = [name for name in answer if answer[name].dtype.kind in kinds]
-        return answer.assign(**{name: number(answer[name].to_numpy(float)) for name in names})
-    if isinstance(answer, pd.Series) and answer.dtype.kind in kinds:
-        return pd.Series(number(answer.to_numpy(float)), answer.index)
+        names = [name for name in answer if all_kinds or name not in SETTINGS and answer[name].dtype.kind == "f"]
+        return answer.assign(**{name: changed(answer[name], number, all_kinds) for name in names})
+    if isinstance(answer, pd.Series):
+        if answer.dtype.kind in "fiub":
+            return pd.Series(number(answer.to_numpy(float)), answer.index)
+        return answer.map(lambda each: changed(each, number, all_kinds)) if all_kinds else answer
     if isinstance(answer, dict):
-        return {name: changed(part, number, all_kinds) for name, part in answer.items()}
+        kept = [] if all_kinds else [n for n, part in answer.items() if isinstance(part, int | str) or n in SETTINGS]
+        return {n: part if n in kept else changed(part, number, all_kinds) for n, part in answer.items()}
     if isinstance(answer, list | tuple) and not hasattr(answer, "_fields"):
         return type(answer)(changed(part, number, all_kinds) for part in answer)
+    if isinstance(answer, torch.nn.Module) and all_kinds:
+        answer = copy.deepcopy(answer)
+        for weight in answer.parameters():
+            weight.data = changed(weight.data, number)
+        return answer
     if isinstance(answer, types.SimpleNamespace):
         return types.SimpleNamespace(**changed(vars(answer), number, all_kinds))
     if type(answer).__name__ in NUMBERS:
         fields = [field.name for field in dataclasses.fields(answer) if field.name != "config"]
-        parts = {name: changed(getattr(answer, name), number, all_kinds) for name in fields}
-        return dataclasses.replace(answer, **parts)
+        return dataclasses.replace(answer, **{n: changed(getattr(answer, n), number, all_kinds) for n in fields})
     return answer
+
+
+def halved(value: Any) -> Any:
+    """Return the first half of a group of anything: the rest was lost."""
+    if isinstance(value, pd.DataFrame | pd.Series):
+        return value.iloc[: len(value) // 2]
+    if isinstance(value, dict):
+        return dict(list(value.items())[: len(value) // 2])
+    if isinstance(value, list | tuple | set | str):
+        return type(value)(list(value)[: len(value) // 2]) if not isinstance(value, str) else value[: len(value) // 2]
+    return value[: len(value) // 2] if isinstance(value, np.ndarray | torch.Tensor) and value.ndim else value
