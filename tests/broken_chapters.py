@@ -1,4 +1,4 @@
-"""Chapters run in broken worlds: their cells and what each needs, their asserts part by part, and answers that are wrong.
+"""Chapters in broken worlds: their cells and what each needs, their asserts part by part, and answers that are wrong.
 
 `tests/book/test_broken_worlds.py` breaks recorded results with it, `tests/book/test_broken_library.py` the library.
 """
@@ -20,9 +20,13 @@ import pandas as pd
 import torch
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
-LIVE = re.compile(r"(?<!def )\b(run_experiment|train|start_run|teach|learn_task|hessian_norm|apply_\w+|load_minilm|run)\(")
+LIVE = re.compile(
+    r"(?<!def )\b(run_experiment|train|start_run|teach|learn_task|hessian_norm|apply_\w+|load_minilm|run)\("
+)
 LOADERS = re.compile(r"\b(load_runs|load_paper_table|load_interference|find_recorded)\(")
-EFFECTS = re.compile(r"to_csv|write_|copytree|save_|mkdir|shell\(|shutil\.|start_run\(|fit\(|teach\(|set_default_dtype")  # on files, or all
+EFFECTS = re.compile(  # on files, or on all of torch
+    r"to_csv|write_|copytree|save_|mkdir|shell\(|shutil\.|start_run\(|fit\(|teach\(|set_default_dtype"
+)
 CHAPTERS = sorted(path.stem for path in BOOK.glob("*.ipynb"))
 SETTINGS = {"density", "learning_rate", "ratio", "scale"}
 NUMBERS = {"Estimate", "HessianNorm", "PairedComparison", "Reach", "Runs", "TrainingResult", "VarianceComponents"}
@@ -174,8 +178,10 @@ def changed(answer: Any, number: Callable, all_kinds: bool = False) -> Any:
             return pd.Series(number(answer.to_numpy(float)), answer.index)
         return answer.map(lambda each: changed(each, number, all_kinds)) if all_kinds else answer
     if isinstance(answer, dict):
-        kept = [] if all_kinds else [n for n, part in answer.items() if isinstance(part, int | str) or n in SETTINGS]
+        kept = [] if all_kinds else [n for n, part in answer.items() if isinstance(part, int | str) or n in ("density", "learning_rate")]
         return {n: part if n in kept else changed(part, number, all_kinds) for n, part in answer.items()}
+    if isinstance(answer, types.GeneratorType):
+        return [changed(part, number, all_kinds) for part in answer]
     if isinstance(answer, list | tuple) and not hasattr(answer, "_fields"):
         return type(answer)(changed(part, number, all_kinds) for part in answer)
     if isinstance(answer, torch.nn.Module) and all_kinds:
@@ -200,3 +206,12 @@ def halved(value: Any) -> Any:
     if isinstance(value, list | tuple | set | str):
         return type(value)(list(value)[: len(value) // 2]) if not isinstance(value, str) else value[: len(value) // 2]
     return value[: len(value) // 2] if isinstance(value, np.ndarray | torch.Tensor) and value.ndim else value
+
+
+def reworded(value: Any) -> Any:
+    """Return a group of texts with other texts in it."""
+    if isinstance(value, dict):
+        return {name: reworded(part) for name, part in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(map(reworded, value))
+    return "another text" if isinstance(value, str) else value

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from broken_chapters import CHAPTERS, Cell, Chapter, Parts, changed, halved, names_in
+from broken_chapters import CHAPTERS, Cell, Chapter, Parts, changed, halved, names_in, reworded
 
 from rmbook.engine.masking import apply_random_mask
 from rmbook.evidence.backbones import load_backbone
@@ -144,7 +144,9 @@ OTHER = {name: {"name": name, "density": 0.4} for name in ("random_masking", "st
 OTHER["lora"] = {"name": "bitfit"}
 AS_THEY_ARE = {
     "sample_mask": lambda shape, *_, **__: sample_mask(shape, 0.03, 0, "one for all"),
-    "apply_random_mask": lambda model, targets, **_: apply_random_mask(model, targets, density=0.4),
+    "apply_random_mask": lambda model, targets, structure="entries", **_: apply_random_mask(
+        model, targets, density=0.4, structure=structure
+    ),
     "apply_method": lambda model, method, **_: apply_method(model, **OTHER.get(method, {"name": "lora"})),
     "ColumnMasks": OneMask,
     "confined_mask": lambda shape, *_: sample_mask(shape, 0.03, 0, "one for all"),
@@ -269,7 +271,9 @@ def answers(
             with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(ast.Module([statement], []), cell.name, "exec"), around)
             if isinstance(statement, ast.Import | ast.ImportFrom | ast.FunctionDef):
-                around |= {name: library.instead_of(name, value) for name, value in around.items() if name in cell.makes}
+                around |= {each: library.instead_of(each, around[each]) for each in cell.makes & around.keys()}
+            if isinstance(statement, ast.FunctionDef) and statement.name in names:
+                around[statement.name] = lambda *given, real=around[statement.name]: wrong(real(*given))
     plt.close("all")
     return found
 
@@ -293,7 +297,7 @@ def held_in_broken_worlds(chapter: Chapter, asked: set[tuple[str, str]], heard: 
 
 def held_on_broken_numbers(chapter: Chapter, asked: set[tuple[str, str]], heard: dict) -> set[tuple[str, str]]:
     """Return the parts of asserts that were found False in no world where what they read was computed wrongly."""
-    wrongs = [partial(changed, number=make(), all_kinds=True) for make in WORLDS.values()] + [halved]
+    wrongs = [partial(changed, number=make(), all_kinds=True) for make in WORLDS.values()] + [halved, reworded]
     for cell in sorted({cell for cell, _ in asked}):
         cells = chapter.needed({cell})
         for wrong in wrongs:
