@@ -178,7 +178,8 @@ def changed(answer: Any, number: Callable, all_kinds: bool = False) -> Any:
             return pd.Series(number(answer.to_numpy(float)), answer.index)
         return answer.map(lambda each: changed(each, number, all_kinds)) if all_kinds else answer
     if isinstance(answer, dict):
-        kept = [] if all_kinds else [n for n, part in answer.items() if isinstance(part, int | str) or n in ("density", "learning_rate")]
+        fixed = [n for n, part in answer.items() if isinstance(part, int | str) or n in ("density", "learning_rate")]
+        kept = [] if all_kinds else fixed
         return {n: part if n in kept else changed(part, number, all_kinds) for n, part in answer.items()}
     if isinstance(answer, types.GeneratorType):
         return [changed(part, number, all_kinds) for part in answer]
