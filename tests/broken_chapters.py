@@ -155,6 +155,19 @@ class Chapter:
         return [self.cells[place] for place in sorted(places)]
 
 
+class Wrong(ast.NodeTransformer):
+    """Breaks what the chapter's code computes and assigns to some names, but no number that stands in it."""
+
+    def __init__(self, names: set[str]):
+        self.names = names
+
+    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
+        stored = {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        if stored & self.names and names_in(ast.unparse(node.value)):
+            node.value = ast.Call(ast.Name("wrong", ast.Load()), [node.value], [])
+        return node
+
+
 def changed(answer: Any, number: Callable, all_kinds: bool = False) -> Any:
     """Return an answer of the same form whose numbers are others: number(array) gives those for an array.
 

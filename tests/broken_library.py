@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from broken_chapters import Cell, Parts, changed, names_in
+from broken_chapters import Cell, Parts, Wrong, changed
 
 from rmbook.engine.masking import apply_random_mask
 from rmbook.evidence.backbones import load_backbone
@@ -121,9 +121,7 @@ FAKES = dict.fromkeys(["gradient_descent", "sign_descent", "adam", "sgd", "close
     "view_accuracy": lambda *_, **__: 50.0,
     "evaluate": lambda *_, **__: (1.0, 0.5),
     "hessian_norm": lambda look, **_: HessianNorm(1.0, 0.1, 5, True, torch.tensor(ramp(look.size)).float()),
-    "loss_along_gradient": lambda look, rates, *_: ramp(len(rates)),
     "read_adapter": lambda *_: types.SimpleNamespace(values={"layer": torch.tensor(ramp(50))}),
-    "in_turn": lambda steps, rounds=15: dict.fromkeys(steps, 1.0),  # seconds
     "press_ctrl_c": lambda *_: None,
 }
 REAL_WIDGETS = ("check", "student_quantile", "TableComparison")
@@ -223,19 +221,6 @@ def plain(answer: object) -> bool:
     if isinstance(answer, dict | list | tuple):
         return all(map(plain, answer.values() if isinstance(answer, dict) else answer))
     return isinstance(answer, float | int | str | np.ndarray | pd.DataFrame | pd.Series)
-
-
-class Wrong(ast.NodeTransformer):
-    """Breaks what the chapter's code computes and assigns to some names, but no number that stands in it."""
-
-    def __init__(self, names: set[str]):
-        self.names = names
-
-    def visit_Assign(self, node: ast.Assign) -> ast.Assign:
-        stored = {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
-        if stored & self.names and names_in(ast.unparse(node.value)):
-            node.value = ast.Call(ast.Name("wrong", ast.Load()), [node.value], [])
-        return node
 
 
 def answers(
