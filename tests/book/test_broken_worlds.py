@@ -29,8 +29,6 @@ SETTINGS = {"method", "density", "learning_rate", "seed", "backbone", "choice", 
 PERFORMED = "run_experiment("
 OTHERWISE_LIVE = re.compile(r"(?<!\.)\b(train|start_run|learn_task|hessian_norm|load_minilm|apply_\w+|run)\(")
 CHAPTERS = [path.stem for path in sorted(BOOK.glob("*.ipynb")) if LOADERS.search(path.read_text())]
-
-
 # Their live runs are those of `run_experiment`, seen by their numbers alone.
 LIVE_CHAPTERS = ["bigger_steps", "how_much_data", "it_is_the_pretraining", "small_steps_long_walks"]
 
