@@ -8,48 +8,29 @@ performs itself: here they learn nothing, or are all alike, or give any number (
 import ast
 import contextlib
 import io
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from broken_chapters import BOOK, LIVE, LOADERS, Chapter, Parts, code_cells, names_in
 
 from rmbook.evidence.backbones import load_backbone
 from rmbook.evidence.experiment import Experiment
 from rmbook.evidence.recording import load_recorded
 
-BOOK = Path(__file__).resolve().parents[2] / "book"
-LIVE = re.compile(r"\b(run_experiment|train|start_run|teach|learn_task|hessian_norm|apply_\w+|load_minilm|run)\(")
-LOADERS = re.compile(r"\b(load_runs|load_paper_table|load_interference|find_recorded)\b")
 SETTINGS = {"method", "density", "learning_rate", "seed", "backbone", "choice", "scale", "start", "train_size", "base",
             "mask_seed", "model", "task", "ratio", "hessian", "view", "masks", "steps"}  # fmt: skip
 PERFORMED = "run_experiment("
 OTHERWISE_LIVE = re.compile(r"(?<!\.)\b(train|start_run|learn_task|hessian_norm|load_minilm|apply_\w+|run)\(")
 CHAPTERS = [path.stem for path in sorted(BOOK.glob("*.ipynb")) if LOADERS.search(path.read_text())]
-
-
 # Their live runs are those of `run_experiment`, seen by their numbers alone.
 LIVE_CHAPTERS = ["bigger_steps", "how_much_data", "it_is_the_pretraining", "small_steps_long_walks"]
-
-
-class Parts(ast.NodeTransformer):
-    """Turns asserts into questions that are noted down and stop nothing; `texts` are the asserts' parts."""
-
-    def __init__(self):
-        self.texts = []
-
-    def visit_Assert(self, node: ast.Assert) -> list[ast.stmt]:
-        joined = isinstance(node.test, ast.BoolOp) and isinstance(node.test.op, ast.And)
-        texts = [ast.unparse(part) for part in (node.test.values if joined else [node.test])]
-        self.texts += texts
-        return ast.parse("\n".join(f"note({text!r}, lambda: {text})" for text in texts)).body
 
 
 def measured(table: pd.DataFrame) -> list[str]:
@@ -176,11 +157,9 @@ class Broken:
         return content | {"base": {name: value / 2 for name, value in content["base"].items()}}
 
 
-def code_cells(chapter: str, but: re.Pattern = LIVE) -> list[tuple[str, str]]:
+def without(chapter: str, but: re.Pattern = LIVE) -> list[tuple[str, str]]:
     """Return the cells that train nothing, or none of those that match, as their ids and their code."""
-    cells = json.loads((BOOK / f"{chapter}.ipynb").read_text())["cells"]
-    code = [(cell["id"], "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
-    return [(name, text) for name, text in code if not but.search(text) and not re.search(r"^\s*[%!]", text, re.M)]
+    return [(name, text) for name, text in code_cells(chapter) if not but.search(text)]
 
 
 def run(
@@ -198,10 +177,10 @@ def run(
 
         def note(text: str, question: Callable, to: dict = answered) -> None:
             with contextlib.suppress(NameError):
-                to[text] = bool(np.all(question()))
+                to[text] = bool(np.all(question())) and to.get(text, True)
 
         around["note"] = note
-        for name in filter(LOADERS.fullmatch, list(around)):
+        for name in [name for name in around if LOADERS.match(f"{name}(")]:
             around[name] = Broken(around[name], world)
         around |= {name: replacement for name, replacement in (performed or {}).items() if name in around}
         try:
@@ -221,7 +200,9 @@ def run(
 def test_asserts_about_recorded_results_can_fail(chapter):
     matplotlib.use("agg")
     independent = {"display": lambda *_: None}
-    _, dependent = run(code_cells(chapter), independent, lost)  # on results, or on what live cells make
+    _, dependent = run(without(chapter), independent, lost)  # on results, or on what live cells make
+    needed = Chapter(chapter).needed({cell for cell, code in dependent if re.search(r"^\s*assert ", code, re.M)})
+    dependent = [(cell.name, cell.code) for cell in needed if (cell.name, cell.code) in dependent]  # without figures
     held, _ = run(dependent, dict(independent), None)
     asked = {(cell, text) for cell, text in held if names_in(text)}
     assert all(held.values()), [text for text, right in held.items() if not right]
@@ -230,10 +211,6 @@ def test_asserts_about_recorded_results_can_fail(chapter):
             answers, _ = run(dependent, dict(independent), world)
             asked -= {text for text, right in answers.items() if not right}
     assert not asked, "\n".join(f"{cell}: {text}" for cell, text in sorted(asked))
-
-
-def names_in(text: str) -> bool:
-    return any(isinstance(node, ast.Name) and node.id not in ("round", "abs") for node in ast.walk(ast.parse(text)))
 
 
 def performed(accuracy: Callable[[], float], distance: Callable[[], float]) -> Callable:
@@ -262,8 +239,8 @@ LIVE_WORLDS += [numbers(seed) for seed in (1, 2, 3)]
 def test_asserts_about_live_runs_can_fail(chapter):
     matplotlib.use("agg")
     around = {"display": lambda *_: None}
-    held, dependent = run(code_cells(chapter), around, None)  # on what live cells make
-    cells = [(n, code) for n, code in code_cells(chapter, OTHERWISE_LIVE) if n in dict(dependent) or PERFORMED in code]
+    held, dependent = run(without(chapter), around, None)  # on what live cells make
+    cells = [(n, code) for n, code in without(chapter, OTHERWISE_LIVE) if n in dict(dependent) or PERFORMED in code]
     asked, failed = set(), set()
     for world in LIVE_WORLDS:
         answers, _ = run(cells, dict(around), None, {"run_experiment": performed(*world)})
