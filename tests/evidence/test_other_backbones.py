@@ -21,7 +21,7 @@ RUNS = {  # how often a chapter trains the reader's model
     "does_randomness_matter": 6,
     "flatter_networks": 1,
     "further_away": 10,
-    "how_much_data": 5,
+    "how_much_data": 6,
     "it_is_the_pretraining": 2,
     "one_learning_rate": 4,
     "small_steps_long_walks": 4,
