@@ -11,6 +11,7 @@ import signal
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 
 from jupyter_client.provisioning import LocalProvisioner
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
@@ -55,7 +56,11 @@ class ForkedKernel(LocalProvisioner):
         folder = str(options.get("cwd") or Path.cwd())
         arguments = [*cmd[3:], f"--IPKernelApp.parent_handle={os.getpid()}"]
         process = context.Process(target=serve, args=(arguments, options["env"], folder))
-        process.start()
+        own_main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:  # else the kernel would import this program, which takes two seconds
+            process.start()
+        finally:
+            sys.modules["__main__"] = own_main
         self.process, self.pid, self.pgid, self.cwd = ForkedProcess(process), process.pid, process.pid, folder
         return self.connection_info
 
