@@ -54,6 +54,7 @@ def undisturbed(runs, tmp_path_factory):
 def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # where `measure` is, for the workers
+        patch.setenv("RAY_worker_niceness", "0")  # else they wait for whatever other tests compute
         with joined_cluster(ray, None, 2, 1):
             yield
 
