@@ -60,7 +60,7 @@ book: $(BOOK)  ## run the chapters that have changed and build the book: _build/
 	RMBOOK_EXECUTED=_build/chapters $(VENV)/bin/jupyter-book build .
 	@echo "The book is ready. Open $(CURDIR)/$(PAGES)"
 
-# All three at a time, and three processes of tests on two cores: each leaves a core idle now and then.
+# All three at a time: each leaves a core idle now and then. A third process of tests makes it slower on two cores.
 test: $(STAMP)  ## check the code, the chapters' stored outputs and the pages
 	@$(MAKE) --no-print-directory --jobs=3 test-types test-code test-pages
 	@echo "make test: everything passed"
@@ -73,7 +73,7 @@ test-types: $(STAMP)
 # Each file's tests, or notebook's cells, stay together; conftest.py puts the longest first.
 test-code: $(STAMP)
 	$(RUN) pytest tests book --ignore-glob 'tests/book/test_built_*' --nbval \
-	  --nbval-sanitize-with tests/nbval_sanitize.cfg -n 3 --dist loadscope --no-loadscope-reorder
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg -n 2 --dist loadscope --no-loadscope-reorder
 
 test-pages: $(STAMP)
 	@rm -rf $(STRICT) && mkdir -p $(STRICT)
