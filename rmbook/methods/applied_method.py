@@ -63,9 +63,10 @@ class AppliedMethod:
     @property
     def distance(self) -> float | None:
         """How far a mask has moved the weights, in l2 norm (figure 4c of the paper); None for other methods."""
-        layers = self.mask.layers.values() if self.mask else ()
-        squares = [float(whole(layer.delta.detach()).double().square().sum()) for layer in layers]
-        return math.sqrt(sum(squares)) if self.mask else None
+        if self.mask is None:
+            return None
+        entries = (whole(layer.delta.detach()).double() for layer in self.mask.layers.values())
+        return math.sqrt(sum(float(delta.square().sum()) for delta in entries))
 
     def penalty(self) -> torch.Tensor | float:
         """Return what the method adds to the loss: AdaLoRA's orthogonality penalty, a scalar; 0.0 for all others."""

@@ -8,7 +8,6 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book"))  # scripts, no package
 sys.path.insert(0, str(ROOT))
 
 import execute  # noqa: E402
