@@ -2,13 +2,12 @@
 
 import copy
 import time
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import TwoLayers, state_bytes
+from sharded_cases import run_processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
@@ -219,15 +218,9 @@ def test_save_pretrained_gives_the_result_also_while_it_is_masked(tmp_path):
     torch.testing.assert_close(merged(input_ids=ids).logits, wanted, rtol=0, atol=1e-6)
 
 
-WAIT = timedelta(minutes=4)  # for the other process: it may have died
-
-
-def _ddp_worker(rank, port, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=WAIT)
-    model, values = _trained_by_sgd(rank, DistributedDataParallel)
-    torch.save(values, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def _ddp_values(folder):
+    _, values = _trained_by_sgd(dist.get_rank(), DistributedDataParallel)
+    torch.save(values, folder / f"{dist.get_rank()}.pt")
 
 
 def _trained_by_sgd(rank=None, wrap=lambda model: model):
@@ -247,12 +240,7 @@ def _trained_by_sgd(rank=None, wrap=lambda model: model):
 
 
 def test_pitfall_5_two_ddp_processes_equal_one_with_the_whole_batch(tmp_path):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_ddp_worker, args=(port, str(tmp_path)), nprocs=2)
+    run_processes(2, _ddp_values, tmp_path)
     _, alone = _trained_by_sgd()
     for rank in range(2):
         for got, wanted in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, strict=True):

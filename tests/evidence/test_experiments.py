@@ -131,7 +131,7 @@ def test_runs_repeat_and_seeds_are_told_apart():
 
 
 def test_hessians_are_those_of_the_model_before_and_after(vit):
-    settings = Experiment(1e-2, density=0.01, steps=10, train_size=40, hessian=True)
+    settings = Experiment(1e-2, density=0.1, steps=10, train_size=40, hessian=True)
     record, model = run_experiment(settings, keep_model=True)
     fresh = prepare_model(vit, settings)
     for name, of in (("hessian_before", fresh), ("hessian_after", model)):
@@ -265,7 +265,7 @@ def test_an_unknown_grid_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_run_of_every_recorded_grid_begins_here_as_it_did_there(name):
-    """The first run, made again for two epochs: other processors round otherwise, which moves single examples.
+    """The first run, made again for two epochs, of MiniLM for one: other processors round otherwise.
 
     The learning rate is constant, so that a shorter run is the beginning of a longer one.
     """
@@ -275,10 +275,11 @@ def test_a_run_of_every_recorded_grid_begins_here_as_it_did_there(name):
         again = run_experiment(Experiment(**settings))
         assert again["trainable"] == run["trainable"] and abs(again["test_accuracy"] - run["test_accuracy"]) < 5
         return
-    epoch = run["steps"] // len(run["curve"])
-    settings["hessian"] = bool(run.get("hessian")) and run.get("backbone", "vit") == "vit"  # MiniLM's takes a minute
-    again = run_experiment(Experiment(**settings | {"steps": 2 * epoch}))
-    assert again["trainable"] == run["trainable"] and again["steps"] == 2 * epoch
-    assert again["curve"] == pytest.approx(run["curve"][:2], abs=5)
+    tiny = run.get("backbone", "vit") == "vit"
+    settings["hessian"] = bool(run.get("hessian")) and tiny  # MiniLM's takes a minute
+    steps = (2 if tiny else 1) * run["steps"] // len(run["curve"])
+    again = run_experiment(Experiment(**settings | {"steps": steps}))
+    assert again["trainable"] == run["trainable"] and again["steps"] == steps
+    assert again["curve"] == pytest.approx(run["curve"][: len(again["curve"])], abs=5)
     if settings["hessian"]:
         assert again["hessian_before"] == pytest.approx(run["hessian_before"], rel=0.05)

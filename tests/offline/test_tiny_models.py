@@ -67,25 +67,26 @@ def test_the_same_seed_gives_the_same_bytes_whatever_was_set(kind, checkpoints, 
 PLAINLY = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model, tokenizer = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModelForCausalLM, AutoTokenizer))
-ids = tokenizer("the soup was tasty. It was", return_tensors="pt").input_ids
+for folder in sys.argv[1:]:
+    model, tokenizer = (kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    ids = tokenizer("the soup was tasty. It was", return_tensors="pt").input_ids
+    with torch.no_grad():
+        print(ids.tolist(), model(input_ids=ids).logits[0, -1].tolist())
 assert not [name for name in sys.modules if name.startswith("rmbook")]
-with torch.no_grad():
-    print(ids.tolist(), model(input_ids=ids).logits[0, -1].tolist())
 """
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_transformers_alone_loads_it(kind, checkpoints, tmp_path):
-    command = [sys.executable, "-P", "-c", PLAINLY, str(checkpoints[kind])]
+def test_transformers_alone_loads_them(checkpoints, tmp_path):
+    command = [sys.executable, "-P", "-c", PLAINLY, *map(str, checkpoints.values())]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}
     )
     assert done.returncode == 0, done.stderr
-    model, tokenizer = load_language_model(checkpoints[kind])
-    ids = tokenizer("the soup was tasty. It was", return_tensors="pt").input_ids
-    with torch.no_grad():
-        assert done.stdout.strip() == f"{ids.tolist()} {model(input_ids=ids).logits[0, -1].tolist()}"
+    for folder, line in zip(checkpoints.values(), done.stdout.splitlines(), strict=True):
+        model, tokenizer = load_language_model(folder)
+        ids = tokenizer("the soup was tasty. It was", return_tensors="pt").input_ids
+        with torch.no_grad():
+            assert line == f"{ids.tolist()} {model(input_ids=ids).logits[0, -1].tolist()}"
 
 
 def test_the_architecture_is_the_genuine_one(checkpoints):
