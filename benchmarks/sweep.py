@@ -39,10 +39,11 @@ from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.run import start_run
 from rmbook.stamps import stamp
 from rmbook.sweeps.display import LineListener
-from rmbook.sweeps.driver import open_ledger, perform_run
+from rmbook.sweeps.driver import perform_run
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.ledger import Ledger
 from rmbook.sweeps.local import run_sweep
+from rmbook.sweeps.state import open_ledger
 from rmbook.sweeps.table import sweep_table
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"

@@ -17,7 +17,7 @@ from rmbook.files import write_json
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import make_config
 from rmbook.runs.run import start_run
-from rmbook.sweeps.local import Listener
+from rmbook.sweeps.listener import Listener
 from rmbook.sweeps.ray_cluster import import_ray, joined_cluster
 from rmbook.sweeps.ray_engine import run_sweep_ray
 

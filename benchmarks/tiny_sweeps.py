@@ -5,9 +5,9 @@ from pathlib import Path
 from rmbook.offline.made import resolve
 from rmbook.offline.tiny_language import make_tiny_checkpoint
 from rmbook.runs.fingerprints import PlannedRun
-from rmbook.sweeps.driver import open_ledger
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import expand, plan
+from rmbook.sweeps.state import open_ledger
 from rmbook.sweeps.table import sweep_table, write_table
 
 

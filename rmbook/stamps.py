@@ -4,6 +4,8 @@ A chapter computes what the hardware at hand can and reads the rest from such a 
 hardware, versions, commit and the command that makes it again.
 """
 
+from __future__ import annotations
+
 import ast
 import datetime
 import functools
@@ -15,12 +17,14 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 
 from rmbook.yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGE = Path(__file__).parent
 PACKAGES = ("numpy", "torch", "transformers", "peft", "accelerate", "scikit-learn", "rmbook")
@@ -29,6 +33,8 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 def stamp(command: str) -> dict[str, Any]:
     """Return where and with what a result is being made: date (UTC), hardware, versions, commit, command."""
+    import torch
+
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "hardware": {
@@ -50,6 +56,8 @@ def stamp(command: str) -> dict[str, Any]:
 def peak_memory(device: torch.device | None = None) -> int:
     """Return the most bytes in use so far: on a CUDA device as PyTorch counts them, else by this process."""
     if device is not None and device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     try:
         import resource

@@ -9,8 +9,8 @@ from rmbook.offline.made import SENTENCES
 from rmbook.offline.sentences import write_generated_examples
 from rmbook.offline.tiny_language import make_tiny_checkpoint
 from rmbook.runs.fingerprints import PlannedRun
-from rmbook.sweeps.driver import open_ledger
 from rmbook.sweeps.folder import SweepFolder
+from rmbook.sweeps.state import open_ledger
 from rmbook.sweeps.table import sweep_table, write_table
 
 

@@ -31,9 +31,10 @@ from rmbook.engine.quantised import base_entries
 from rmbook.engine.sharded import writing_once
 from rmbook.engine.shards import whole
 from rmbook.engine.targets import check_targets, named_layers
-from rmbook.files import UnreadableFileError, digest_tensors, read_safetensors, write_safetensors
+from rmbook.files import UnreadableFileError
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask
+from rmbook.tensor_files import digest_tensors, read_safetensors, write_safetensors
 from rmbook.version import __version__
 
 

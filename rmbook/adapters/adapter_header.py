@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from rmbook.adapters.errors import AdapterCorruptError
-from rmbook.files import Layout, UnreadableFileError, read_header
+from rmbook.files import UnreadableFileError
 from rmbook.masks.recipe import MaskRecipe
+from rmbook.tensor_files import Layout, read_header
 
 ADAPTER_FORMAT = "rmbook-adapter-3"
 FIELDS = ("format", "rmbook_version", "base_fingerprint", "recipe", "scale", "layers")

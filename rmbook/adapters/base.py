@@ -14,7 +14,7 @@ from rmbook.engine.dequantise import quantisation, weight_shape
 from rmbook.engine.layer import ENTRIES, MaskedLinear
 from rmbook.engine.shards import whole
 from rmbook.engine.targets import named_layers, plain_key, plain_names
-from rmbook.files import hash_tensor
+from rmbook.tensor_files import hash_tensor
 
 
 def base_fingerprint(model: nn.Module, buffers: Mapping[str, torch.Tensor] | None = None) -> str:

@@ -17,8 +17,9 @@ import torch
 from rmbook.adapters.adapter_file import read_contents
 from rmbook.adapters.adapter_header import is_hash, parse_recipe
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
-from rmbook.files import UnreadableFileError, digest_tensors, read_bytes, replacing_folder
+from rmbook.files import UnreadableFileError, read_bytes, replacing_folder
 from rmbook.masks.recipe import MaskRecipe
+from rmbook.tensor_files import digest_tensors
 from rmbook.version import __version__
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."

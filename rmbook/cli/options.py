@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from rmbook.errors import ConfigError, shown
+from rmbook.files import check_writable
 from rmbook.settings import expand_home, find_setting, help_text, kinds_of, parse, parse_pairs
 
 
@@ -41,8 +42,6 @@ def check_outputs(wanted: dict[str, tuple[str | None, str]]) -> None:
         if path and not path.endswith(ending):
             raise ConfigError(f"{flag} takes a name that ends in {ending}, got {shown(path)}.")
         if path:
-            from rmbook.files import check_writable  # which loads torch
-
             check_writable(Path(path))
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rmbook.cli.options import Sweep, check_outputs, path_flag
+from rmbook.files import replacing
 
 REPORT = """\b
 Examples:
@@ -26,7 +27,6 @@ def report(
 ) -> None:
     """Say which learning rates were best by dev score, and how their test scores stand beside the paper's."""
     check_outputs({"--output": (output, ".md"), "--csv": (csv, ".csv")})
-    from rmbook.files import replacing
     from rmbook.sweeps.report import read_runs, summarize
     from rmbook.sweeps.report_page import page, text_report
     from rmbook.sweeps.table import write_table

@@ -119,7 +119,7 @@ def run(
     """Perform the runs of a grid that are not done yet."""
     flags = SweepFlags(**given)
     from rmbook.sweeps.display import LineListener, LiveListener
-    from rmbook.sweeps.local import Listener
+    from rmbook.sweeps.listener import Listener
 
     perform_all, runs = flags.perform_all(), _plan(grid, settings, allow_runs)
     silent = contextlib.nullcontext(Listener() if quiet else LineListener())
@@ -145,9 +145,9 @@ def run(
 def status(sweep: Sweep) -> None:
     """Say how many runs are in which state, and why runs failed."""
     from rmbook.sweeps.display import describe_run
-    from rmbook.sweeps.driver import read_rows
     from rmbook.sweeps.folder import SweepFolder
     from rmbook.sweeps.ledger import STOPPED, count_states
+    from rmbook.sweeps.state import read_rows
 
     rows = read_rows(SweepFolder(sweep))
     typer.echo(_sentence(count_states(rows)))
@@ -171,9 +171,9 @@ def export(
     if not (csv or parquet):
         raise ConfigError("give --csv FILE or --parquet FILE.")
     check_outputs({"--csv": (csv, ".csv"), "--parquet": (parquet, ".parquet")})
-    from rmbook.sweeps.driver import read_rows
     from rmbook.sweeps.folder import SweepFolder
     from rmbook.sweeps.ledger import count_states
+    from rmbook.sweeps.state import read_rows
     from rmbook.sweeps.table import sweep_table, write_table
 
     rows = read_rows(SweepFolder(sweep))
@@ -193,9 +193,9 @@ def emit(
     tasks: Annotated[int, typer.Option(help="Most tasks in the array.", min=1)] = 1000,
 ) -> None:
     """Write the runs of a grid that are not done yet as plain commands."""
-    from rmbook.sweeps.driver import open_ledger
     from rmbook.sweeps.folder import SweepFolder
     from rmbook.sweeps.slurm import emit_slurm_array
+    from rmbook.sweeps.state import open_ledger
 
     if not slurm_array:
         raise ConfigError("say what to emit: --slurm-array.")

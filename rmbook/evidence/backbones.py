@@ -16,7 +16,6 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 
 from rmbook.evidence.tiers import find_source
-from rmbook.files import digest_tensors
 from rmbook.models.language import load_language_model
 from rmbook.offline.digits import MLP_TARGETS, Digits, PretrainingConfig, base_config, load_vit, new_vit
 from rmbook.offline.made import resolve
@@ -24,6 +23,7 @@ from rmbook.offline.minilm import load_minilm
 from rmbook.offline.sentences import sentiment_sentences
 from rmbook.tasks.catalog import find_task
 from rmbook.tasks.splits import sample_splits
+from rmbook.tensor_files import digest_tensors
 from rmbook.training.objectives import Classification, Objective
 
 STARTS = ("pretrained", "shuffled", "new")

@@ -178,7 +178,7 @@ def best_cells(table: pd.DataFrame, by: Sequence[str], measures: dict[str, tuple
 
 def _spread_of_test(best: pd.DataFrame, by: list[str]) -> pd.Series:
     runs = best.groupby(by, sort=False, dropna=False)["test_accuracy"].std()
-    if "base" not in best:
+    if "base" not in best or "base" in by:
         return runs
     bases = best.groupby([*by, "base"], sort=False, dropna=False)["test_accuracy"].mean()
     bases = bases.groupby(level=by, sort=False, dropna=False).agg(["std", "size"])

@@ -113,7 +113,7 @@ def _here_and_upright(model: nn.Module, view: str) -> list[float]:
     return [view_accuracy(model, view), view_accuracy(model)]
 
 
-def run_cell(cell: Cell, learn: Callable = learn_task) -> dict:
+def run_cell(cell: Cell, learn: Callable = learn_task, views: Sequence[str] = TASKS) -> dict:
     """Measure all tasks, seeds and pairs of one method at one density.
 
     A pair of one seed has one mask for both tasks; of neighbouring seeds, two independent masks. Methods without masks
@@ -122,6 +122,7 @@ def run_cell(cell: Cell, learn: Callable = learn_task) -> dict:
     Args:
         cell: what to measure.
         learn: learns one view, as `learn_task`.
+        views: the tasks.
 
     Returns:
         The settings, tasks (one `measure_task` each) and pairs (one `measure_pair` each).
@@ -129,7 +130,7 @@ def run_cell(cell: Cell, learn: Callable = learn_task) -> dict:
     base = load_backbone("vit").model()
     settings = {"method": cell.method, "density": cell.density, "learning_rate": cell.learning_rate}
     seeds = cell.seeds
-    learned = {(view, seed): learn(view, **settings, seed=seed) for seed in seeds for view in TASKS}
+    learned = {(view, seed): learn(view, **settings, seed=seed) for seed in seeds for view in views}
     tasks = [
         {"seed": seed, "trainable": run["trainable"], "status": run["status"], "dev": run["dev_accuracy"]}
         | measure_task(base, view, changes, seed)
@@ -141,7 +142,7 @@ def run_cell(cell: Cell, learn: Callable = learn_task) -> dict:
         | measure_pair(base, (a, b), (learned[a, seed][0], learned[b, seeds[(place + shift) % len(seeds)]][0]), seed)
         for masks, shift in kinds
         for place, seed in enumerate(seeds)
-        for a, b in combinations(TASKS, 2)
+        for a, b in combinations(views, 2)
     ]
     return settings | {"tasks": tasks, "pairs": pairs}
 

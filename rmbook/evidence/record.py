@@ -27,10 +27,12 @@ from rmbook.offline.store import cache_folder
 from rmbook.runs.fingerprints import PlannedRun, settings_key
 from rmbook.runs.result import RunError
 from rmbook.stamps import source_fingerprint, stamp
-from rmbook.sweeps.driver import Perform, open_ledger
+from rmbook.sweeps.driver import Perform
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import combinations
-from rmbook.sweeps.local import Listener, run_sweep
+from rmbook.sweeps.listener import Listener
+from rmbook.sweeps.local import run_sweep
+from rmbook.sweeps.state import open_ledger
 from rmbook.version import __version__
 
 OUT_OF_MEMORY = {"status": "out of memory", "best_epoch": 0, "test": None}  # the result of a run that needs too much

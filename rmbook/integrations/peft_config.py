@@ -22,9 +22,10 @@ from rmbook.adapters.errors import AdapterCorruptError
 from rmbook.checks import check_density, check_seed
 from rmbook.engine.backends import BACKENDS
 from rmbook.errors import ConfigError, closest, shown
-from rmbook.files import Layout, UnreadableFileError, read_header
+from rmbook.files import UnreadableFileError
 from rmbook.integrations.peft_tuner import PREFIX, RandomMaskModel
 from rmbook.masks.recipe import STRUCTURES
+from rmbook.tensor_files import Layout, read_header
 from rmbook.version import __version__
 
 NAME = "rmbook"  # transformers finds the tensors of an adapter by its type's name in lower case

@@ -12,9 +12,10 @@ from rmbook.adapters.adapter_header import ADAPTER_FORMAT
 from rmbook.adapters.base import base_fingerprint
 from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError
 from rmbook.engine.masking import RandomMask
-from rmbook.files import UnreadableFileError, digest_tensors, read_header, write_safetensors
+from rmbook.files import UnreadableFileError
 from rmbook.methods.applied_method import AppliedMethod
 from rmbook.methods.apply import apply_method
+from rmbook.tensor_files import digest_tensors, read_header, write_safetensors
 
 FORMAT = "rmbook-method-1"
 ABOUT = {"method": str, "settings": dict, "base_fingerprint": str}

@@ -1,11 +1,15 @@
 """Prompts as tokens, as in MeZO: which tokens are scored, and what is cut where a prompt is too long."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from rmbook.errors import TaskError, printable, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_LENGTH = 2048  # of the paper's models
 MAX_NEW_TOKENS = 50  # of an answer that the model writes

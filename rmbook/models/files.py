@@ -3,21 +3,25 @@
 Only safetensors count as weights: other formats can run code when they are read.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import huggingface_hub
-import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import safe_open
-from transformers.utils import logging as transformers_logging
 
 from rmbook.errors import RmbookError, closest
 from rmbook.files import UnreadableFileError, read_bytes
+
+if TYPE_CHECKING:
+    import torch
 
 KNOWN_MODELS = (  # the paper's first, then open ones whose layers rmbook.methods.architectures names
     *(f"facebook/opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")),
@@ -54,6 +58,8 @@ def find_model(
     Raises:
         ModelError: as `find_folder` and `check_files`; or there is no such device.
     """
+    import torch
+
     name, place = os.fspath(name), torch.device("cpu" if device is None else device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device {place} was asked for, but torch {torch.__version__} sees no CUDA device here.")
@@ -259,12 +265,14 @@ def first_line(error: Exception) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bar, which in a notebook stays on the page, and no report of what rmbook itself checks and raises."""
-    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        logging.set_verbosity(level)
         if shown:
-            transformers_logging.enable_progress_bar()
+            logging.enable_progress_bar()

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rmbook.files import digest_tensors
 from rmbook.methods.applied_method import AppliedMethod
 from rmbook.models.clip_preprocessing import Preprocessing
+from rmbook.tensor_files import digest_tensors
 
 LOG = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
-from rmbook.files import write_safetensors
 from rmbook.offline.store import kept, one_thread
 from rmbook.stamps import stamp
+from rmbook.tensor_files import write_safetensors
 
 MLP_TARGETS = ("mlp.fc1", "mlp.fc2")
 VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {  # of images, (..., 8, 8)

@@ -16,9 +16,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from rmbook.checks import check_density, check_seed, check_size
-from rmbook.files import write_safetensors
 from rmbook.offline.digits import Digits
 from rmbook.stamps import stamp
+from rmbook.tensor_files import write_safetensors
 
 SIZES = (64, 64, 64, 64, 10)
 WEIGHTS = Path(__file__).with_name("digits_mlp.safetensors")

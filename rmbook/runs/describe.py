@@ -10,7 +10,6 @@ from transformers import CLIPConfig
 
 from rmbook.adapters.adapter_file import check_adapter
 from rmbook.engine.targets import find_targets
-from rmbook.files import read_header
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import ratio_to_density
 from rmbook.methods.apply import apply_method
@@ -25,6 +24,7 @@ from rmbook.offline.made import resolve
 from rmbook.runs.config import MASKS, RunConfig
 from rmbook.runs.folder import run_config
 from rmbook.runs.result import RunError, read_result
+from rmbook.tensor_files import read_header
 
 
 def describe_path(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,50 @@ from typing import Any
 import torch
 from torch import nn
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from rmbook.errors import ConfigError, closest
 from rmbook.files import check_writable, replacing
+from rmbook.methods.saved import load_trained
+from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.models.encoding import Encoding, check_tokens, start_token
 from rmbook.models.generation import generate_answers
 from rmbook.models.language import max_positions
 from rmbook.offline.made import resolve
 from rmbook.runs.config import DTYPES, RunConfig
 from rmbook.runs.fingerprints import data_fingerprint, weights_fingerprint
-from rmbook.runs.folder import check_inputs, load_run, run_config
+from rmbook.runs.folder import check_inputs, run_config
+from rmbook.runs.result import RunError
 from rmbook.tasks.catalog import find_task
 from rmbook.tasks.splits import sample_splits
 
 SPLITS = ("test", "dev", "train", "validation")
+
+
+def load_run(
+    folder: str | os.PathLike, model_name: str | None = None
+) -> tuple[nn.Module, PreTrainedTokenizerBase | Preprocessing, RunConfig]:
+    """The base model of a finished run with what the run trained, in evaluation mode, its tokenizer and settings.
+
+    For a task of images, CLIP's image encoder with the task's head, and its preprocessing instead of a tokenizer.
+
+    Args:
+        folder: of the run.
+        model_name: where its base model is by now, if it was moved; the same weights in any place.
+
+    Raises:
+        RunError: there is no run in the folder, or it is not finished, or it diverged before its first epoch ended.
+        ModelError, AdapterCorruptError, AdapterBaseError: its model or its adapter cannot be used.
+    """
+    folder = Path(folder)
+    config = run_config(folder)
+    if not (folder / "adapter.safetensors").exists():
+        why = "diverged" if (folder / "result.json").exists() else f"not finished: rmbook train --resume {folder}"
+        raise RunError(f"the run in {folder} has no adapter.safetensors: it is {why}.")
+    load, dtype = find_task(config.task).load_model, getattr(torch, config.dtype)
+    model, tokenizer = load(model_name or config.model, dtype=dtype, revision=None if model_name else config.revision)
+    load_trained(model, folder / "adapter.safetensors")
+    return model.eval(), tokenizer, config
 
 
 def evaluate_run(

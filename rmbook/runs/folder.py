@@ -1,22 +1,15 @@
-"""The folder of a run: reading its settings, writing its measurements, and loading what it trained."""
+"""The folder of a run: reading its settings, and writing its measurements."""
 
 import json
 import math
 import os
 from pathlib import Path
 
-import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
-
 from rmbook.errors import ConfigError, TaskError
 from rmbook.files import UnreadableFileError, replacing
 from rmbook.json_files import read_json
-from rmbook.methods.saved import load_trained
-from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.runs.config import RunConfig, make_config, read_config
 from rmbook.runs.result import RunError, read_metrics
-from rmbook.tasks.catalog import find_task
 
 
 def first_process() -> bool:
@@ -56,32 +49,6 @@ def check_inputs(folder: Path, found: dict[str, str], data_dir: str | None, mode
         named = {"data": f"the examples in {data_dir or 'the hub'}", "weights": f"the base model's weights in {model}"}
         what = " and ".join(named[name] for name in changed)
         raise RunError(f"{what} are not those that the run in {folder} began with: restore them, or start a new run.")
-
-
-def load_run(
-    folder: str | os.PathLike, model_name: str | None = None
-) -> tuple[nn.Module, PreTrainedTokenizerBase | Preprocessing, RunConfig]:
-    """The base model of a finished run with what the run trained, in evaluation mode, its tokenizer and settings.
-
-    For a task of images, CLIP's image encoder with the task's head, and its preprocessing instead of a tokenizer.
-
-    Args:
-        folder: of the run.
-        model_name: where its base model is by now, if it was moved; the same weights in any place.
-
-    Raises:
-        RunError: there is no run in the folder, or it is not finished, or it diverged before its first epoch ended.
-        ModelError, AdapterCorruptError, AdapterBaseError: its model or its adapter cannot be used.
-    """
-    folder = Path(folder)
-    config = run_config(folder)
-    if not (folder / "adapter.safetensors").exists():
-        why = "diverged" if (folder / "result.json").exists() else f"not finished: rmbook train --resume {folder}"
-        raise RunError(f"the run in {folder} has no adapter.safetensors: it is {why}.")
-    load, dtype = find_task(config.task).load_model, getattr(torch, config.dtype)
-    model, tokenizer = load(model_name or config.model, dtype=dtype, revision=None if model_name else config.revision)
-    load_trained(model, folder / "adapter.safetensors")
-    return model.eval(), tokenizer, config
 
 
 def finite(row: dict) -> dict:

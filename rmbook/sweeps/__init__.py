@@ -9,9 +9,10 @@ In: a grid, a small YAML file. Out: a folder with one run folder a run; tables a
     queue             which run is next; halving decides it when learning rates compete
     ledger            who works on what, in ledger_file; liveness says who is alive
     folder            the sweep's folder, and what a result must have
+    state             what ledger and folders say together
     best_rate         the rule for the best learning rate
     table, report, report_page, verdicts
                       what came out, and the paper's numbers beside it
-    display           progress on the terminal
+    listener, display progress, and how it is shown on a terminal
     slurm             plain commands for a cluster
 """

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rmbook.errors import printable
 from rmbook.sweeps.ledger import STATES, Lease
-from rmbook.sweeps.local import Listener
+from rmbook.sweeps.listener import Listener
 from rmbook.sweeps.table import DEFAULTS, is_fine_tuning
 
 

@@ -16,7 +16,6 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rmbook.errors import ConfigError
@@ -26,9 +25,10 @@ from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.result import RunError
 from rmbook.runs.run import MemoryShortage, resume_run, start_run
 from rmbook.sweeps.folder import SweepFolder, outcome
-from rmbook.sweeps.ledger import Lease, Ledger, read_ledger
+from rmbook.sweeps.ledger import Lease, Ledger
 from rmbook.sweeps.ledger_file import LedgerError
 from rmbook.sweeps.liveness import Presence
+from rmbook.sweeps.state import open_ledger
 from rmbook.training.checkpoint import CheckpointError
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # no run can be written: trying others is no use
@@ -66,33 +66,6 @@ def perform_run(
         except (CheckpointError, RunError):  # damaged by a loss of power
             shutil.rmtree(work)
     start_run(make_config(config), work, progress=False, bases=bases, after_epoch=stop)
-
-
-def open_ledger(place: SweepFolder, owner: str = "reader", **settings) -> Ledger:
-    """Open the ledger of a sweep, made anew from its folders if it is lost, and brought up to what they say."""
-    ledger = Ledger(place.ledger, owner, **settings)
-    if not any(ledger.counts().values()):
-        ledger.add(place.plans(), wanted=False)
-    for key in ledger.keys("pending", "leased", "failed"):
-        if result := place.result(key):
-            ledger.record(key, *outcome(result))
-    return ledger
-
-
-def read_rows(place: SweepFolder) -> list[dict]:
-    """Return what the rows of `open_ledger` would be, and change nothing: the folder may be another person's.
-
-    Raises:
-        LedgerError: the ledger cannot be read.
-        RunError: the plans are damaged.
-    """
-    empty = {"state": "pending", "attempts": 0, "result": None, "error": None, "claimed": None}
-    rows = read_ledger(place.ledger) or [asdict(run) | empty for run in place.plans()]
-    for row in rows:
-        if row["state"] in ("pending", "leased", "failed") and (result := place.result(row["key"])):
-            state, summary = outcome(result)
-            row |= {"state": state, "result": summary, "error": None}
-    return rows
 
 
 class Driver:

@@ -15,23 +15,11 @@ from rmbook.models.reuse import BaseModels
 from rmbook.runs.fingerprints import PlannedRun
 from rmbook.sweeps.driver import Driver, Perform, perform_run
 from rmbook.sweeps.ledger import STOPPED, Lease
+from rmbook.sweeps.listener import Listener
 from rmbook.sweeps.queue import PartQueue, WholeQueue, check_part
 from rmbook.training.checkpoint import TrainingInterrupted
 
 POLL_SECONDS = 0.5
-
-
-class Listener:
-    """A listener is told how a sweep goes; this one says nothing. See `rmbook.sweeps.display` for those that do."""
-
-    def begun(self, lease: Lease, counts: dict[str, int]) -> None:
-        """A run was taken up. `counts`: number of runs in each state."""
-
-    def ended(self, lease: Lease, state: str, note: str, counts: dict[str, int]) -> None:
-        """A run is done, diverged, failed, pending (will be tried again) or lost (to another process)."""
-
-    def waiting(self, counts: dict[str, int]) -> None:
-        """Nothing is pending, but other processes have runs in hand."""
 
 
 def run_sweep(

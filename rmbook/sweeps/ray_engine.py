@@ -15,7 +15,8 @@ from pathlib import Path
 from rmbook.runs.fingerprints import PlannedRun, code_fingerprint
 from rmbook.sweeps.driver import Driver, Perform, SweepError, perform_run
 from rmbook.sweeps.ledger import Lease
-from rmbook.sweeps.local import POLL_SECONDS, Listener, stopping_on_signals
+from rmbook.sweeps.listener import Listener
+from rmbook.sweeps.local import POLL_SECONDS, stopping_on_signals
 from rmbook.sweeps.ray_cluster import Worker, check_shares, import_ray, joined_cluster, room, terminate
 from rmbook.training.checkpoint import TrainingInterrupted
 

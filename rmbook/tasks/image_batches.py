@@ -6,11 +6,12 @@ whether workers are used, nor on how many.
 
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
@@ -19,6 +20,7 @@ from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.tasks.image_example import ImageExample
 from rmbook.training.objectives import Classification
 
+EVALUATION_IMAGES = 128  # in memory at once
 MOST_WORKERS = 16
 PIECE = 8  # images that a worker sends at once: a whole batch, 19 MB, would wait long for the pipe
 LEAST_IMAGES = 512  # in a pass, for which processes are started: that takes some tenths of a second
@@ -116,6 +118,29 @@ def prepare_ahead(
             own += [PreparedImage(example.gold, array) for example, array in part]
         prepared[number::count] = own
         yield prepared
+
+
+@torch.no_grad()
+def predict_classes(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    examples: list[ImageExample],
+    advance: Callable[[int], None] | None = None,
+) -> list[int]:
+    """Return the likeliest class of each image; see `rmbook.tasks.task.Task.predict`.
+
+    Raises:
+        TaskError: an image is damaged, or too thin.
+    """
+    model.eval()
+    device, answers = next(model.parameters()).device, []
+    starts = range(0, len(examples), EVALUATION_IMAGES)
+    for batch in prepare_ahead(preprocessing, [examples[start : start + EVALUATION_IMAGES] for start in starts]):
+        pixels = make_batch(preprocessing, batch, device)["pixel_values"]
+        answers += model(pixels).logits.argmax(-1).tolist()
+        if advance:
+            advance(len(batch))
+    return answers
 
 
 class _Pieces(Dataset):

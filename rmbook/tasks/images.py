@@ -9,16 +9,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from typing_extensions import override
 
-from rmbook.models.clip import load_image_classifier
-from rmbook.tasks.image_batches import ImageClassification, make_batch, prepare_ahead
 from rmbook.tasks.image_example import ImageExample
 from rmbook.tasks.image_files import list_files, load_images
 from rmbook.tasks.task import SPLITS, Task, read_tasks
-
-EVALUATION_IMAGES = 128  # in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +42,12 @@ class ImageTask(Task):
         return {f"{split}/{name}": path for split in SPLITS for name, path in found[split].items()}
 
     @override
-    def load_model(self, name, *, dtype=torch.float32, device=None, revision=None):
+    def load_model(self, name, *, dtype=None, device=None, revision=None):
         """CLIP's image encoder with the task's head, and its preprocessing."""
-        return load_image_classifier(
-            self.classes, self.templates, name, dtype=dtype, device=device, revision=revision
-        )
+        from rmbook.models.clip import load_image_classifier
+
+        given = {"device": device, "revision": revision} | ({"dtype": dtype} if dtype else {})
+        return load_image_classifier(self.classes, self.templates, name, **given)
 
     @override
     def prompt_limit(self, model, wanted=None):
@@ -63,20 +59,15 @@ class ImageTask(Task):
 
     @override
     def objective(self, preparation):
+        from rmbook.tasks.image_batches import ImageClassification
+
         return ImageClassification(preparation)
 
     @override
-    @torch.no_grad()
     def predict(self, model, preparation, examples, max_length=None, advance=None):
-        model.eval()
-        device, answers = next(model.parameters()).device, []
-        starts = range(0, len(examples), EVALUATION_IMAGES)
-        for batch in prepare_ahead(preparation, [examples[start : start + EVALUATION_IMAGES] for start in starts]):
-            pixels = make_batch(preparation, batch, device)["pixel_values"]
-            answers += model(pixels).logits.argmax(-1).tolist()
-            if advance:
-                advance(len(batch))
-        return answers
+        from rmbook.tasks.image_batches import predict_classes
+
+        return predict_classes(model, preparation, list(examples), advance)
 
 
 TABLE = Path(__file__).with_suffix(".yaml")

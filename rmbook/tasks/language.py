@@ -18,16 +18,19 @@ from rmbook.models.encoding import (
     encode_options,
     start_token,
 )
-from rmbook.models.generation import generate_answers
-from rmbook.models.language import load_language_model, max_positions
-from rmbook.models.option_scores import score_options
 from rmbook.tasks.examples import Example, to_example
 from rmbook.tasks.hub import hub_rows
 from rmbook.tasks.metrics import best_f1
 from rmbook.tasks.original_files import find_file, read_rows
 from rmbook.tasks.prompts import prompt
 from rmbook.tasks.task import SPLITS, Task, read_tasks
-from rmbook.training.objectives import Answering, OptionChoice
+
+
+def load_model(name, **settings):
+    """Return a causal language model and its tokenizer: `rmbook.models.language.load_language_model`."""
+    from rmbook.models.language import load_language_model
+
+    return load_language_model(name, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ class LanguageTask(Task):
     files: dict[str, str] = field(default_factory=lambda: {"train": "train.jsonl", "validation": "val.jsonl"})
     labels: tuple = ()
 
-    load_model = staticmethod(load_language_model)  # one function for all tasks, which so can share a model
+    load_model = staticmethod(load_model)  # one function for all tasks, which so can share a model
 
     @property
     def writes(self) -> bool:
@@ -69,6 +72,8 @@ class LanguageTask(Task):
     @override
     def prompt_limit(self, model, wanted=None):
         """`wanted` if the model can take it; 2,048 tokens or all that it can take if None."""
+        from rmbook.models.language import max_positions
+
         limit = max_positions(model)
         if wanted is not None and limit and wanted > limit:
             raise ConfigError(f"max_length {wanted} is more than the {limit} tokens that the model can take: lower it.")
@@ -83,10 +88,15 @@ class LanguageTask(Task):
 
     @override
     def objective(self, preparation):
+        from rmbook.training.objectives import Answering, OptionChoice
+
         return Answering() if self.trains_answer else OptionChoice()
 
     @override
     def predict(self, model, preparation, examples, max_length=None, advance=None):
+        from rmbook.models.generation import generate_answers
+        from rmbook.models.option_scores import score_options
+
         encoded = self._encode(examples, model, preparation, max_length, written=self.writes)
         if self.writes:
             return generate_answers(model, preparation, encoded, advance=advance)

@@ -1,18 +1,26 @@
-"""The form that all of the paper's sixteen tasks share: examples, a model, an objective, answers and their score."""
+"""The form that all of the paper's sixteen tasks share: examples, a model, an objective, answers and their score.
+
+A task says what it is without torch: that is loaded by the methods which need a model, so that a mistake in a command
+is answered at once.
+"""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rmbook.errors import TaskError
 from rmbook.files import digest_files
-from rmbook.training.objectives import Objective
 from rmbook.yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from rmbook.training.objectives import Objective
 
 SPLITS = ("train", "validation")  # of the original data; a run tests on the second
 
@@ -78,7 +86,7 @@ class Task:
         self,
         name: str | os.PathLike,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         revision: str | None = None,
     ) -> tuple[nn.Module, Any]:
@@ -86,7 +94,7 @@ class Task:
 
         Args:
             name: of the model on the hub, or a folder.
-            dtype: of its parameters.
+            dtype: of its parameters; float32 if None.
             device: the CPU if None.
             revision: branch, tag or commit on the hub.
 

@@ -12,8 +12,9 @@ import torch
 
 from rmbook.engine.shards import spread
 from rmbook.errors import RmbookError
-from rmbook.files import UnreadableFileError, digest_tensors, read_safetensors, write_safetensors
+from rmbook.files import UnreadableFileError
 from rmbook.json_files import count
+from rmbook.tensor_files import digest_tensors, read_safetensors, write_safetensors
 
 FORMAT = "rmbook-checkpoint-1"
 ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}  # what AdamW keeps of a parameter

@@ -34,7 +34,7 @@ from rmbook import (
 )
 from rmbook.adapters.shira import _padded, load_from_shira, save_as_shira
 from rmbook.adapters.shira_folder import CONFIG, WEIGHTS, ShiraError
-from rmbook.files import digest_tensors
+from rmbook.tensor_files import digest_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch, on peft's sparse matrices
 

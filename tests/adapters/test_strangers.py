@@ -20,8 +20,8 @@ from rmbook.adapters.errors import AdapterCorruptError, AdapterError
 from rmbook.adapters.merged import save_merged
 from rmbook.adapters.shira import save_as_shira
 from rmbook.adapters.shira_folder import ShiraError
-from rmbook.files import HEADER_LIMIT
 from rmbook.methods.architectures import conv1d_to_linear
+from rmbook.tensor_files import HEADER_LIMIT
 
 MEBIBYTE = 2**20
 

@@ -81,6 +81,32 @@ def test_a_full_disk_behind_standard_output_is_one_line():
     assert answer.returncode == 1 and answer.stderr.count(b"\n") == 1 and b"No space left" in answer.stderr
 
 
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["transformers"] = None  # importing one of them fails
+from typer.testing import CliRunner
+from rmbook.cli.app import app
+for words in map(str.split, sys.argv[1:]):
+    answer = CliRunner().invoke(app, words)
+    print(answer.exit_code, answer.output.partition("\\n")[0])
+"""
+
+
+def test_what_needs_no_model_does_not_wait_for_torch(tmp_path):
+    asked = {
+        "train --model m --task sst3 --lr 1": "2 rmbook: unknown task 'sst3'",
+        "train --model m --task rte --lr 1 --method lora --ratio 0.1": "2 rmbook: lora takes no ratio",
+        "generate --model m": "2 rmbook: --prompt must be given",
+        f"report {tmp_path}": "2 rmbook: ",
+        f"sweep status {tmp_path}": "2 rmbook: ",
+        "sweep grids": "0 ",
+        "--help": "0 ",
+    }
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *asked], capture_output=True, text=True, timeout=60)
+    for line, start in zip(done.stdout.splitlines(), asked.values(), strict=True):
+        assert line.startswith(start) and "ImportError" not in line, line
+
+
 def begun(process) -> bool:
     """Whether the command handles signals: it has a pipe for them."""
     try:

@@ -13,9 +13,9 @@ from torch import nn
 from rmbook import AdapterBank, apply_random_mask, load_adapter, save_adapter
 from rmbook.adapters.adapter_file import _content_digest
 from rmbook.adapters.shira import load_from_shira, save_as_shira
-from rmbook.files import digest_tensors
 from rmbook.methods.saved import load_trained
 from rmbook.runs.describe import describe_path
+from rmbook.tensor_files import digest_tensors
 
 
 def trained():

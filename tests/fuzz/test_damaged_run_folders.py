@@ -10,11 +10,11 @@ from fuzzing import contents, damaged_bytes, damaged_json, damaged_value, ended_
 from safetensors.torch import load, save
 from tiny_sweep import tiny_settings
 
-from rmbook.files import digest_tensors
 from rmbook.runs.config import make_config
 from rmbook.runs.describe import describe_path
 from rmbook.runs.evaluate import evaluate_run
 from rmbook.runs.run import resume_run, start_run
+from rmbook.tensor_files import digest_tensors
 from rmbook.training.checkpoint import TrainingInterrupted
 
 SIGNED = {"adapter.safetensors": "about", "checkpoint.safetensors": "info"}  # the text that is signed with the tensors

@@ -19,7 +19,7 @@ from transformers import (
 
 from rmbook.models.language import load_language_model
 from rmbook.runs.config import RunConfig
-from rmbook.runs.folder import load_run
+from rmbook.runs.evaluate import load_run
 from rmbook.runs.run import start_run
 
 SHAPE = dict(

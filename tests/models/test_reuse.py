@@ -9,7 +9,6 @@ from tiny_sweep import SERVER
 
 from rmbook.engine.targets import TargetError
 from rmbook.methods.apply import apply_method
-from rmbook.models.language import load_language_model
 from rmbook.models.reuse import BaseModels, checksum
 from rmbook.offline.sentences import write_generated_examples
 from rmbook.offline.tiny_language import make_tiny_checkpoint
@@ -30,6 +29,8 @@ RUNS = (  # each leaves something behind for the next: a gradient, dropout, chec
     {"method": "prefix", "seed": 1},
     {"method": "random_masking", "ratio": 1e-3, "seed": 2},
 )
+
+LOAD = find_task("SST-2").load_model
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ OTHERS = ({"method": "structured_masking", "ratio": 1e-2}, {"method": "adapter",
 
 @pytest.mark.parametrize("changes", RUNS[1:3] + RUNS[4:6] + OTHERS, ids=lambda changes: changes["method"])
 def test_whatever_a_run_did_to_the_model_is_undone(changes, settings):
-    bases, fresh = BaseModels(), load_language_model(settings["model"])[0]
+    bases, fresh = BaseModels(), LOAD(settings["model"])[0]
     prepared = prepare_run(make_config(settings | changes), bases)
     model = prepared.model.train()
     model.lm_head.register_forward_hook(lambda *arguments: None)
@@ -86,7 +87,7 @@ def test_whatever_a_run_did_to_the_model_is_undone(changes, settings):
     model(torch.tensor([[5, 6, 7]]))  # masks write their values into the weights here
     assert checksum(model) != checksum(fresh)
     bases.put_back(prepared.method)
-    again, _ = bases.take(load_language_model, settings["model"])
+    again, _ = bases.take(LOAD, settings["model"])
     assert again is model and bases.loads == 1
     assert parts(again) == parts(fresh) and checksum(again) == checksum(fresh)
 
@@ -94,7 +95,7 @@ def test_whatever_a_run_did_to_the_model_is_undone(changes, settings):
 @pytest.mark.parametrize("what", ["weight", "buffer", "missing"])
 def test_a_model_that_was_tampered_with_is_loaded_anew(what, settings, caplog):
     bases = BaseModels()
-    model, _ = bases.take(load_language_model, settings["model"])
+    model, _ = bases.take(LOAD, settings["model"])
     model.register_buffer("table", torch.zeros(3), persistent=False)
     bases._given.__init__(("load", "key"), model, None)  # as if it had been loaded with that buffer
     method = apply_method(model, "random_masking", ratio=1e-3)
@@ -109,7 +110,7 @@ def test_a_model_that_was_tampered_with_is_loaded_anew(what, settings, caplog):
     with caplog.at_level(logging.WARNING, logger="rmbook.models.reuse"):
         bases.put_back(method)
     assert "loads it anew" in caplog.text
-    assert bases.take(load_language_model, settings["model"])[0] is not model and bases.loads == 2
+    assert bases.take(LOAD, settings["model"])[0] is not model and bases.loads == 2
 
 
 def test_another_model_dtype_or_a_failed_run_takes_a_new_one(settings, tmp_path):
@@ -120,7 +121,7 @@ def test_another_model_dtype_or_a_failed_run_takes_a_new_one(settings, tmp_path)
     start_run(make_config(good), tmp_path / "c", False, bases)
     assert bases.loads == 2
     start_run(make_config(good | {"dtype": "float64"}), tmp_path / "d", False, bases)
-    model, _ = bases.take(load_language_model, good["model"], dtype=torch.float64)
+    model, _ = bases.take(LOAD, good["model"], dtype=torch.float64)
     assert bases.loads == 3 and {parameter.dtype for parameter in model.parameters()} == {torch.float64}
 
 

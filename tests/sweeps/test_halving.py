@@ -21,12 +21,13 @@ from rmbook.runs.config import RunConfig
 from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.folder import finite
 from rmbook.sweeps.best_rate import rank_rates
-from rmbook.sweeps.driver import open_ledger
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import expand, plan
 from rmbook.sweeps.halving import REDUCTION, Progress, groups, halving_steps, rungs, sampled_steps, survivors
-from rmbook.sweeps.local import Listener, run_sweep
+from rmbook.sweeps.listener import Listener
+from rmbook.sweeps.local import run_sweep
 from rmbook.sweeps.report import read_runs, summarize
+from rmbook.sweeps.state import open_ledger
 from rmbook.training.checkpoint import TrainingInterrupted
 
 no_optuna = importlib.util.find_spec("optuna") is None

@@ -26,12 +26,12 @@ from rmbook.errors import ConfigError
 from rmbook.paper.tables import TEST_IMAGES, TEST_RECORDS, load_paper_table
 from rmbook.runs.config import RunConfig
 from rmbook.sweeps.best_rate import DIVERGED, best_rate, edge, rank_rates
-from rmbook.sweeps.driver import open_ledger
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import read_grid
 from rmbook.sweeps.ledger import STOPPED
 from rmbook.sweeps.report import read_runs, summarize
 from rmbook.sweeps.report_page import page, text_report
+from rmbook.sweeps.state import open_ledger
 from rmbook.sweeps.table import sweep_table
 from rmbook.sweeps.verdicts import PAPER_MODELS, VERDICTS, compare, standard_error
 from rmbook.tasks.catalog import find_task

@@ -25,11 +25,13 @@ from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.result import RunError
 from rmbook.runs.run import MemoryShortage, start_run
 from rmbook.sweeps.display import LiveListener
-from rmbook.sweeps.driver import Driver, SweepError, open_ledger, perform_run
+from rmbook.sweeps.driver import Driver, SweepError, perform_run
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import expand, plan
 from rmbook.sweeps.ledger import Ledger
-from rmbook.sweeps.local import Listener, run_sweep
+from rmbook.sweeps.listener import Listener
+from rmbook.sweeps.local import run_sweep
+from rmbook.sweeps.state import open_ledger
 from rmbook.training.checkpoint import TrainingInterrupted
 
 SERVER.set_forkserver_preload(["rmbook.sweeps.local"])

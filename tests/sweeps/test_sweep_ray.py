@@ -19,12 +19,14 @@ from rmbook.errors import ConfigError
 from rmbook.runs.config import make_config
 from rmbook.runs.fingerprints import code_fingerprint
 from rmbook.runs.run import MemoryShortage
-from rmbook.sweeps.driver import Driver, SweepError, open_ledger, perform_run
+from rmbook.sweeps.driver import Driver, SweepError, perform_run
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import expand, plan
-from rmbook.sweeps.local import Listener, run_sweep
+from rmbook.sweeps.listener import Listener
+from rmbook.sweeps.local import run_sweep
 from rmbook.sweeps.ray_cluster import Worker, joined_cluster, room
 from rmbook.sweeps.ray_engine import _Pool, run_sweep_ray
+from rmbook.sweeps.state import open_ledger
 from rmbook.training.checkpoint import Checkpoint, TrainingInterrupted
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
