@@ -19,14 +19,28 @@ needs_browser = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def open_page(url, **context):
-    """A page at `url` in a fresh browser; on leaving, no request has left this machine and no error was logged.
-
-    Yields:
-        playwright's page; `context` are arguments of `browser.new_context`, `color_scheme="dark"` for one.
-    """
+def open_browser():
+    """A browser that `open_page` can be given more than once; it does not go with what runs an event loop."""
     from playwright.sync_api import sync_playwright
 
+    # The closing proxy stops what would go around the route: nothing listens on port 9.
+    environment = os.environ | {"no_proxy": "127.0.0.1", "http_proxy": "http://127.0.0.1:9"}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split(), env=environment)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextlib.contextmanager
+def open_page(url, browser=None, **context):
+    """A page at `url`, of which no other page knows; on leaving, no request left this machine and no error was logged.
+
+    Yields:
+        playwright's page; the browser is a fresh one if None; `context` are arguments of `browser.new_context`,
+        `color_scheme="dark"` for one.
+    """
     refused, errors = [], []
 
     def keep_local(route):
@@ -36,19 +50,14 @@ def open_page(url, **context):
             refused.append(route.request.url)
             route.abort()
 
-    # The closing proxy stops what would go around the route: nothing listens on port 9.
-    environment = os.environ | {"no_proxy": "127.0.0.1", "http_proxy": "http://127.0.0.1:9"}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split(), env=environment)
-        try:
-            page = browser.new_context(**context).new_page()
-            page.context.route("**/*", keep_local)
-            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.goto(url)
-            yield page
-        finally:
-            browser.close()
+    with contextlib.ExitStack() as stack:
+        browser = browser or stack.enter_context(open_browser())
+        page = stack.enter_context(browser.new_context(**context)).new_page()
+        page.context.route("**/*", keep_local)
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url)
+        yield page
     assert not refused, f"the page asked the network for {refused}"
     assert not errors, f"the page logged {errors}"
 

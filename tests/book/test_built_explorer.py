@@ -4,14 +4,14 @@
 """
 
 import base64
-import json
 import re
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
-from browser import needs_browser, open_page, read_explorer
+from broken_chapters import Chapter
+from browser import needs_browser, open_browser, open_page, read_explorer
 
 from rmbook.widgets.explorer import Explorer, InteractiveExplorer
 
@@ -26,22 +26,28 @@ if not PAGES_FOLDER.is_dir():
 pytestmark = needs_browser
 
 
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as browser:
+        yield browser
+
+
 @pytest.fixture(params=PAGES, ids=lambda path: path.stem)
 def chapter(request):
     return request.param
 
 
 def explorer_of(chapter):
-    """The chapter's explorer, made again by running the chapter's code up to it."""
-    notebook = json.loads((ROOT / "book" / f"{chapter.stem}.ipynb").read_text())
-    names = {}
+    """The chapter's explorer, made again by those of the chapter's cells that it needs."""
+    cells = Chapter(chapter.stem)
     matplotlib.use("Agg")
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code" and "colab-header" not in cell["metadata"].get("tags", []):
-            exec("".join(cell["source"]), names)
-            for value in names.values():
-                if isinstance(value, Explorer | InteractiveExplorer):
-                    return getattr(value, "explorer", value)
+    for place in [cell.name for cell in cells.cells if re.search(r"\b(explore_\w+|\w*Explorer)\(", cell.code)]:
+        names = {}
+        for cell in cells.needed({place}):
+            exec(cell.code, names)
+        for value in names.values():
+            if isinstance(value, Explorer | InteractiveExplorer):
+                return getattr(value, "explorer", value)
     raise AssertionError(f"{chapter.stem} has a page with an explorer, but makes none")
 
 
@@ -87,8 +93,8 @@ def test_every_chapter_with_an_explorer_is_built():
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_keyboard_moves_curve_marker_and_reading(chapter, scheme):
-    with open_page(chapter.as_uri(), color_scheme=scheme) as page:
+def test_keyboard_moves_curve_marker_and_reading(browser, chapter, scheme):
+    with open_page(chapter.as_uri(), browser, color_scheme=scheme) as page:
         page.wait_for_selector(".rmx-status")
         seen = [read_explorer(page)]
         tab_to(page, "density")
@@ -103,9 +109,9 @@ def test_keyboard_moves_curve_marker_and_reading(chapter, scheme):
         assert after["state"] == "stored"
 
 
-def test_corners_show_what_python_computes(chapter):
+def test_corners_show_what_python_computes(browser, chapter):
     explorer = explorer_of(chapter)
-    with open_page(chapter.as_uri()) as page:
+    with open_page(chapter.as_uri(), browser) as page:
         page.wait_for_selector(".rmx-status")
         for density_key, density in (("Home", 0), ("End", -1)):
             for rate_key, rate in (("Home", 0), ("End", -1)):
@@ -122,8 +128,8 @@ def test_corners_show_what_python_computes(chapter):
                     assert shown["distance"] == pytest.approx(distance, rel=5.1e-3)
 
 
-def test_a_click_on_the_map_moves_both_sliders(chapter):
-    with open_page(chapter.as_uri()) as page:
+def test_a_click_on_the_map_moves_both_sliders(browser, chapter):
+    with open_page(chapter.as_uri(), browser) as page:
         page.wait_for_selector(".rmx-status")
         before = read_explorer(page)
         figure = page.locator(".rmx-plots svg").first
@@ -152,8 +158,8 @@ CONTRASTS = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_and_curve_stand_out(chapter, scheme):
-    with open_page(chapter.as_uri(), color_scheme=scheme) as page:
+def test_text_and_curve_stand_out(browser, chapter, scheme):
+    with open_page(chapter.as_uri(), browser, color_scheme=scheme) as page:
         page.wait_for_selector(".rmx-status")
         background = page.evaluate("getComputedStyle(document.querySelector('.rmx')).backgroundColor")
         assert np.mean([int(v) for v in re.findall(r"\d+", background)[:3]]) > 200 if scheme == "light" else True
@@ -161,8 +167,8 @@ def test_text_and_curve_stand_out(chapter, scheme):
     assert min(contrasts.values()) >= 4.5, contrasts
 
 
-def test_it_fits_a_phone(chapter):
-    with open_page(chapter.as_uri(), viewport={"width": 390, "height": 844}) as page:
+def test_it_fits_a_phone(browser, chapter):
+    with open_page(chapter.as_uri(), browser, viewport={"width": 390, "height": 844}) as page:
         page.wait_for_selector(".rmx-status")
         root = page.locator(".rmx").bounding_box()
         for part in page.locator(".rmx input, .rmx-plots svg, .rmx-status").all():
@@ -170,8 +176,8 @@ def test_it_fits_a_phone(chapter):
             assert box["x"] >= root["x"] - 1 and box["x"] + box["width"] <= 391
 
 
-def test_without_scripts_there_is_a_table(chapter):
-    with open_page(chapter.as_uri(), java_script_enabled=False) as page:
+def test_without_scripts_there_is_a_table(browser, chapter):
+    with open_page(chapter.as_uri(), browser, java_script_enabled=False) as page:
         table = page.locator("[data-rmx] table")
         assert table.locator("tr").count() >= 3
         assert "density" in table.inner_text() and "With JavaScript" in table.inner_text()
