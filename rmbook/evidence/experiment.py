@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from rmbook.engine.masking import apply_masks
@@ -17,7 +16,7 @@ from rmbook.files import write_json
 from rmbook.landscape.curvature import hessian_norm
 from rmbook.landscape.landscape import Landscape
 from rmbook.methods.applied_method import AppliedMethod
-from rmbook.methods.apply import apply_method, full_finetuning, lora
+from rmbook.methods.apply import apply_method, full_finetuning
 from rmbook.methods.settings import METHOD_SETTINGS
 from rmbook.models.reuse import BaseModels
 from rmbook.training.config import TrainingConfig
@@ -25,8 +24,8 @@ from rmbook.training.evaluation import evaluate
 from rmbook.training.objectives import Objective
 from rmbook.training.train import train
 
-APPLIED = ("structured_masking", "adalora", "adapter", "prefix", "bitfit")  # at the settings of `apply_method`
-METHODS = ("full", "lora", "mask", *APPLIED)
+APPLIED = ("lora", "structured_masking", "adalora", "adapter", "prefix", "bitfit")  # at the settings of `apply_method`
+METHODS = ("full", "mask", *APPLIED)
 MASKING = ("mask", "structured_masking")
 HESSIAN_EXAMPLES = 128  # of the training data: the norm over more differs by less than between two masks
 TOLERANCE = 1e-2  # of the residual; the norm's own error is about its square
@@ -38,8 +37,8 @@ class Experiment:
 
     Attributes:
         learning_rate: of AdamW, constant.
-        method: "full", "lora" (rank 8), "mask", or one of `rmbook.methods.apply.METHODS` at its defaults:
-            "structured_masking", "adalora", "adapter", "prefix" or "bitfit".
+        method: "full", "mask", or one of `rmbook.methods.apply.METHODS` at its defaults: "lora", "structured_masking",
+            "adalora", "adapter", "prefix" or "bitfit".
         density: of a mask, random or structured, in each target layer.
         seed: of the mask or the factors, and of the order of the examples.
         mask_seed: of the mask, where it is not the same.
@@ -136,10 +135,6 @@ def put_method(backbone: Backbone, settings: Experiment) -> tuple[nn.Module, App
         return model, apply_method(model, settings.method, **chosen)
     if settings.method == "full":
         return full_finetuning(model, exclude=backbone.fixed), None
-    if settings.method == "lora":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            return lora(model, backbone.targets), None
     data = backbone.train_data(min(HESSIAN_EXAMPLES, backbone.train_size))
     seed = settings.seed if settings.mask_seed is None else settings.mask_seed
     chosen = {"seed": seed, "objective": backbone.objective, "data": data}

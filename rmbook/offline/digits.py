@@ -38,13 +38,26 @@ FILE = "model.safetensors"  # of another one, in its kept folder
 SPLITS = {"pretrain": (0, 797), "train": (797, 1297), "dev": (1297, 1497), "test": (1497, 1797)}
 
 
-class Digits(Dataset):
-    """Images and labels of one split in one of the `VIEWS`, as dicts for `rmbook.train`.
+class SmallImages(Dataset):
+    """Images and labels of one split, as dicts for `rmbook.train`.
 
     Attributes:
         images: (examples, 1, 8, 8) float32 in [0, 1].
         labels: (examples,) int64, 0 to 9.
     """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.images[index], "labels": self.labels[index]}
+
+
+class Digits(SmallImages):
+    """The digits of scikit-learn in one of the `VIEWS`."""
 
     def __init__(self, split: str, view: str, division: int = 0):
         if split not in SPLITS:
@@ -59,12 +72,6 @@ class Digits(Dataset):
         images = torch.tensor(digits.images, dtype=torch.float32)[chosen, None] / 16
         self.images = VIEWS[view](images)
         self.labels = torch.tensor(digits.target)[chosen]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.images[index], "labels": self.labels[index]}
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
 
 from rmbook.errors import RmbookError
+from rmbook.offline.digits import SmallImages
 from rmbook.offline.store import find_packaged
 from rmbook.tasks.image_files import write_idx_split
 
@@ -30,15 +30,11 @@ class MissingImagesError(RmbookError):
     """The images are not on this machine, or not the ones that are known."""
 
 
-class SmallMnist(Dataset):
-    """Images and labels of one split, as dicts for `rmbook.train`.
-
-    The pixels that digits lie in, 20 x 20 of 28 x 28, are averaged to 8 x 8.
+class SmallMnist(SmallImages):
+    """MNIST's images: the pixels that digits lie in, 20 x 20 of 28 x 28, are averaged to 8 x 8.
 
     Attributes:
         large: (examples, 28, 28) float32 in [0, 1], the images as they are.
-        images: (examples, 1, 8, 8) float32 in [0, 1], what a model sees.
-        labels: (examples,) int64, 0 to 9.
 
     Raises:
         ValueError: an unknown split.
@@ -54,12 +50,6 @@ class SmallMnist(Dataset):
         self.large = chosen[:, :-1].reshape(-1, 28, 28).float() / 255
         self.images = F.adaptive_avg_pool2d(self.large[:, None, 4:24, 4:24], 8)
         self.labels = chosen[:, -1].long()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.images[index], "labels": self.labels[index]}
 
 
 def write_mnist(folder: str | os.PathLike) -> Path:
