@@ -1,5 +1,6 @@
 """The stored notebooks are complete, clean and follow the chapters' template."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -123,6 +124,18 @@ def test_code_cells_are_short(notebook):
 def test_lines_of_code_fit_on_the_page(notebook):
     wide = [line for cell in code_cells(notebook) for line in cell.source.splitlines() if len(line) > MOST_COLUMNS]
     assert not wide, "\n".join(wide)
+
+
+def test_checks_are_collapsed(notebook):
+    """A cell that shows nothing and consists of asserts, at least by half, is folded in the page and in an editor."""
+    for cell in code_cells(notebook):
+        if cell.outputs or not re.search(r"^\s*assert ", cell.source, re.MULTILINE):
+            continue
+        found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Assert)]
+        checks = sum(node.end_lineno - node.lineno + 1 for node in found)
+        lines = [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
+        if checks >= len(lines) / 2:
+            assert "hide-input" in cell.metadata["tags"] and cell.metadata["jupyter"]["source_hidden"], cell.source
 
 
 def test_predictions_hide_their_answers(notebook):
