@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from rmbook import apply_random_mask, load_adapter, save_adapter
@@ -390,6 +391,30 @@ def run_processes(world, function, *arguments):
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(places)):
         given = (world, f"file://{folder}/init", function, arguments)
         torch.multiprocessing.start_processes(_worker, given, nprocs=world, start_method="forkserver")
+
+
+def trained_by_sgd(rank=None, wrap=lambda model: model):
+    """Values of a small masked net after five steps, on the whole batch or on every second example."""
+    torch.manual_seed(0)
+    net = [nn.Linear(24, 40), nn.Tanh(), nn.Linear(40, 16), nn.Tanh(), nn.Linear(16, 3)]
+    model = nn.Sequential(*net).double()
+    masking = apply_random_mask(model, ["0", "2"], density=0.1)
+    wrapped, optimizer = wrap(model), torch.optim.SGD(masking.parameters(), lr=0.1)
+    x = torch.randn(8, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    x = x if rank is None else x[rank::2]
+    for _ in range(5):
+        optimizer.zero_grad()
+        wrapped(x).square().mean().backward()
+        optimizer.step()
+    if rank is not None:  # torch joins gloo's thread with Python's lock, for which this thread may still wait
+        time.sleep(0.5)
+    return [values.detach().clone() for values in masking.parameters()]
+
+
+def save_values_of_ddp(folder):
+    """Save what this process has trained in a group under DDP."""
+    rank = dist.get_rank()
+    torch.save(trained_by_sgd(rank, DistributedDataParallel), folder / f"{rank}.pt")
 
 
 def check_all(folder):

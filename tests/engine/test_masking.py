@@ -1,15 +1,12 @@
 """Masks on whole models: what is trained, what is refused, and that nothing is left half done."""
 
 import copy
-import time
 
 import pytest
 import torch
-import torch.distributed as dist
 from conftest import TwoLayers, state_bytes
-from sharded_cases import run_processes
+from sharded_cases import run_processes, save_values_of_ddp, trained_by_sgd
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     BertConfig,
     BertModel,
@@ -218,30 +215,9 @@ def test_save_pretrained_gives_the_result_also_while_it_is_masked(tmp_path):
     torch.testing.assert_close(merged(input_ids=ids).logits, wanted, rtol=0, atol=1e-6)
 
 
-def _ddp_values(folder):
-    _, values = _trained_by_sgd(dist.get_rank(), DistributedDataParallel)
-    torch.save(values, folder / f"{dist.get_rank()}.pt")
-
-
-def _trained_by_sgd(rank=None, wrap=lambda model: model):
-    model = TwoLayers(torch.float64)
-    masking = apply_random_mask(model, ["first", "second"], density=0.1)
-    wrapped = wrap(model)
-    optimizer = torch.optim.SGD(masking.parameters(), lr=0.1)
-    x = torch.randn(8, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    x = x if rank is None else x[rank::2]
-    for _ in range(5):
-        optimizer.zero_grad()
-        wrapped(x).square().mean().backward()
-        optimizer.step()
-    if rank is not None:  # torch joins gloo's thread with Python's lock, for which this thread may still wait
-        time.sleep(0.5)
-    return model, [v.detach().clone() for v in masking.parameters()]
-
-
 def test_pitfall_5_two_ddp_processes_equal_one_with_the_whole_batch(tmp_path):
-    run_processes(2, _ddp_values, tmp_path)
-    _, alone = _trained_by_sgd()
+    run_processes(2, save_values_of_ddp, tmp_path)
+    alone = trained_by_sgd()
     for rank in range(2):
         for got, wanted in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, strict=True):
             torch.testing.assert_close(got, wanted, atol=1e-12, rtol=0)
