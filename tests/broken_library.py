@@ -3,28 +3,36 @@
 import ast
 import contextlib
 import copy
+import functools
 import io
 import json
+import re
 import types
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from broken_chapters import Cell, Parts, Wrong, changed
+from transformers import BertConfig, BertModel
+from broken_chapters import Cell, Parts, changed, names_in
 
+from rmbook.adapters.adapter_file import save_adapter
 from rmbook.engine.masking import apply_random_mask
-from rmbook.evidence.backbones import load_backbone
+from rmbook.evidence.backbones import Backbone, load_backbone
 from rmbook.evidence.recording import load_recorded
+from rmbook.evidence.tiers import make_plan
 from rmbook.landscape.curvature import HessianNorm
 from rmbook.masks.sample import sample_mask
 from rmbook.methods.apply import apply_method
+from rmbook.offline.digits import MLP_TARGETS, PretrainingConfig, new_vit
+from rmbook.offline.minilm import PromptClassifier
 from rmbook.theory.networks import Runs
 from rmbook.theory.regression import ColumnMasks
 from rmbook.training.config import TrainingResult
+from rmbook.training.objectives import Classification
 
 
 def ramp(*shape: int) -> np.ndarray:
@@ -52,6 +60,95 @@ class Explorer:
         self.explorer, self.data, self.run = self, {"start": 5.0}, {"losses": ramp(5), "distance": 1.0, "border": 1.0}
 
 
+@dataclass
+class Images(torch.utils.data.Dataset):
+    """Images of nothing, all of the same kind."""
+
+    images: torch.Tensor
+    large: torch.Tensor
+    kind: float
+
+    @classmethod
+    def of(cls, split: str, *_, **__) -> "Images":
+        """Return those of a split."""
+        images = torch.tensor(ramp(400 if split == "train" else 40, 28, 28)).float()
+        return cls(images[:, None, :8, :8], images, 1.0)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """The same label for each image."""
+        return torch.full([len(self)], int(np.clip(self.kind, 0, 9)))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.images[index], "labels": self.labels[index]}
+
+
+@dataclass
+class Look:
+    """A landscape of one shape, whatever model it is of."""
+
+    names: list[str]
+    curvature: torch.Tensor
+    height: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """The number of trained entries."""
+        return len(self.curvature)
+
+    def point(self) -> torch.Tensor:
+        """Return where the model is."""
+        return torch.zeros(self.size)
+
+    def loss(self, *_) -> float:
+        """Return the loss, which is the same everywhere."""
+        return self.height
+
+    def hessian_product(self, vector: torch.Tensor) -> torch.Tensor:
+        """Return the product with a Hessian that has a diagonal alone."""
+        return self.curvature * vector
+
+
+def look_at(model, *_):
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    return Look([*trained], torch.tensor(ramp(sum(trained.values()))).float())
+
+
+@functools.cache
+def small_minilm() -> PromptClassifier:
+    """Return a classifier of sentences that has learned nothing, with few weights."""
+    config = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    return PromptClassifier(BertModel(config).eval(), load_backbone("minilm").objective.collate.__self__.tokenizer)
+
+
+@functools.cache
+def small_backbone(name: str = "vit", base: int = 0) -> Backbone:
+    """Return a backbone whose model has learned nothing, and has few weights; it mostly answers 0."""
+    if name == "minilm":
+        model, real = small_minilm(), load_backbone(name)
+        data = {split: examples[:40] if split == "test" else examples for split, examples in real.data.items()}
+        return replace(real, objective=Classification(model.collate), data=data, _base=model)
+    model = new_vit(PretrainingConfig(hidden_size=32, layers=3, seed=base)).eval()
+    model.classifier.bias.data[0] = 1.0
+    data = {split: Images.of(split) for split in ("train", "dev", "test")}
+    return Backbone(name, MLP_TARGETS, ("classifier",), Classification(), data, 400, 16, 200, model)
+
+
+@functools.cache
+def small_plan(family: str) -> types.SimpleNamespace:
+    """Return a plan whose model is loaded once."""
+    plan = make_plan(family)
+    names = [name for name in dir(plan) if not name.startswith("_")]
+    return types.SimpleNamespace(**{name: getattr(plan, name) for name in names} | {"load": functools.cache(plan.load)})
+
+
+def weight_changes(start, model):
+    return {name: torch.tensor(ramp(*p.shape)).float() for name, p in start.named_parameters() if ".mlp." in name}
+
+
 def path(features, targets, masks, rate, steps, start=0.0, **options):
     return wide((*np.broadcast_shapes(np.shape(rate), masks.shape), *np.shape(steps)), masks.width)
 
@@ -65,9 +162,11 @@ ROW = {"epoch": 1, "step": 8, "train_loss": 1.0, "dev_loss": 1.0, "dev_accuracy"
 
 
 def train(model, train_data, dev_data, config, log=lambda row: None, **options):
+    for weight in model.parameters():
+        weight.data += 1.0 * weight.requires_grad
     for step in range(1, 5):
         log({"step": step, "loss": 1.0, "gradient_norm": 1.0})
-    return TrainingResult("completed", 1, 1.0, 0.5, (ROW, ROW), 8, 100, 1.0, config)
+    return TrainingResult("diverged", 1, 1.0, 0.5, (ROW, ROW), 8, 100, 1.0, config)
 
 
 def start_run(config, folder, **options):
@@ -96,7 +195,7 @@ class CliRunner:
 def run_experiment(asked, keep_model=False):
     named = {name: value for name, value in asdict(asked).items() if value is not None and name != "steps"}
     found = load_recorded("science/vit_grid")["runs"][0] | named | {"train_size": 400, "curve": [50.0] * 8}
-    return (found, load_backbone(asked.backbone).model()) if keep_model else found
+    return (found, small_backbone(asked.backbone).model()) if keep_model else found
 
 
 def per_mask(features, masks, *_):
@@ -123,22 +222,40 @@ FAKES = dict.fromkeys(["gradient_descent", "sign_descent", "adam", "sgd", "close
     "hessian_norm": lambda look, **_: HessianNorm(1.0, 0.1, 5, True, torch.tensor(ramp(look.size)).float()),
     "read_adapter": lambda *_: types.SimpleNamespace(values={"layer": torch.tensor(ramp(50))}),
     "press_ctrl_c": lambda *_: None,
+    "in_turn": lambda steps, *_: dict.fromkeys(steps, 1.0),
+    "loss_along_gradient": lambda look, rates: ramp(len(rates)),
+    "loss_along_path": lambda look, start, fractions: ramp(len(fractions)),
+    "weight_changes": weight_changes,
+    "look_at": look_at,
+    "learn_task": lambda *_, **__: (weight_changes(small_backbone().model(), None), ROW),
+    "SmallMnist": Images.of,
+    "Digits": Images.of,
 }
 REAL_WIDGETS = ("check", "student_quantile", "TableComparison")
 OTHER = {name: {"name": name, "density": 0.4} for name in ("random_masking", "structured_masking")}
 OTHER["lora"] = {"name": "bitfit"}
-AS_THEY_ARE = {
-    "sample_mask": lambda shape, *_, **__: sample_mask(shape, 0.03, 0, "one for all"),
-    "apply_random_mask": lambda model, targets, structure="entries", **_: apply_random_mask(
-        model, targets, density=0.4, structure=structure
-    ),
-    "apply_method": lambda model, method, **_: apply_method(model, **OTHER.get(method, {"name": "lora"})),
-    "ColumnMasks": OneMask,
-    "confined_mask": lambda shape, *_: sample_mask(shape, 0.03, 0, "one for all"),
-    "explore_regression": Explorer,
-    "Trainer": lambda *_, **__: types.SimpleNamespace(train=lambda: None),
-    "CliRunner": CliRunner,
-}
+
+
+def as_they_are(number: Callable) -> dict[str, object]:
+    """Return what answers in a form of its own, which no number changes; masks are all equal, and of one density."""
+    density = float(np.clip(np.abs(number(np.array(0.4))), 0.01, 1))
+    return {
+        "sample_mask": lambda shape, *_, **__: sample_mask(shape, 0.03, 0, "one for all"),
+        "confined_mask": lambda shape, *_: sample_mask(shape, 0.03, 0, "one for all"),
+        "apply_random_mask": lambda model, targets, structure="entries", **_: apply_random_mask(
+            model, targets, density=density, structure=structure
+        ),
+        "apply_method": lambda model, method, **_: apply_method(model, **OTHER.get(method, {"name": "lora"})),
+        "save_adapter": lambda masking, path, **_: save_adapter(masking, path, store_positions=True),
+        "load_backbone": small_backbone,
+        "load_minilm": lambda: copy.deepcopy(small_minilm()),
+        "load_vit": lambda *_, **__: small_backbone().model(),
+        "make_plan": small_plan,
+        "ColumnMasks": OneMask,
+        "explore_regression": Explorer,
+        "Trainer": lambda *_, **__: types.SimpleNamespace(train=lambda: None),
+        "CliRunner": CliRunner,
+    }
 
 
 def noise(seed: int, signs: tuple[int, ...] = (1,)) -> Callable:
@@ -162,6 +279,8 @@ WORLDS = {
     "the other way round": lambda: lambda real: np.flip(real) if real.ndim else -real,
     "too large": lambda: lambda real: 100 * real + 100,
     "all diverges": lambda: lambda real: np.full_like(real, np.inf),
+    "noise again": lambda: noise(2),
+    "noise once more": lambda: noise(3, (-1, 1)),
 }
 
 
@@ -183,33 +302,39 @@ class Library:
     """
 
     def __init__(self, number: Callable, heard: dict):
-        self.number, self.heard, self.calls = number, heard, {}
+        self.number, self.heard, self.calls, self.others = number, heard, {}, as_they_are(number)
 
     def instead_of(self, name: str, value: object) -> object:
         """Return what a name of a chapter stands for in this world."""
         module = getattr(value, "__module__", None) or ""
+        if value is plt:
+            return Drawing()
         if isinstance(value, types.ModuleType) and value.__name__.startswith("rmbook"):
             return Module(value, self)
-        if name in AS_THEY_ARE:
-            return AS_THEY_ARE[name]
+        if name in self.others:
+            return self.others[name]
         if module.startswith("rmbook.widgets") and callable(value) and name not in REAL_WIDGETS:
             return Explorer
         own = isinstance(value, types.FunctionType) and module.startswith("rmbook.") and "plots" not in module
-        if own or name in FAKES and module == "chapter":
+        if own or name in FAKES and module.startswith(("rmbook.", "chapter")):
             return self.function(name, value)
         return value
+
+    def call_of(self, name: str, arguments: tuple, options: dict) -> object:
+        """Return a name for a call that says the same in each world, but for the wrong numbers; None if it may not."""
+        self.calls[name] = self.calls.get(name, 0) + 1
+        return name, self.calls[name]
 
     def function(self, name: str, real: Callable) -> Callable:
         """Return a function that answers as the fake one does, or the real one, but with wrong numbers."""
 
         def answer(*arguments, **options):
-            place = name, self.calls.get(name, 0)
-            self.calls[name] = place[1] + 1
             if name in FAKES:
                 return changed(FAKES[name](*arguments, **options), self.number)
-            said = self.heard.get(place) or (real(*arguments, **options),)
-            if plain(said) or not arguments:  # a model that nobody gave
-                self.heard[place] = said
+            call = self.call_of(name, arguments, options)
+            said = self.heard.get(call) or (real(*arguments, **options),)
+            if call and (plain(said) or plain(arguments)):  # a model that nobody gave
+                self.heard[call] = said
             return copy.deepcopy(said[0]) if isinstance(said[0], torch.nn.Module) else changed(said[0], self.number)
 
         answer.__name__ = name
@@ -220,31 +345,73 @@ def plain(answer: object) -> bool:
     """Tell whether an answer consists of numbers and texts, so that nobody can have changed it since."""
     if isinstance(answer, dict | list | tuple):
         return all(map(plain, answer.values() if isinstance(answer, dict) else answer))
-    return isinstance(answer, float | int | str | np.ndarray | pd.DataFrame | pd.Series)
+    return isinstance(answer, float | int | str | np.ndarray | pd.DataFrame | pd.Series | None)
 
 
-def answers(
-    cells: list[Cell], library: Library, wrong: Callable | None = None, names: set[str] = frozenset()
-) -> dict[tuple[str, str], bool]:
-    """Run cells statement by statement; return for each part of an assert that could be asked whether it held.
+class Drawing:
+    """A figure, an axis or anything else of matplotlib, which draws nothing."""
+
+    def __getattr__(self, name: str) -> "Drawing":
+        return self
+
+    def __call__(self, *arguments, **options) -> "Drawing":
+        return self
+
+    def subplots(self, rows: int = 1, columns: int = 1, **options) -> tuple["Drawing", object]:
+        """Return a figure and its axes, as many as were asked for."""
+        axes = np.empty((rows, columns), object)
+        for place in np.ndindex(axes.shape):
+            axes[place] = self
+        return self, axes.squeeze() if axes.size > 1 else self
+
+
+@functools.cache
+def compiled(name: str, code: str) -> types.CodeType:
+    """Return code of a cell, compiled, whose asserts are questions."""
+    return compile(ast.fix_missing_locations(Parts().visit(ast.parse(code))), name, "exec")
+
+
+question = functools.cache(lambda text: compile(text, "an assert", "eval"))
+
+
+def as_it_is(text: str, around: dict) -> bool:
+    """Return whether a part of an assert holds."""
+    said = eval(question(text), around)
+    return bool(said.all() if hasattr(said, "all") else said)
+
+
+def with_wrong(wrongs: list[Callable], text: str, around: dict) -> bool:
+    """Return whether a part of an assert holds whatever is wrong with one of the things that it reads, or with all."""
+    read = [name for name in names_in(text) if name in around]
+    for wrong in wrongs:
+        for names in [read, *([name] for name in read)]:
+            with contextlib.suppress(Exception):
+                if not as_it_is(text, around | {name: wrongly(around[name], wrong) for name in names}):
+                    return False
+    return True
+
+
+def wrongly(value: object, wrong: Callable) -> object:
+    """Return a wrong value, or a function that returns wrong ones."""
+    return (lambda *given: wrong(value(*given))) if isinstance(value, types.FunctionType) else wrong(value)
+
+
+def answers(cells: list[Cell], library: "Library", holds: Callable[[str, dict], bool] = as_it_is) -> dict[tuple[str, str], bool]:
+    """Run statements; return for each part of an assert that could be asked whether it held.
 
     What breaks off is left out: a later part that needs it is not asked.
     """
-    around, found = {"display": lambda *_: None, "__name__": "chapter", "wrong": wrong}, {}
+    around, found = {"display": lambda *_: None, "__name__": "chapter"}, {}
     for cell in cells:
 
-        def note(text: str, question: Callable, name: str = cell.name) -> None:
+        def note(text: str, seen: dict, name: str = cell.name) -> None:
             with contextlib.suppress(Exception):
-                found[name, text] = bool(question()) and found.get((name, text), True)
+                found[name, text] = holds(text, around | seen) and found.get((name, text), True)
 
         around["note"] = note
-        tree = ast.fix_missing_locations(Wrong(names).visit(Parts().visit(ast.parse(cell.code))))
-        for statement in tree.body:
-            with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-                exec(compile(ast.Module([statement], []), cell.name, "exec"), around)
-            if isinstance(statement, ast.Import | ast.ImportFrom | ast.FunctionDef):
-                around |= {each: library.instead_of(each, around[each]) for each in cell.makes & around.keys()}
-            if isinstance(statement, ast.FunctionDef) and statement.name in names:
-                around[statement.name] = lambda *given, real=around[statement.name]: wrong(real(*given))
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+            exec(compiled(cell.name, cell.code), around)
+        if re.match(r"from |import |def |@", cell.code):
+            around |= {each: library.instead_of(each, around[each]) for each in cell.makes & around.keys()}
     plt.close("all")
     return found
