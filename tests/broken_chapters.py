@@ -93,6 +93,8 @@ def analysed(name: str, node: ast.stmt, imported: set[str]) -> Cell:
         changes = {base_of(each) for each in touched} | {base_of(each) for each in alone} - HARMLESS
         if isinstance(node, ast.If | ast.For | ast.While | ast.With | ast.Try):  # perhaps made, perhaps as before
             makes, changes = set(), changes | stored
+        else:
+            makes -= bound
         for loop in [each for each in ast.walk(node) if isinstance(each, ast.For)]:
             if {each.id for each in ast.walk(loop.target) if isinstance(each, ast.Name)} & changes:
                 changes |= {each.id for each in ast.walk(loop.iter) if isinstance(each, ast.Name)}
@@ -117,6 +119,10 @@ class Chapter:
         lines = [node.names for _, part in parts for node in ast.walk(part) if isinstance(node, ast.Import | ast.ImportFrom)]
         imported = {(alias.asname or alias.name).split(".")[0] for names in lines for alias in names}
         self.cells = [analysed(*part, imported) for part in parts]
+        made_of = {}  # what an adapter changes when it is removed is its model
+        for cell in self.cells:
+            cell.changes |= {other for name in cell.changes for other in made_of.get(name, ())}
+            made_of |= dict.fromkeys(cell.makes, cell.changes)
         self.recorded = self.tainted(LOADERS)
 
     def sources(self, place: int, names: Iterable[str]) -> set[int]:
@@ -214,16 +220,18 @@ def halved(value: Any) -> Any:
 
 
 def exchanged(value: Any) -> Any:
-    """Return a group in which each has what belongs to the next one."""
+    """Return a group in the other order: the first has what belongs to the last one, and so on."""
     if isinstance(value, dict):
         return dict(zip(value, exchanged([*value.values()]), strict=True))
-    return value[1:] + value[:1] if isinstance(value, list | tuple) else value
+    return value[::-1] if isinstance(value, list | tuple) else value
 
 
 def reworded(value: Any) -> Any:
     """Return a group of texts with other texts in it."""
     if isinstance(value, dict):
         return {name: reworded(part) for name, part in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+    if isinstance(value, pd.DataFrame | pd.Series):
+        return value.map(reworded)
+    if isinstance(value, list | tuple | set) and not hasattr(value, "_fields"):
         return type(value)(map(reworded, value))
     return "another text" if isinstance(value, str) else value
