@@ -121,8 +121,8 @@ def lost(table: pd.DataFrame) -> pd.DataFrame:
     raise FileNotFoundError
 
 
-RECORDS = [partial(shuffled, seed=0), alike, opposite, exaggerated, outlying, diverging, fewer, one_less, mislabelled, exchanged]
-RECORDS += [partial(in_order, best_first=True), partial(in_order, best_first=False)]
+RECORDS = [partial(shuffled, seed=0), alike, opposite, exaggerated, outlying, diverging, fewer, one_less, mislabelled]
+RECORDS += [exchanged, partial(in_order, best_first=True), partial(in_order, best_first=False)]
 RECORDS += [partial(shuffled, seed=seed) for seed in (1, 2, 3)]
 
 

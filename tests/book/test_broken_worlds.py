@@ -1,10 +1,10 @@
 """Every assert of a chapter fails in a world where what it says is false.
 
-First the recorded results are broken (`RECORDS`), for the asserts about these alone. For all others, and those that
-still held, the chapters' cells run with a broken library: what trains, simulates or measures does not do so, and every function of
-`rmbook` that a chapter calls gives an answer of the right form with wrong numbers (`WORLDS`). All masks are equal.
-Each part of an assert that is joined by `and` counts for itself: it must be found False, not only break off, in one
-world at least. That it holds in the real world is shown by `make book`.
+First the recorded results are broken (`RECORDS`), for the asserts about these. For all others, and those that still
+held, the chapters' statements run with a broken library: what trains, simulates or measures does not do so, and every
+function of `rmbook` that a chapter calls gives an answer of the right form with wrong numbers (`WORLDS`). Models are
+small and know nothing, all masks are equal. Each part of an assert that is joined by `and` counts for itself: it must
+be found False, not only break off, in one world at least. That it holds in the real world is shown by `make book`.
 
 What it cannot show: that an assert notices a *small* fault. And where a chapter computes something by itself, no
 broken library reaches it. These cells are in `OWN`: there what an assert reads is broken instead.
@@ -18,15 +18,17 @@ from broken_chapters import CHAPTERS, Chapter, changed, exchanged, halved, rewor
 from broken_library import WORLDS, Library, answers, with_wrong
 from broken_records import RECORDS, Records, lost, unbroken
 
-# Cells or parts of asserts about what the chapter computes by itself, or from fixed data: no broken library reaches them.
+# Cells, or parts of asserts, about what the chapter computes by itself, or from fixed data: no library reaches them.
 OWN = {
     "a_step_on_a_gpu": "gpu-10; gpu-3; gpu-5; gpu-8",
-    "benchmark_reread": "check-bfloat; check-confounds; check-family; check-law; check-loss; check-table; solution-1-code",
-    "clip_at_the_papers_scale": "epochs-solution; head; logits; masks-checks; rate-checks; readings-checks; zero-checks",
+    "benchmark_reread": "check-bfloat; check-confounds; check-family; check-law; check-loss; check-table;"
+    " solution-1-code",
+    "clip_at_the_papers_scale": "epochs-solution; head; logits; masks-checks; rate-checks; readings-checks;"
+    " zero-checks",
     "does_randomness_matter": "cell-28; cell-30",
     "eight_ways": "load-checks; memory-checks; methods-checks; solution-biases-code; where-checks",
-    "fine_tuning_llama": "1c11410e; 2be8d751; a8451b54; a96a06ad; c009e786; cell-05; cell-10; cell-16; cell-22; far-checks;"
-    " fc279a47; steep-checks",
+    "fine_tuning_llama": "1c11410e; 2be8d751; a8451b54; a96a06ad; c009e786; cell-05; cell-10; cell-16; cell-22;"
+    " far-checks; fc279a47; steep-checks",
     "from_example_to_score": "01d11d91; 4a3f711e; 4ac86cbe; cell-15; cell-28; cell-37; superglue-checks",
     "further_from_home": "cell-08; check-real",
     "how_the_package_is_built": "50f3d0bd; built-10; built-17; built-20; built-26; built-29",
@@ -37,8 +39,8 @@ OWN = {
     "proofs": "cell-03; cell-05; check-speed-limit; check-tails",
     "sparse_delta_layers": "1a994737; 62522344; 688c332c; af3dc7cb; f666e99a",
     "tables_reread": "535db50e; 60e7493a; b444783a; bc0e7c9f; c0ba09c6; cell-07; cell-32",
-    "what_a_step_costs": "cell-05; cell-11; cell-16; cell-19; cell-22; cell-25; cell-27; cell-29; cell-41; cell-43; cell-45;"
-    " cell-49; cell-56; cell-62; cost-checks; file-sizes",
+    "what_a_step_costs": "cell-05; cell-11; cell-16; cell-19; cell-22; cell-25; cell-27; cell-29; cell-41; cell-43;"
+    " cell-45; cell-49; cell-56; cell-62; cost-checks; file-sizes",
 }
 # Cells that stop in a broken world before they say anything: too few runs or valleys are left to be told apart.
 BREAKS_OFF = {"check-branches", "check-walk", "claim-capacity", "claim-live-both-gain"}
@@ -83,8 +85,9 @@ def left_of(asked: Asked, said: dict[tuple[str, str], bool]) -> Asked:
 
 def held_by_itself(chapter: Chapter, asked: Asked, heard: dict) -> Asked:
     """Return the parts of asserts that were found False wherever what they read was computed wrongly."""
-    wrongs = [partial(changed, number=make(), all_kinds=True) for make in WORLDS.values()] + [halved, exchanged, reworded]
-    return left_of(asked, answers(chapter.needed(asked), Library(lambda real: real, heard), partial(with_wrong, wrongs)))
+    wrongs = [partial(changed, number=make(), all_kinds=True) for make in WORLDS.values()]
+    holds = partial(with_wrong, [*wrongs, halved, exchanged, reworded])
+    return left_of(asked, answers(chapter.needed(asked), Library(lambda real: real, heard), holds))
 
 
 def held_on_broken_records(chapter: Chapter, asked: Asked) -> Asked:
