@@ -1,144 +1,23 @@
-"""The library as chapters see it in a broken world: nothing trains or simulates, and the answers are wrong."""
+"""The library as chapters see it in a broken world: its answers are wrong, and figures draw nothing."""
 
 import ast
+import collections
 import contextlib
 import copy
+import functools
 import io
-import json
+import re
 import types
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from broken_chapters import Cell, Parts, Wrong, changed
+from broken_chapters import Cell, Parts, changed, names_in
+from broken_fakes import FAKES, Explorer, as_they_are
 
-from rmbook.engine.masking import apply_random_mask
-from rmbook.evidence.backbones import load_backbone
-from rmbook.evidence.recording import load_recorded
-from rmbook.landscape.curvature import HessianNorm
-from rmbook.masks.sample import sample_mask
-from rmbook.methods.apply import apply_method
-from rmbook.theory.networks import Runs
-from rmbook.theory.regression import ColumnMasks
-from rmbook.training.config import TrainingResult
-
-
-def ramp(*shape: int) -> np.ndarray:
-    """Return numbers from 1 to 2."""
-    return np.linspace(1, 2, int(np.prod(shape))).reshape(shape)
-
-
-def wide(shape: tuple[int, ...], width: int) -> np.ndarray:
-    """Return vectors of one number each, which take no memory."""
-    return np.broadcast_to(ramp(*shape)[..., None], (*shape, width))
-
-
-class OneMask(ColumnMasks):
-    """Masks that are all equal, whatever density and seed are asked for."""
-
-    def columns(self, index):
-        """Return every fifth column."""
-        return np.arange(0, self.width, 5)
-
-
-class Explorer:
-    """A figure whose sliders do nothing."""
-
-    def __init__(self, *arguments, **options):
-        self.explorer, self.data, self.run = self, {"start": 5.0}, {"losses": ramp(5), "distance": 1.0, "border": 1.0}
-
-
-def path(features, targets, masks, rate, steps, start=0.0, **options):
-    return wide((*np.broadcast_shapes(np.shape(rate), masks.shape), *np.shape(steps)), masks.width)
-
-
-def train_masked(problem, densities, rates, steps, **options):
-    shape = len(rates), len(densities)
-    return Runs(torch.tensor(ramp(*shape, len(steps))), torch.tensor(ramp(*shape)))
-
-
-ROW = {"epoch": 1, "step": 8, "train_loss": 1.0, "dev_loss": 1.0, "dev_accuracy": 0.5}
-
-
-def train(model, train_data, dev_data, config, log=lambda row: None, **options):
-    for step in range(1, 5):
-        log({"step": step, "loss": 1.0, "gradient_norm": 1.0})
-    return TrainingResult("completed", 1, 1.0, 0.5, (ROW, ROW), 8, 100, 1.0, config)
-
-
-def start_run(config, folder, **options):
-    """Leave other files than a run does, also where it was stopped."""
-    folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng()
-    (folder / "adapter.safetensors").write_bytes(random.bytes(16))
-    (folder / "metrics.jsonl").write_text(json.dumps({"step": 2, "loss": random.random(), "gradient_norm": 1.0}))
-    (folder / "result.json").write_text("{}")
-    counts = {"steps": 8, "trainable": 100, "total": 1000, "cut_prompts": 3, "max_length": 10, "best_epoch": 1}
-    sizes = {"train": 10, "dev": 10, "test": 10}
-    found = {"status": "completed", "ratio": 0.1, "history": [ROW, ROW], "test": {"accuracy": 0.5}, "records": sizes}
-    return found | counts
-
-
-class CliRunner:
-    """A shell whose commands do other things than they say."""
-
-    def invoke(self, app, command):
-        """Write a table of runs that nobody asked for, where a table is asked for."""
-        if "--csv" in command:
-            Path(command[command.index("--csv") + 1]).write_text("learning_rate,accuracy\n0.03,0.1\n5,0.1\n7,0.1\n")
-        return types.SimpleNamespace(output="", exit_code=1)
-
-
-def run_experiment(asked, keep_model=False):
-    named = {name: value for name, value in asdict(asked).items() if value is not None and name != "steps"}
-    found = load_recorded("science/vit_grid")["runs"][0] | named | {"train_size": 400, "curve": [50.0] * 8}
-    return (found, load_backbone(asked.backbone).model()) if keep_model else found
-
-
-def per_mask(features, masks, *_):
-    return ramp(*masks.shape)
-
-
-FAKES = dict.fromkeys(["gradient_descent", "sign_descent", "adam", "sgd", "closed_form"], path) | {
-    "sample_regression": lambda n, d, **_: (wide((n,), d), ramp(n), ramp(d)),
-    "gram_eigenvalues": lambda features, masks: ramp(*masks.shape, len(features)),
-    "largest_stable_rate": per_mask,
-    "eigenvalue_deviation": lambda *given: (per_mask(*given), per_mask(*given)),
-    "expected_squared_norm": lambda features, truth, noise, masks: (ramp(*masks.shape), ramp(*masks.shape)),
-    "simulated_squared_norm": lambda features, truth, noise, masks, draws: (ramp(*masks.shape), ramp(*masks.shape)),
-    "loss": lambda features, targets, weights, *_: ramp(*np.shape(weights)[:-1]),
-    "train_masked": train_masked,
-    "sharpness": lambda *_: 1.0,
-    "train": train,
-    "start_run": start_run,
-    "resume_run": lambda folder, **_: start_run(None, folder),
-    "run_experiment": run_experiment,
-    "accuracy": lambda *_, **__: 50.0,
-    "view_accuracy": lambda *_, **__: 50.0,
-    "evaluate": lambda *_, **__: (1.0, 0.5),
-    "hessian_norm": lambda look, **_: HessianNorm(1.0, 0.1, 5, True, torch.tensor(ramp(look.size)).float()),
-    "read_adapter": lambda *_: types.SimpleNamespace(values={"layer": torch.tensor(ramp(50))}),
-    "press_ctrl_c": lambda *_: None,
-}
 REAL_WIDGETS = ("check", "student_quantile", "TableComparison")
-OTHER = {name: {"name": name, "density": 0.4} for name in ("random_masking", "structured_masking")}
-OTHER["lora"] = {"name": "bitfit"}
-AS_THEY_ARE = {
-    "sample_mask": lambda shape, *_, **__: sample_mask(shape, 0.03, 0, "one for all"),
-    "apply_random_mask": lambda model, targets, structure="entries", **_: apply_random_mask(
-        model, targets, density=0.4, structure=structure
-    ),
-    "apply_method": lambda model, method, **_: apply_method(model, **OTHER.get(method, {"name": "lora"})),
-    "ColumnMasks": OneMask,
-    "confined_mask": lambda shape, *_: sample_mask(shape, 0.03, 0, "one for all"),
-    "explore_regression": Explorer,
-    "Trainer": lambda *_, **__: types.SimpleNamespace(train=lambda: None),
-    "CliRunner": CliRunner,
-}
 
 
 def noise(seed: int, signs: tuple[int, ...] = (1,)) -> Callable:
@@ -162,6 +41,8 @@ WORLDS = {
     "the other way round": lambda: lambda real: np.flip(real) if real.ndim else -real,
     "too large": lambda: lambda real: 100 * real + 100,
     "all diverges": lambda: lambda real: np.full_like(real, np.inf),
+    "noise again": lambda: noise(2),
+    "noise once more": lambda: noise(3, (-1, 1)),
 }
 
 
@@ -178,38 +59,45 @@ class Module:
 class Library:
     """What takes the place of the functions that a chapter imports: their answers, with wrong numbers.
 
-    `heard` keeps what the real functions said in an earlier world, by name and number of the call: it is not computed
-    again, for wrong numbers it would make no difference.
+    `heard` keeps what the real functions said in an earlier world, by `call_of`: it is not computed again, for wrong
+    numbers it would make no difference.
     """
 
     def __init__(self, number: Callable, heard: dict):
-        self.number, self.heard, self.calls = number, heard, {}
+        self.number, self.heard, self.others = number, heard, as_they_are(number)
+        self.calls = collections.Counter()
 
     def instead_of(self, name: str, value: object) -> object:
         """Return what a name of a chapter stands for in this world."""
         module = getattr(value, "__module__", None) or ""
+        if value is plt:
+            return Drawing()
         if isinstance(value, types.ModuleType) and value.__name__.startswith("rmbook"):
             return Module(value, self)
-        if name in AS_THEY_ARE:
-            return AS_THEY_ARE[name]
+        if name in self.others:
+            return self.others[name]
         if module.startswith("rmbook.widgets") and callable(value) and name not in REAL_WIDGETS:
             return Explorer
         own = isinstance(value, types.FunctionType) and module.startswith("rmbook.") and "plots" not in module
-        if own or name in FAKES and module == "chapter":
+        if own or name in FAKES and module.startswith(("rmbook.", "chapter")):
             return self.function(name, value)
         return value
+
+    def call_of(self, name: str, arguments: tuple, options: dict) -> object:
+        """Return a name for a call that says the same in each world, but for the wrong numbers; None if it may not."""
+        self.calls[name] += 1
+        return self.statement, name, self.calls[name]
 
     def function(self, name: str, real: Callable) -> Callable:
         """Return a function that answers as the fake one does, or the real one, but with wrong numbers."""
 
         def answer(*arguments, **options):
-            place = name, self.calls.get(name, 0)
-            self.calls[name] = place[1] + 1
             if name in FAKES:
                 return changed(FAKES[name](*arguments, **options), self.number)
-            said = self.heard.get(place) or (real(*arguments, **options),)
-            if plain(said) or not arguments:  # a model that nobody gave
-                self.heard[place] = said
+            call = self.call_of(name, arguments, options)
+            said = self.heard.get(call) or (real(*arguments, **options),)
+            if call and (plain(said) or plain(arguments) and not hasattr(said[0], "__enter__")):  # a model nobody gave
+                self.heard[call] = said
             return copy.deepcopy(said[0]) if isinstance(said[0], torch.nn.Module) else changed(said[0], self.number)
 
         answer.__name__ = name
@@ -220,31 +108,82 @@ def plain(answer: object) -> bool:
     """Tell whether an answer consists of numbers and texts, so that nobody can have changed it since."""
     if isinstance(answer, dict | list | tuple):
         return all(map(plain, answer.values() if isinstance(answer, dict) else answer))
-    return isinstance(answer, float | int | str | np.ndarray | pd.DataFrame | pd.Series)
+    return isinstance(answer, float | int | str | np.ndarray | pd.DataFrame | pd.Series | None)
+
+
+class Drawing:
+    """A figure, an axis or anything else of matplotlib, which draws nothing."""
+
+    def __getattr__(self, name: str) -> "Drawing":
+        return self
+
+    def __call__(self, *arguments, **options) -> "Drawing":
+        return self
+
+    def __getitem__(self, place) -> "Drawing":
+        return self
+
+    def __iter__(self):
+        return iter(())
+
+    def subplots(self, rows: int = 1, columns: int = 1, **options) -> tuple["Drawing", object]:
+        """Return a figure and its axes, as many as were asked for."""
+        axes = np.empty((rows, columns), object)
+        for place in np.ndindex(axes.shape):
+            axes[place] = self
+        return self, axes.squeeze() if axes.size > 1 else self
+
+
+@functools.cache
+def compiled(name: str, code: str) -> types.CodeType:
+    """Return code of a cell, compiled, whose asserts are questions."""
+    return compile(ast.fix_missing_locations(Parts().visit(ast.parse(code))), name, "exec")
+
+
+question = functools.cache(lambda text: compile(text, "an assert", "eval"))
+
+
+def as_it_is(text: str, around: dict) -> bool:
+    """Return whether a part of an assert holds."""
+    said = eval(question(text), around)
+    return bool(said.all() if hasattr(said, "all") else said)
+
+
+def with_wrong(wrongs: list[Callable], text: str, around: dict) -> bool:
+    """Return whether a part of an assert holds whatever is wrong with one of the things that it reads, or with all."""
+    read = [name for name in names_in(text) if name in around]
+    for wrong in wrongs:
+        for names in [read, *([name] for name in read)]:
+            with contextlib.suppress(Exception):
+                if not as_it_is(text, around | {name: wrongly(around[name], wrong) for name in names}):
+                    return False
+    return True
+
+
+def wrongly(value: object, wrong: Callable) -> object:
+    """Return a wrong value, or a function that returns wrong ones."""
+    return (lambda *given: wrong(value(*given))) if isinstance(value, types.FunctionType) else wrong(value)
 
 
 def answers(
-    cells: list[Cell], library: Library, wrong: Callable | None = None, names: set[str] = frozenset()
+    cells: list[Cell], library: Library, holds: Callable[[str, dict], bool] = as_it_is
 ) -> dict[tuple[str, str], bool]:
-    """Run cells statement by statement; return for each part of an assert that could be asked whether it held.
+    """Run statements; return for each part of an assert that could be asked whether it held.
 
     What breaks off is left out: a later part that needs it is not asked.
     """
-    around, found = {"display": lambda *_: None, "__name__": "chapter", "wrong": wrong}, {}
+    around, found = {"display": lambda *_: None, "__name__": "chapter"}, {}
     for cell in cells:
 
-        def note(text: str, question: Callable, name: str = cell.name) -> None:
+        def note(text: str, seen: dict, name: str = cell.name, others: dict = around) -> None:
             with contextlib.suppress(Exception):
-                found[name, text] = bool(question()) and found.get((name, text), True)
+                found[name, text] = holds(text, others | seen) and found.get((name, text), True)
 
-        around["note"] = note
-        tree = ast.fix_missing_locations(Wrong(names).visit(Parts().visit(ast.parse(cell.code))))
-        for statement in tree.body:
-            with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-                exec(compile(ast.Module([statement], []), cell.name, "exec"), around)
-            if isinstance(statement, ast.Import | ast.ImportFrom | ast.FunctionDef):
-                around |= {each: library.instead_of(each, around[each]) for each in cell.makes & around.keys()}
-            if isinstance(statement, ast.FunctionDef) and statement.name in names:
-                around[statement.name] = lambda *given, real=around[statement.name]: wrong(real(*given))
+        around["note"], library.statement = note, cell.code
+        library.calls.clear()
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+            exec(compiled(cell.name, cell.code), around)
+        if re.match(r"from |import |def |@", cell.code):
+            around |= {each: library.instead_of(each, around[each]) for each in cell.makes & around.keys()}
     plt.close("all")
     return found
