@@ -155,8 +155,12 @@ class Chapter:
 
     def needed(self, wanted: set[tuple[str, str]]) -> list[Cell]:
         """Return the statements that ask these parts of asserts and those that they need, in order."""
-        places = {n for n, cell in enumerate(self.cells) if {(cell.name, text) for text in cell.parts} & wanted}
-        places |= {place for place in range(max(places, default=0)) if EFFECTS.search(self.cells[place].code)}
+        asking = {n for n, cell in enumerate(self.cells) if {(cell.name, text) for text in cell.parts} & wanted}
+        return self.with_needed(asking)
+
+    def with_needed(self, places: set[int]) -> list[Cell]:
+        """Return the statements at some places and those that they need, in order."""
+        places = places | {place for place in range(max(places, default=0)) if EFFECTS.search(self.cells[place].code)}
         for place in range(len(self.cells) - 1, -1, -1):
             if place in places:
                 places |= self.sources(place, self.cells[place].reads)

@@ -38,12 +38,13 @@ def chapter(request):
 
 
 def explorer_of(chapter):
-    """The chapter's explorer, made again by those of the chapter's cells that it needs."""
+    """The chapter's explorer, made again by those of the chapter's statements that it needs."""
     cells = Chapter(chapter.stem)
     matplotlib.use("Agg")
-    for place in [cell.name for cell in cells.cells if re.search(r"\b(explore_\w+|\w*Explorer)\(", cell.code)]:
+    makers = [n for n, cell in enumerate(cells.cells) if re.search(r"\b(explore_\w+|\w*Explorer)\(", cell.code)]
+    for place in makers:
         names = {}
-        for cell in cells.needed({place}):
+        for cell in cells.with_needed({place}):
             exec(cell.code, names)
         for value in names.values():
             if isinstance(value, Explorer | InteractiveExplorer):
