@@ -15,7 +15,8 @@ from rmbook.errors import ConfigError
 from rmbook.yaml_files import DEEPEST, LARGEST, parse_yaml, read_yaml
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+NAMES = st.text(max_size=80)  # YAML's names have at most 1,024 characters, and a letter may be written as twelve
+VALUES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3))
 
 
 @given(VALUES)
