@@ -42,12 +42,11 @@ class ImageTask(Task):
         return {f"{split}/{name}": path for split in SPLITS for name, path in found[split].items()}
 
     @override
-    def load_model(self, name, *, dtype=None, device=None, revision=None):
+    def load_model(self, name, **settings):
         """CLIP's image encoder with the task's head, and its preprocessing."""
         from rmbook.models.clip import load_image_classifier
 
-        given = {"device": device, "revision": revision} | ({"dtype": dtype} if dtype else {})
-        return load_image_classifier(self.classes, self.templates, name, **given)
+        return load_image_classifier(self.classes, self.templates, name, **settings)
 
     @override
     def prompt_limit(self, model, wanted=None):

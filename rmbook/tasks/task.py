@@ -17,7 +17,6 @@ from rmbook.files import digest_files
 from rmbook.yaml_files import read_yaml
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from rmbook.training.objectives import Objective
@@ -82,21 +81,13 @@ class Task:
             return f"{self.repository}/{self.configuration or ''}@{self.revision}"
         return digest_files(self.original_files(data_dir))
 
-    def load_model(
-        self,
-        name: str | os.PathLike,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        revision: str | None = None,
-    ) -> tuple[nn.Module, Any]:
+    def load_model(self, name: str | os.PathLike, **settings: Any) -> tuple[nn.Module, Any]:
         """The model that the task wants, and its preparation; tasks that can share a model have the same function here.
 
         Args:
             name: of the model on the hub, or a folder.
-            dtype: of its parameters; float32 if None.
-            device: the CPU if None.
-            revision: branch, tag or commit on the hub.
+            settings: dtype of its parameters, torch.float32 if not given; device, the CPU if not given or None;
+                revision, a branch, tag or commit on the hub.
 
         Raises:
             ModelError: no such model, or not of the kind that the task wants.

@@ -1,8 +1,8 @@
 """Every built page in a browser without a network, in light and in dark: no error, no request, no barrier for readers.
 
 Barriers are what axe-core calls serious or critical. `make test` builds the pages just before it runs this file, and
-looks at one page of each kind with a dozen of its formulas and pieces of code; RMBOOK_EVERY_PAGE=1 at all of all pages,
-which takes minutes.
+looks at one page of each kind, with a dozen of its formulas and pieces of code, which takes seconds. With
+RMBOOK_EVERY_PAGE=1 it looks at every page as a whole, which takes minutes.
 """
 
 import importlib.util

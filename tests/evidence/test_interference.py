@@ -168,11 +168,16 @@ def test_a_grid_holds_every_task_and_pair(learned):
         calls.append((method, view, seed))
         return learned[seed], {"trainable": 1, "status": "completed", "dev_accuracy": 50.0}
 
-    cell = run_cell(Cell("mask", 0.05, 1e-2, [0, 1]), learn, TASKS[:2]) | {"status": "completed", "config": {}}
-    content = json.loads(json.dumps(interference_content({"description": "Made."}, [], [cell])))
+    cells = [Cell("lora", None, 1e-3, [0]), Cell("mask", 0.05, 1e-2, [0, 1])]
+    results = [run_cell(cell, learn, TASKS[:2]) | {"status": "completed", "config": {}} for cell in cells]
+    content = json.loads(json.dumps(interference_content({"description": "Made."}, [], results)))
     tasks, pairs, rest = interference_tables(content | {"stamp": {}})
-    assert len(set(calls)) == len(calls) == len(tasks) == 4
-    assert pairs.groupby("masks").size().to_dict() == {"independent": 2, "same": 2}
+    assert len(set(calls)) == len(calls) == len(tasks) == 2 + 4
+    assert pairs.groupby(["method", "masks"]).size().to_dict() == {
+        ("lora", "none"): 1,
+        ("mask", "independent"): 2,
+        ("mask", "same"): 2,
+    }
     same = pairs.query("masks == 'same'")
     own = [sum(int((c != 0).sum()) for c in changes.values()) for changes in learned]
     assert (same["shared"] == same["seed"].map(dict(enumerate(own)))).all() and (same["cosine"] > 0.999).all()
