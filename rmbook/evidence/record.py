@@ -114,7 +114,7 @@ def record_grid(
 
     Args:
         source: name of a recorded grid, or a YAML file of such a grid.
-        folder: of the sweep; in rmbook's cache if None.
+        folder: of the sweep; if None, the one in rmbook's cache for grids of this kind.
         changes: model, task or data_dir of a grid of language models, instead of its own.
         listener: is told how it goes.
         perform: carries a run out, instead of what the grid's kind has.
@@ -139,7 +139,7 @@ def record_grid(
         fixed = grid["fixed"]
         given = fixed["model"], fixed["task"]
         result, command = grid.get("result") or result_name(*given), recording_command(*given, source)
-    folder = Path(folder or cache_folder() / "recording" / Path(result).name)
+    folder = Path(folder or cache_folder() / "recording" / grid["kind"])  # grids that share runs count them once
     made, runs = stamp(command), kind.plan(grid)
     run_sweep(runs, folder, perform=perform or kind.perform, listener=listener, retry_failed=True)
     content = {"stamp": made} | kind.content(grid, runs, _results(runs, folder))

@@ -14,7 +14,7 @@ from rmbook import apply_random_mask
 from rmbook.errors import ConfigError
 from rmbook.evidence.backbones import load_backbone
 from rmbook.evidence.curvature_cells import CurvatureCell, measure_cell
-from rmbook.evidence.experiment import Experiment, run_experiment
+from rmbook.evidence.experiment import Experiment, run_experiment, write_result
 from rmbook.evidence.record import KINDS, record_grid
 from rmbook.evidence.recording import load_recorded
 from rmbook.landscape.curvature import hessian_norm
@@ -70,6 +70,21 @@ def test_a_grid_of_experiments_is_recorded_as_its_runs_are(grid, tmp_path):
     before = content["runs"]
     record_grid(grid(EXPERIMENT), tmp_path / "sweep")
     assert json.loads(path.read_text())["runs"] == before  # nothing was run again: the seconds are the same
+
+
+def test_grids_that_share_runs_count_them_once(grid, tmp_path, monkeypatch):
+    monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path / "cache"))
+    performed = []
+
+    def perform(config, work, bases=None, stop=None):
+        performed.append((config["density"], config["learning_rate"], config["seed"]))
+        write_result(work, {"status": "completed", "best_epoch": 1, "dev_accuracy": 50.0}, config)
+
+    first = record_grid(grid(EXPERIMENT), perform=perform)
+    assert first == tmp_path / "cache" / "recording" / "experiment" / "mine.json" and len(performed) == 8
+    wider = EXPERIMENT.replace("[0.1, 0.01]", "[0.01, 0.001]").replace("[1e-2, 3e-2]", "[3e-2, 1e-1]")
+    runs = json.loads(record_grid(grid(wider), perform=perform).read_text())["runs"]
+    assert len(runs) == 8 and len(set(performed)) == len(performed) == 14  # two runs are in both grids
 
 
 def test_a_kill_costs_the_run_under_way_and_no_other(grid, tmp_path):
