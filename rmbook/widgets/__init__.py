@@ -7,6 +7,7 @@ In: results, as data frames. Out: a figure, or the HTML of one, that needs no ke
     regression_explorer  the explorer of masked linear regression
     networks_explorer    the same for logistic regression and a network of two layers
     curve_explorer       a recorded sweep: a slider, curves, and the spread between bases or seeds
+    collapse_explorer    a power law: a slider for the exponent that lays curves on top of each other
     bounds_explorer      deviations of eigenvalues beside what bounds allow
     table_comparison     two rows of a table of scores, side by side
     method_explorer      many runs by one measure, in order

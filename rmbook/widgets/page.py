@@ -21,6 +21,7 @@ NAMES = {  # of each kind's elements on a page, which have the attribute `data-N
     "curve_explorer": "rmc",
     "trainer": "rmd",
     "method_explorer": "rmm",
+    "collapse_explorer": "rmo",
 }
 
 
