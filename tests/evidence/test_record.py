@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from rmbook.errors import ConfigError
 from rmbook.evidence.backbones import load_backbone
 from rmbook.evidence.curvature_cells import CurvatureCell, measure_cell
 from rmbook.evidence.experiment import Experiment, run_experiment, write_result
+from rmbook.evidence.grids import read_recorded_grid
 from rmbook.evidence.record import KINDS, record_grid
 from rmbook.evidence.recording import load_recorded
 from rmbook.landscape.curvature import hessian_norm
@@ -187,3 +189,27 @@ def test_a_recorded_norm_of_smollm2_is_found_again(shared, monkeypatch):
     settings = {field.name: old[field.name] for field in dataclasses.fields(CurvatureCell)}
     new = measure_cell(CurvatureCell(**settings))
     assert new["trainable"] == old["trainable"] and new["norm"] == pytest.approx(old["norm"], rel=0.05)
+
+
+@pytest.mark.skipif(not os.environ.get("RMBOOK_EVERY_RUN"), reason="takes minutes: RMBOOK_EVERY_RUN=1 asks for it")
+@pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="SmolLM2's package is not installed")
+@pytest.mark.parametrize(
+    ("name", "result", "task"),
+    [
+        ("smollm2_short", "fine_tuning_smollm2", "SST-2"),
+        ("smollm2_short", "fine_tuning_smollm2_copa", "COPA"),
+        ("smollm2_distance", "science/smollm2_distance", "SST-2"),
+    ],
+)
+def test_a_recorded_run_of_smollm2_is_found_again(grid, shared, tmp_path, name, result, task):
+    fixed, recorded = read_recorded_grid(name)["fixed"], load_recorded(result)["runs"]
+    old = [run for run in recorded if run["method"] == "density 0.01" and run["seed"] == 0][:2][-1]
+    axes = f"{{method: [random_masking], density: [0.01], learning_rate: [{old['learning_rate']}], seed: [0]}}"
+    text = f"kind: fine_tuning\nfixed: {json.dumps(fixed)}\naxes: {axes}\n"
+    data = str(shared / "data" / task.lower().replace("-", ""))
+    changes = {"task": task, "data_dir": data}
+    (new,) = json.loads(record_grid(grid(text), tmp_path / "sweep", changes).read_text())["runs"]
+    assert (new["trainable"], new["steps"], new["best_epoch"]) == (old["trainable"], old["steps"], old["best_epoch"])
+    assert new["dev_loss"] == pytest.approx(old["dev_loss"], rel=0.02)  # other processors round otherwise
+    assert abs(new["test_score"] - old["test_score"]) <= 300 / fixed["test_size"]  # three examples
+    assert "distance" not in old or new["distance"] == pytest.approx(old["distance"], rel=0.01)
