@@ -72,4 +72,9 @@ ANSWERS = {
     "ex-clip-equal-count": Exercise(lambda: 8 * (768 + 3072) / (768 * 3072)),
     "ex-opt-price": Exercise(lambda: 9 * 11 * 6 * 3 * 125 * 5 * 0.25 / 86_400, tolerance=0.02),
     "ex-llama-two-bytes": Exercise(lambda: 8 * count_parameters("Llama-2-7b")[0] / 1e9, tolerance=0.02),
+    "ex-cost-tokens": Exercise(
+        lambda width, corner: 2 * corner * width / (width - 4 * corner),
+        lambda: iter([(768, 10.0), (2048, 40.0), (5120, 100.0)]),
+        "width {0} and corner {1}",
+    ),
 }

@@ -20,6 +20,7 @@ from broken_records import RECORDS, Records, lost, unbroken
 
 # Cells, or parts of asserts, about what the chapter computes by itself, or from fixed data: no library reaches them.
 OWN = {
+    "a_step_measured": "cell-41; cell-43; cell-45; cell-49; cell-56; cell-62; file-sizes; layer-checks",
     "a_step_on_a_gpu": "gpu-10; gpu-3; gpu-5; gpu-8",
     "benchmark_reread": "check-bfloat; check-confounds; check-family; check-law; check-loss; check-table;"
     " solution-1-code",
@@ -39,8 +40,8 @@ OWN = {
     "proofs": "cell-03; cell-05; check-speed-limit; check-tails",
     "sparse_delta_layers": "1a994737; 62522344; 688c332c; af3dc7cb; f666e99a",
     "tables_reread": "535db50e; 60e7493a; b444783a; bc0e7c9f; c0ba09c6; cell-07; cell-32",
-    "what_a_step_costs": "cell-05; cell-11; cell-16; cell-19; cell-22; cell-25; cell-27; cell-29; cell-41; cell-43;"
-    " cell-45; cell-49; cell-56; cell-62; cost-checks; file-sizes",
+    "what_a_step_costs": "cell-05; cell-11; cell-16; cell-19; cell-22; cell-25; cell-27; cell-29; columns-code;"
+    " cost-checks",
 }
 # Cells that stop in a broken world before they say anything: too few runs or valleys are left to be told apart.
 BREAKS_OFF = {"check-branches", "check-walk", "claim-capacity", "claim-live-both-gain"}

@@ -57,6 +57,14 @@ def test_the_right_answer_is_right_and_others_are_told_what_is_off(label):
         assert "one over" in verdict(label, 1 / exercise.right())
 
 
+def test_at_the_corner_of_the_roof_a_matrix_product_does_that_many_operations_a_byte():
+    exercise = ANSWERS["ex-cost-tokens"]
+    for width, corner in exercise.inputs():
+        tokens = exercise.right(width, corner)
+        moved = 4 * (2 * tokens * width + width**2)  # bytes: input, output and weight
+        assert 2 * tokens * width**2 / moved == pytest.approx(corner)
+
+
 def test_what_is_off_between_two_arrays_is_named():
     right = np.array([1.0, 2.0, -4.0])
     assert compare(torch.tensor(right, requires_grad=True), right, 1e-3) is None
