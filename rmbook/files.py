@@ -124,12 +124,17 @@ def digest_files(paths: dict[str, Path]) -> str:
     digests = {}
     for name, path in paths.items():
         found = os.stat(path)
-        digests[name] = _digest_file(path, found.st_ino, found.st_size, found.st_mtime_ns)
+        digests[name] = _digest_unchanged(path, found.st_ino, found.st_size, found.st_mtime_ns)
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache
-def _digest_file(path: Path, *state: int) -> str:
-    """SHA-256 of a file, read again only if its state is another one."""
+def _digest_unchanged(path: Path, *state: int) -> str:
+    # Read again only if its state is another one.
+    return digest_file(path)
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
