@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,15 @@ def _kind(path: str | os.PathLike) -> str:
     mode = os.stat(path).st_mode
     kinds = {"a folder": stat.S_ISDIR, "a FIFO": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
     return f"it is {next((name for name, is_it in kinds.items() if is_it(mode)), 'a device')}, not a file"
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a mapping of a JSON text, as its `object_pairs_hook`; raise ValueError if a name occurs twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name[:60]!r} occurs twice")
+    return found
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -19,7 +19,6 @@ from rmbook.adapters.adapter_header import (
     BUFFERS,
     FIELDS,
     QUANTISED,
-    VALUES_DTYPES,
     AdapterHeader,
     read_adapter_header,
 )
@@ -34,7 +33,7 @@ from rmbook.engine.targets import check_targets, named_layers
 from rmbook.files import UnreadableFileError
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask
-from rmbook.tensor_files import digest_tensors, read_safetensors, write_safetensors
+from rmbook.tensor_files import FLOATS, digest_tensors, read_safetensors, write_safetensors
 from rmbook.version import __version__
 
 
@@ -93,10 +92,9 @@ def save_adapter(
         ...     load_adapter(plain, f"{folder}/adapter.safetensors").targets
         ('0',)
     """
-    if not masking.layers:
-        raise ValueError("this mask was removed from its model; save the adapter before remove() or merge().")
-    if dtype is not None and dtype not in VALUES_DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, VALUES_DTYPES))}, got {dtype!r}.")
+    masking.check_savable()
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS))}, got {dtype!r}.")
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save {path.name}: the folder {path.parent} does not exist; create it first.")
@@ -148,10 +146,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, unused: str 
         TargetError: the model cannot be masked, for example because it is masked already.
     """
     adapter = read_adapter(path, model)
-    masking = apply_masks(model, adapter.masks, adapter.recipe, scale=adapter.scale, unused=unused)
-    with torch.no_grad():
-        for name, layer in masking.layers.items():
-            layer.values.copy_(adapter.values[name])
+    scale, values = adapter.scale, adapter.values
+    masking = apply_masks(model, adapter.masks, adapter.recipe, scale=scale, unused=unused, values=values)
     write_buffers(model, adapter.buffers)
     return masking
 
