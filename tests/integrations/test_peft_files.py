@@ -200,7 +200,7 @@ def test_from_peft_to_rmbooks_file_and_back(tmp_path, dtype, positions):
 def test_a_model_of_gpt2s_kind_takes_its_adapter_back(tmp_path):
     def model():
         torch.manual_seed(0)
-        sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 32, "n_positions": 16}
+        sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 64, "n_positions": 64}
         return conv1d_to_linear(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)).eval())
 
     masking = apply_random_mask(masked := model(), ["c_attn"], density=0.1)  # (48, 16): rows are more than columns
