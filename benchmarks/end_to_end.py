@@ -20,7 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 
-RECORD = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "end_to_end_cpu.json"
 BATCH, HELD_OUT, DENSITY = 8, 16, 0.01
 JOBS = ("rmbook train", "Trainer, mask", "Trainer, LoRA r8", "Trainer, SHiRA", "Trainer, full")
 
@@ -164,13 +163,6 @@ def summary(runs: dict[str, list[dict]], tokens: int) -> dict[str, dict[str, flo
     return rows
 
 
-def load_record(path: Path = RECORD):
-    """Return the recorded table, one row a job, as a data frame."""
-    import pandas as pd
-
-    return pd.DataFrame(json.loads(path.read_text())["jobs"]).T
-
-
 def main() -> None:
     """Measure, print, and with --write store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -186,8 +178,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.job:
         return trainer_job(given.folder, given.job, given.steps, given.output)
-    from rmbook.files import write_json
-    from rmbook.stamps import stamp
+    from recorded import write_result  # not before: a job's start is measured
 
     with tempfile.TemporaryDirectory() as name:
         folder, runs, tokens = Path(name), {job: [] for job in given.jobs}, 0
@@ -204,8 +195,7 @@ def main() -> None:
         if given.write:
             sizes = {"shape": given.shape, "steps": given.steps, "batch": BATCH, "density": DENSITY}
             sizes |= {"rounds": given.rounds, "threads": given.threads, "tokens_a_step": tokens}
-            command = f"python benchmarks/end_to_end.py --steps {given.steps} --rounds {given.rounds} --write"
-            write_json(RECORD, sizes | {"jobs": rows, "stamp": stamp(command)})
+            write_result("end_to_end_cpu", sizes | {"jobs": rows})
 
 
 if __name__ == "__main__":

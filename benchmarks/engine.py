@@ -18,7 +18,6 @@ import gc
 import json
 import os
 import re
-import shlex
 import statistics
 import subprocess
 import sys
@@ -27,11 +26,8 @@ from pathlib import Path
 
 import torch
 from engine_methods import SHAPES, layer_methods, model_methods, spops_version
+from recorded import command_stamp, write_result
 
-from rmbook.files import write_json
-from rmbook.stamps import stamp
-
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -198,13 +194,11 @@ def main() -> None:
         return run_peak(options, dtype)
     tables = (run_layer if options.what == "layer" else run_model)(options, dtype)
     if options.write:
-        RESULTS.mkdir(exist_ok=True)
-        command = f"python benchmarks/engine.py {shlex.join(sys.argv[1:])}"
         settings = {key: value for key, value in copy.copy(vars(options)).items() if key not in ("write", "only")}
-        record = {"stamp": stamp(command), "settings": settings, "tables": tables}
+        made = command_stamp()
         if spops := spops_version():
-            record["stamp"]["versions"]["spops"] = spops
-        write_json(RESULTS / f"{options.write}.json", record)
+            made["versions"]["spops"] = spops
+        write_result(options.write, {"stamp": made, "settings": settings, "tables": tables})
     return None
 
 

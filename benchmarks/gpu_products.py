@@ -10,18 +10,16 @@ read the vectors of all entries once from memory, `inputs` the time to read each
 
 import argparse
 import math
-import shlex
 import statistics
-import sys
 from pathlib import Path
 
 import torch
+from recorded import command_stamp
 
 from rmbook import sample_mask
 from rmbook.engine.product_costs import crossover_density, product_seconds
 from rmbook.engine.product_torch import expand_rows, sampled_product, sampled_product_reference
 from rmbook.files import write_json
-from rmbook.stamps import stamp
 
 DEVICE = "cuda"
 HELPERS = "gemm", "gemm32", "copies"  # timed for comparison; they are no ways to get the result
@@ -152,10 +150,7 @@ def main() -> None:
             print(f"  {str(dtype)[6:]} {width}: dense wins from density {measured} on, predicted {predicted:.1e}")
             rows += some
     if options.output:
-        write_json(
-            options.output,
-            {"stamp": stamp(f"python benchmarks/gpu_products.py {shlex.join(sys.argv[1:])}"), "rows": rows},
-        )
+        write_json(options.output, {"stamp": command_stamp(), "rows": rows})
 
 
 if __name__ == "__main__":

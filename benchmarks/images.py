@@ -10,8 +10,6 @@ round. transformers' `CLIPImageProcessor` goes with them, in this process; so do
 
 import argparse
 import os
-import shlex
-import sys
 import tempfile
 import time
 from functools import partial
@@ -19,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from engine import RESULTS
 from PIL import Image
+from recorded import write_result
 from transformers import CLIPImageProcessor
 
-from rmbook.files import write_json
 from rmbook.models.clip_preprocessing import Preprocessing
-from rmbook.stamps import stamp
 from rmbook.tasks.image_batches import prepare_ahead
 from rmbook.tasks.image_example import ImageExample, open_image
 
@@ -93,10 +89,8 @@ def main() -> None:
         print(f"{name:20}" + "".join(f"  {key} {value:.3f}" for key, value in rows[name].items()), flush=True)
     print(f"largest difference to CLIPImageProcessor {difference}, files of {size:.0f} bytes")
     if options.write:
-        command = f"python benchmarks/images.py {shlex.join(sys.argv[1:])}"
         settings = {"images": options.images, "rounds": options.rounds, "side": SIDE, "bytes": round(size)}
-        content = {"stamp": stamp(command), "settings": settings, "difference": difference, "rows": rows}
-        write_json(RESULTS / f"{options.write}.json", content)
+        write_result(options.write, {"settings": settings, "difference": difference, "rows": rows})
 
 
 if __name__ == "__main__":

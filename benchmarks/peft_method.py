@@ -10,16 +10,12 @@ disturbed by other programs elsewhere.
 """
 
 import argparse
-import shlex
-import sys
 import time
 
 import torch
-from engine import RESULTS, ratios, time_in_turn
+from engine import ratios, time_in_turn
 from engine_methods import layer_methods, model_methods
-
-from rmbook.files import write_json
-from rmbook.stamps import stamp
+from recorded import write_result
 
 RANK = 8
 
@@ -59,9 +55,8 @@ def main() -> None:
             figures = "  ".join(f"{row[f'to {other}']:.3f} of {other}" for other in ("mask", "shira", "lora r8"))
             print(f"  {name:<22} {row['milliseconds']:8.2f} ms  {figures}  trained {row['trained']:>9,}", flush=True)
     if options.write:
-        command = f"python benchmarks/peft_method.py {shlex.join(sys.argv[1:])}"
         settings = {"rounds": options.rounds, "rank": RANK, "clock": "process time"}
-        write_json(RESULTS / f"{options.write}.json", {"stamp": stamp(command), "settings": settings, "tables": tables})
+        write_result(options.write, {"settings": settings, "tables": tables})
 
 
 if __name__ == "__main__":

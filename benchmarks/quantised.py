@@ -10,19 +10,16 @@ forward pass keeps for its backward pass, beside the quantised base. Needs bitsa
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import peft
 import torch
+from recorded import write_result
 from torch import nn
 
 from rmbook import sample_mask
 from rmbook.engine.dequantise import dequantise
 from rmbook.engine.quantised import QuantisedLinear
-from rmbook.files import write_json
-from rmbook.stamps import stamp
 
-RECORD = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "quantised_cpu.json"
 DENSITIES = (1e-2, 1e-3, 1e-4)
 
 
@@ -133,8 +130,7 @@ def main() -> None:
     sizes = {"width": given.width, "tokens": given.tokens, "rounds": given.rounds}
     rows = {kind: measure(kind, **sizes) for kind in given.kinds}
     if given.write:
-        command = f"python benchmarks/quantised.py --kinds {' '.join(given.kinds)} --rounds {given.rounds} --write"
-        write_json(RECORD, sizes | {"kinds": rows, "stamp": stamp(command)})
+        write_result("quantised_cpu", sizes | {"kinds": rows})
 
 
 if __name__ == "__main__":

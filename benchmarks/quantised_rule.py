@@ -15,25 +15,20 @@ torchao.
 import argparse
 import itertools
 import math
-import shlex
 import statistics
-import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy
 import torch
 from quantised import make_base
+from recorded import write_result
 from scipy.optimize import least_squares
 from torch import nn
 
 from rmbook import sample_mask
 from rmbook.engine.quantised import QuantisedLinear, cheapest_way
-from rmbook.files import write_json
-from rmbook.stamps import stamp
 
-RECORD = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "quantised_rule_cpu.json"
 WIDTHS, DENSITIES, TOKENS = (1024, 2048), (1e-2, 1e-3, 1e-4), (1, 4, 16, 64)
 
 
@@ -108,8 +103,7 @@ def main() -> None:
     found = {kind: summary(own) for kind, own in rows.items()}
     print(found)
     if given.write:
-        command = f"python benchmarks/quantised_rule.py {shlex.join(sys.argv[1:])}"
-        write_json(RECORD, {"stamp": stamp(command), "constants": found, "rows": rows})
+        write_result("quantised_rule_cpu", {"constants": found, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import json
 import multiprocessing
 import random
 import resource
-import shlex
 import shutil
 import statistics
 import sys
@@ -30,14 +29,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from recorded import write_result
 from sweep_engines import measure_ray, measure_reuse
 from tiny_sweeps import contents, tiny_runs
 
-from rmbook.files import write_json
 from rmbook.runs.config import make_config
 from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.run import start_run
-from rmbook.stamps import stamp
 from rmbook.sweeps.display import LineListener
 from rmbook.sweeps.driver import perform_run
 from rmbook.sweeps.folder import SweepFolder
@@ -46,7 +44,6 @@ from rmbook.sweeps.local import run_sweep
 from rmbook.sweeps.state import open_ledger
 from rmbook.sweeps.table import sweep_table
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 SERVER = multiprocessing.get_context("forkserver")
 
 
@@ -213,8 +210,7 @@ def main() -> None:
         shutil.rmtree(folder)
     print(json.dumps(found, indent=1))
     if arguments.write:
-        record = found | {"stamp": stamp(shlex.join(["python", "benchmarks/sweep.py", *sys.argv[1:]]))}
-        write_json(RESULTS / f"sweep_{arguments.what}.json", record)
+        write_result(f"sweep_{arguments.what}", found)
 
 
 if __name__ == "__main__":

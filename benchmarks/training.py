@@ -11,9 +11,7 @@ process, for the ratio of the two. Weights are random: speed does not depend on 
 import argparse
 import json
 import random
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,19 +19,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from engine_methods import SHAPES
+from recorded import write_result
 from transformers import AutoModelForCausalLM
 
-from rmbook.files import write_json
 from rmbook.methods.apply import apply_method
 from rmbook.models.encoding import Encoding, Question
 from rmbook.runs.folder import MetricsFile
-from rmbook.stamps import stamp
 from rmbook.training.checkpoint import Checkpoint
 from rmbook.training.config import TrainingConfig
 from rmbook.training.loop import TrainingLoop
 from rmbook.training.objectives import OptionChoice
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 BATCH = 8
 
 
@@ -130,12 +126,7 @@ def main() -> None:
     print(f"time to a plain loop's: {result['to_plain_loop']:.3f}")
     print(json.dumps(rounds))
     if arguments.write:
-        record = {
-            "stamp": stamp(shlex.join(["python", *sys.argv])),
-            "shape": arguments.shape,
-            "rounds": rounds,
-        } | result
-        write_json(RESULTS / f"training_{device.type}.json", record)
+        write_result(f"training_{device.type}", {"shape": arguments.shape, "rounds": rounds} | result)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from rmbook import __version__
+from rmbook.files import replacing
 from rmbook.offline.mnist import INSTALL as IMAGES
 from rmbook.stamps import stamp
+from rmbook.widgets.page import WIDGET_VIEW
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # For the kernels, as in conftest.py. The models here are so small that a second thread costs more than it brings.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -122,9 +123,8 @@ async def execute(notebook: nbformat.NotebookNode, folder: Path, command: str) -
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Replace the file at once, so that it is never half written."""
     nbformat.validate(notebook)
-    temporary = path.with_suffix(".tmp")
-    nbformat.write(notebook, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        nbformat.write(notebook, temporary)
 
 
 def record(path: Path) -> None:

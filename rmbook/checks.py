@@ -1,6 +1,7 @@
 """Checks of arguments that several rooms share: each returns the value in its plain type, or raises ValueError."""
 
 import math
+import sys
 from numbers import Integral, Real
 
 import numpy as np
@@ -42,6 +43,19 @@ def check_size(size: int, name: str) -> int:
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
     return int(size)
+
+
+def scale_factor(scale: float | str, density: float | None) -> float:
+    """Return the factor in S = scale * values: `scale`, or 1 / density for "inverse_density" (1 at density 0).
+
+    Raises:
+        ValueError: it is neither a positive number nor "inverse_density", or that and there is no density.
+    """
+    if scale == "inverse_density" and density is not None:
+        return 1 / density if density else 1.0
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= sys.float_info.max:
+        raise ValueError(f'scale must be a positive number, or "inverse_density" of drawn masks, got {scale!r}.')
+    return float(scale)
 
 
 def check_scale(value: float, name: str) -> float:

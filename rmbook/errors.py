@@ -52,6 +52,16 @@ def shown(value: Any) -> str:
     return printable(text, LONGEST_VALUE)
 
 
+def reason(error: Exception, longest: int = 120) -> str:
+    """Return the text of an error as part of a message of one line; its kind if it has no text."""
+    return printable(str(error), longest) or type(error).__name__
+
+
+def first_line(error: Exception, longest: int = 120) -> str:
+    """Return the kind and the text of an error as part of a message of one line."""
+    return f"{type(error).__name__}: {printable(str(error), longest)}"
+
+
 def printable(text: str, longest: int) -> str:
     """Return a text as one line, cut in the middle to `longest` characters; what steers a terminal is escaped."""
     if len(text) > 8 * longest:  # of a million characters only the ends matter

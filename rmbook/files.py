@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file.")
     if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write {path}: its folder is not for you to write in.")
+        raise PermissionError(f"cannot write {path}: you have no permission to write in its folder; choose another.")
 
 
 @contextlib.contextmanager
@@ -112,6 +113,15 @@ def _kind(path: str | os.PathLike) -> str:
     return f"it is {next((name for name, is_it in kinds.items() if is_it(mode)), 'a device')}, not a file"
 
 
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a mapping of a JSON text, as its `object_pairs_hook`; raise ValueError if a name occurs twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name[:60]!r} occurs twice")
+    return found
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as JSON, completely or not at all."""
     with replacing(path) as temporary, open(temporary, "w") as file:
@@ -124,12 +134,17 @@ def digest_files(paths: dict[str, Path]) -> str:
     digests = {}
     for name, path in paths.items():
         found = os.stat(path)
-        digests[name] = _digest_file(path, found.st_ino, found.st_size, found.st_mtime_ns)
+        digests[name] = _digest_unchanged(path, found.st_ino, found.st_size, found.st_mtime_ns)
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache
-def _digest_file(path: Path, *state: int) -> str:
-    """SHA-256 of a file, read again only if its state is another one."""
+def _digest_unchanged(path: Path, *state: int) -> str:
+    # Read again only if its state is another one.
+    return digest_file(path)
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

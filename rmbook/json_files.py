@@ -10,19 +10,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rmbook.errors import reason, shown
 from rmbook.files import UnreadableFileError, read_bytes
 
 LARGEST = 2**26  # bytes of a file of JSON
 Kind = Callable[[Any], bool]
 
 
-def read_json(path: str | os.PathLike) -> Any:
-    """Return what is in a JSON file.
+def read_json(path: str | os.PathLike, limit: int = LARGEST) -> Any:
+    """Return what is in a JSON file of at most `limit` bytes.
 
     Raises:
         UnreadableFileError: it is missing, no regular file, too large or no JSON; one line.
     """
-    return _parsed(read_bytes(path, LARGEST), str(path))
+    return _parsed(read_bytes(path, limit), str(path))
 
 
 def read_json_lines(path: Path, kind: Kind) -> list[dict]:
@@ -51,7 +52,7 @@ def _parsed(text: bytes, name: str) -> Any:
     except UnicodeDecodeError:
         raise UnreadableFileError(f"{name} is damaged: it is not text in UTF-8.") from None
     except ValueError as error:
-        raise UnreadableFileError(f"{name} is damaged: {' '.join(str(error).split())[:100]}.") from None
+        raise UnreadableFileError(f"{name} is damaged: {reason(error, 100)}.") from None
     except RecursionError:
         raise UnreadableFileError(f"{name} is damaged: it has too many levels.") from None
 
@@ -70,7 +71,7 @@ def check_fields(data: Any, kinds: Mapping[str, Kind], needed: tuple[str, ...] =
         raise ValueError(f"{missing[0]} is missing")
     for name, kind in kinds.items():
         if name in data and not kind(data[name]):
-            raise ValueError(f"{name} has a value that it cannot have")
+            raise ValueError(f"{name} cannot be {shown(data[name])}")
 
 
 def fields(kinds: Mapping[str, Kind], needed: tuple[str, ...] = ()) -> Kind:

@@ -12,10 +12,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
-from rmbook.files import UnreadableFileError, read_bytes, replacing
+from rmbook.files import UnreadableFileError, read_bytes, replacing, unique_names
 
 HEADER_LIMIT = 2**22  # bytes of a safetensors file's header: enough for 10,000 masked layers, little to take apart
 LARGE = 2**30  # bytes; a larger file that is mostly holes holds no numbers that were written
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 DTYPES = {  # of a safetensors file
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
@@ -75,7 +76,7 @@ def read_header(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, Layo
             f"{max(0, min(size - 8, HEADER_LIMIT))}; fetch it again."
         )
     try:
-        header = json.loads(text[8 : 8 + length], object_pairs_hook=_without_repeats)
+        header = json.loads(text[8 : 8 + length], object_pairs_hook=unique_names)
         metadata = header.pop("__metadata__", {})
         spans = [(*entry.pop("data_offsets"), Layout(DTYPES[entry.pop("dtype")], tuple(entry.pop("shape"))), name)
                  for name, entry in header.items() if len(entry) == 3]  # fmt: skip
@@ -112,13 +113,6 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, str], dict[str,
             return metadata, {name: file.get_tensor(name) for name in layouts}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise UnreadableFileError(f"{path} is no readable safetensors file ({error}); fetch it again.") from None
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
 
 
 def digest_tensors(tensors: dict[str, torch.Tensor], description: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from rmbook.errors import ConfigError, shown
+from rmbook.errors import ConfigError, reason
+from rmbook.files import UnreadableFileError, read_bytes, unique_names
 
 LARGEST = 2**18  # bytes of a file; this many take seconds
 DEEPEST = 50  # levels of lists and mappings
@@ -31,17 +32,11 @@ def read_yaml(path: str | os.PathLike, name: str | None = None) -> Any:
     """
     path, name = Path(path), name or str(path)
     try:
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"cannot read {name}: it is not a file.")
-        with open(path, "rb") as file:
-            content = file.read(LARGEST + 1)
-        text = content.decode("utf-8-sig") if len(content) <= LARGEST else ""
-    except OSError as error:
-        raise ConfigError(f"cannot read {name}: {error.strerror}.") from None
+        text = read_bytes(path, LARGEST).decode("utf-8-sig")
+    except UnreadableFileError as error:
+        raise ConfigError(str(error)) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{name} is not YAML: it is not text in UTF-8.") from None
-    if len(content) > LARGEST:
-        raise ConfigError(f"{name} has more than {LARGEST:,} bytes, too many for settings or a grid.")
     return parse_json(text, name) if path.suffix == ".json" else parse_yaml(text, name)
 
 
@@ -52,18 +47,11 @@ def parse_json(text: str, name: str) -> Any:
         ConfigError: it is not JSON, or a name occurs twice.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=unique_names)
     except RecursionError:
         raise ConfigError(f"{name} is not JSON that can be read: it has too many levels.") from None
     except ValueError as error:
-        raise ConfigError(f"{name} is not JSON: {' '.join(str(error).split())[:200]}") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"a name occurs twice, one of {shown(sorted(found))}.")
-    return found
+        raise ConfigError(f"{name} is not JSON: {reason(error, 200)}") from None
 
 
 def parse_yaml(text: str, name: str) -> Any:

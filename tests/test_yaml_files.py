@@ -69,7 +69,7 @@ def test_files_that_cannot_be_read_are_one_line(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"a: \xff")
     (tmp_path / "bom.yaml").write_bytes(b"\xef\xbb\xbfa: 1e-4")
     os.mkfifo(tmp_path / "fifo.yaml")
-    for name, part in (("large", "bytes"), ("latin", "UTF-8"), ("missing", "No such file"), ("fifo", "not a file")):
+    for name, part in (("large", "bytes"), ("latin", "UTF-8"), ("missing", "no such file"), ("fifo", "not a file")):
         with pytest.raises(ConfigError, match=part):
             read_yaml(tmp_path / f"{name}.yaml")
     with pytest.raises(ConfigError, match="not a file"):

@@ -19,11 +19,10 @@ from rmbook.adapters.adapter_header import (
     BUFFERS,
     FIELDS,
     QUANTISED,
-    VALUES_DTYPES,
     AdapterHeader,
     read_adapter_header,
 )
-from rmbook.adapters.base import base_fingerprint, check_base, check_sum, find_misfit, name_quantisation
+from rmbook.adapters.base import ALTERED, base_fingerprint, check_base, check_sum, find_misfit, name_quantisation
 from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError, AdapterError
 from rmbook.engine.buffers import running_statistics, saved_buffers, write_buffers
 from rmbook.engine.masking import RandomMask, apply_masks
@@ -34,7 +33,7 @@ from rmbook.engine.targets import check_targets, named_layers
 from rmbook.files import UnreadableFileError
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask
-from rmbook.tensor_files import digest_tensors, read_safetensors, write_safetensors
+from rmbook.tensor_files import FLOATS, digest_tensors, read_safetensors, write_safetensors
 from rmbook.version import __version__
 
 
@@ -93,10 +92,9 @@ def save_adapter(
         ...     load_adapter(plain, f"{folder}/adapter.safetensors").targets
         ('0',)
     """
-    if not masking.layers:
-        raise ValueError("this mask was removed from its model; save the adapter before remove() or merge().")
-    if dtype is not None and dtype not in VALUES_DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(map(str, VALUES_DTYPES))}, got {dtype!r}.")
+    masking.check_savable()
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"dtype must be one of {', '.join(map(str, FLOATS))}, got {dtype!r}.")
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save {path.name}: the folder {path.parent} does not exist; create it first.")
@@ -126,7 +124,7 @@ def save_adapter(
         **({BUFFERS: json.dumps(sorted(buffers))} if buffers else {}),
         **({QUANTISED: text} if (text := name_quantisation(masking.model, masking.layers)) else {}),
     }
-    metadata["content"] = _content_digest(tensors, metadata)
+    metadata["content"] = content_digest(tensors, metadata)
     with writing_once(masking.layers.values()) as writes:
         if writes:
             write_safetensors(path, tensors, metadata)
@@ -148,10 +146,8 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, unused: str 
         TargetError: the model cannot be masked, for example because it is masked already.
     """
     adapter = read_adapter(path, model)
-    masking = apply_masks(model, adapter.masks, adapter.recipe, scale=adapter.scale, unused=unused)
-    with torch.no_grad():
-        for name, layer in masking.layers.items():
-            layer.values.copy_(adapter.values[name])
+    scale, values = adapter.scale, adapter.values
+    masking = apply_masks(model, adapter.masks, adapter.recipe, scale=scale, unused=unused, values=values)
     write_buffers(model, adapter.buffers)
     return masking
 
@@ -184,7 +180,7 @@ def read_adapter(
         base = fingerprint or base_fingerprint(model)
         if misfit := find_misfit(header.shapes, model):
             check_base(header.base_fingerprint, base, path)
-            raise AdapterCorruptError(f"{path} {misfit}; it is forged.")
+            raise AdapterCorruptError(f"{path} {misfit}, though it names this model as its base: {ALTERED}")
     tensors = _read_tensors(path, header)
     if model is not None:
         check_base(header.base_fingerprint, base, path)
@@ -239,14 +235,15 @@ def check_adapter(path: str | os.PathLike[str]) -> AdapterHeader:
 
 def _read_tensors(path: str | os.PathLike[str], header: AdapterHeader) -> dict[str, torch.Tensor]:
     _, tensors = read_contents(path)
-    if _content_digest(tensors, header.metadata) != header.metadata["content"]:
+    if content_digest(tensors, header.metadata) != header.metadata["content"]:
         raise AdapterCorruptError(f"{path} was altered after it was saved: its content hash differs; fetch it again.")
     if not all(tensor.isfinite().all() for name, tensor in tensors.items() if name.endswith(".values")):
         raise AdapterCorruptError(f"{path} has values that are not finite.")
     return tensors
 
 
-def _content_digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+def content_digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    """Return the SHA-256 of an adapter file's tensors and of the fields that describe them."""
     fields = (*FIELDS, *(field for field in (BUFFERS, QUANTISED) if field in metadata))
     return digest_tensors(tensors, json.dumps([metadata[field] for field in fields]))
 

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from rmbook.adapters.errors import AdapterCorruptError
+from rmbook.errors import reason
 from rmbook.files import UnreadableFileError
 from rmbook.masks.recipe import MaskRecipe
-from rmbook.tensor_files import Layout, read_header
+from rmbook.tensor_files import FLOATS, Layout, read_header
 
 ADAPTER_FORMAT = "rmbook-adapter-3"
 FIELDS = ("format", "rmbook_version", "base_fingerprint", "recipe", "scale", "layers")
 BUFFERS = "buffers"  # one more field, in files of models with buffers that training changes
 QUANTISED = "quantised"  # one more, in files of quantised bases: how their weights are
-VALUES_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LARGEST_SEED = 2**256
 
 
@@ -82,7 +82,7 @@ def read_adapter_header(path: str | os.PathLike[str]) -> AdapterHeader:
     try:
         return _parsed(metadata, layouts)
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise AdapterCorruptError(f"{path} does not describe an adapter: {str(error)[:120]}.") from None
+        raise AdapterCorruptError(f"{path} does not describe an adapter: {reason(error)}.") from None
 
 
 def parse_recipe(data: Any) -> MaskRecipe | None:
@@ -135,7 +135,7 @@ def _check_values(
     name: str, shape: tuple[int, int], values: Layout, positions: Layout | None, recipe: MaskRecipe | None
 ) -> None:
     count, numel = math.prod(values.shape), shape[0] * shape[1]
-    _require(len(values.shape) == 1 and values.dtype in VALUES_DTYPES and count <= numel, f"values of {name}", values)
+    _require(len(values.shape) == 1 and values.dtype in FLOATS and count <= numel, f"values of {name}", values)
     if positions is not None:
         _require(positions.shape == values.shape and positions.dtype in (torch.int32, torch.int64),
                  f"positions of {name}", positions)  # fmt: skip

@@ -16,6 +16,8 @@ from rmbook.engine.shards import whole
 from rmbook.engine.targets import named_layers, plain_key, plain_names
 from rmbook.tensor_files import hash_tensor
 
+ALTERED = "no training does that, so the file was altered; get it again from whoever made it."
+
 
 def base_fingerprint(model: nn.Module, buffers: Mapping[str, torch.Tensor] | None = None) -> str:
     """Return the SHA-256 of names, dtypes, shapes and bytes of the whole base model.
@@ -99,4 +101,4 @@ def check_sum(name: str, before: torch.Tensor, delta: torch.Tensor, path: str | 
     wide = torch.promote_types(before.dtype, torch.float32)
     after = (before.to(wide) + delta.to(before.device, wide)).to(before.dtype)
     if not (after.isfinite() | ~before.isfinite()).all():
-        raise AdapterCorruptError(f"{path} makes weights of {name[:80]!r} infinite in {before.dtype}; it is forged.")
+        raise AdapterCorruptError(f"{path} makes weights of {name[:80]!r} infinite in {before.dtype}: {ALTERED}")

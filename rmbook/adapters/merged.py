@@ -33,8 +33,7 @@ def save_merged(masking: RandomMask, folder: str | os.PathLike[str]) -> None:
         FileNotFoundError: the folder's parent does not exist.
         OSError: the disk is full, or another failure to write.
     """
-    if not masking.layers:
-        raise ValueError("this mask was removed from its model; save before remove(), or after merge() as any model.")
+    masking.check_savable()
     model = _unwrapped(masking.model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(

@@ -46,8 +46,7 @@ def save_as_shira(masking: RandomMask, folder: str | os.PathLike[str]) -> int:
         FileExistsError: the folder has content, or is a file.
         FileNotFoundError: the folder's parent does not exist.
     """
-    if not masking.layers:
-        raise ValueError("this mask was removed from its model; save it before remove() or merge().")
+    masking.check_savable()
     if conv1d := [name for name, layer in masking.layers.items() if is_conv1d(layer)]:
         raise ShiraError(
             f"{conv1d[0]!r} is a Conv1D in the model's own form, and SHiRA in peft has only linear layers: use "
@@ -113,11 +112,7 @@ def load_from_shira(model: nn.Module, folder: str | os.PathLike[str]) -> RandomM
         masks[name], values[name] = Mask(shape, ordered), entries[name][1][:count][order]
         wide = torch.promote_types(layer.weight.dtype, torch.float32)
         check_sum(name, base_entries(layer, masks[name]), values[name].to(wide), folder)
-    masking = apply_masks(model, masks, origin.recipe if origin else None)
-    with torch.no_grad():
-        for name, layer in masking.layers.items():
-            layer.values.copy_(values[name])
-    return masking
+    return apply_masks(model, masks, origin.recipe if origin else None, values=values)
 
 
 def _common_rank(masking: RandomMask) -> int:

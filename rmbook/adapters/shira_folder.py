@@ -17,9 +17,11 @@ import torch
 from rmbook.adapters.adapter_file import read_contents
 from rmbook.adapters.adapter_header import is_hash, parse_recipe
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
-from rmbook.files import UnreadableFileError, read_bytes, replacing_folder
+from rmbook.errors import reason
+from rmbook.files import UnreadableFileError, replacing_folder
+from rmbook.json_files import read_json
 from rmbook.masks.recipe import MaskRecipe
-from rmbook.tensor_files import digest_tensors
+from rmbook.tensor_files import FLOATS, digest_tensors
 from rmbook.version import __version__
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -27,7 +29,6 @@ CONFIG_LIMIT = 2**20  # bytes
 # Fields of peft's ShiraConfig that do not matter here: most say how a mask is drawn, but the positions are in the file.
 IRRELEVANT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "init_weights", "mask_type", "peft_version"}
 IRRELEVANT |= {"random_seed", "revision", "task_type"}
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class ShiraError(AdapterError):
@@ -109,12 +110,12 @@ def _read_config(path: Path) -> tuple[int, frozenset[str], bool]:
     if not path.exists():
         raise FileNotFoundError(f"there is no adapter configuration at {path}; give a local folder that peft saved.")
     try:
-        config = json.loads(read_bytes(path, CONFIG_LIMIT))
+        config = read_json(path, CONFIG_LIMIT)
         kind, rank, targets = config.pop("peft_type"), config.pop("r", None), config.pop("target_modules", None)
     except UnreadableFileError as error:
         raise AdapterCorruptError(str(error)) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise AdapterCorruptError(f"{path} is no configuration of peft ({str(error)[:80]}); fetch it again.") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AdapterCorruptError(f"{path} is no configuration of peft ({reason(error)}); fetch it again.") from None
     if kind != "SHIRA":
         raise ShiraError(
             f"{path} describes an adapter of type {str(kind)[:40]!r}; only SHIRA is a sparse mask. Use peft for it."
@@ -179,7 +180,7 @@ def _read_entries(path: Path) -> tuple[dict[str, tuple[torch.Tensor, torch.Tenso
         recipe = parse_recipe(recipe)
         fitting = all(type(counts[name]) is int and 0 <= counts[name] <= len(entries[name][1]) for name in entries)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:  # made to deceive: its hash fits
-        raise AdapterCorruptError(f"{path} does not describe its origin: {str(error)[:120]}.") from None
+        raise AdapterCorruptError(f"{path} does not describe its origin: {reason(error)}.") from None
     if not fitting or not is_hash(fingerprint):
         raise AdapterCorruptError(f"{path} notes an origin that does not fit its entries.")
     return entries, Origin(fingerprint, recipe, counts)

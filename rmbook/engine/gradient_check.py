@@ -27,15 +27,10 @@ class GradientCheck:
 
     Args:
         layers: masked layers by name; those without an entry to train are not waited for.
-        unused: "error" or "warn", what to do about layers without a gradient.
-
-    Raises:
-        ValueError: `unused` is neither.
+        unused: one of REACTIONS, what to do about layers without a gradient.
     """
 
     def __init__(self, layers: Mapping[str, MaskedLinear], unused: str):
-        if unused not in REACTIONS:
-            raise ValueError(f"unused must be one of {', '.join(REACTIONS)}, got {unused!r}.")
         self._unused, self._began, self._done = unused, False, False
         # Weakly: the values hold this check by their hooks, and the garbage collector does not see through those.
         self._layers = weakref.WeakValueDictionary({name: layer for name, layer in layers.items() if layer.mask.nnz})

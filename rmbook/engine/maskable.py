@@ -7,8 +7,7 @@ from torch import nn
 
 from rmbook.engine.dequantise import can_dequantise
 from rmbook.engine.shards import check_placements, is_sharded
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from rmbook.tensor_files import FLOATS
 
 
 def change_class(linear: nn.Linear, cls: type[nn.Linear]) -> None:
@@ -48,7 +47,7 @@ def check_maskable(linear: nn.Module) -> None:
         raise ValueError("its weight is on the meta device and holds no numbers; load the weights before masking.")
     if quantised:
         return
-    if weight.dtype not in DTYPES:
+    if weight.dtype not in FLOATS:
         raise ValueError(f"its weight has dtype {weight.dtype}; float32, bfloat16, float16 or float64 is needed.")
     if is_sharded(weight):
         check_placements(weight)

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from rmbook.checks import check_density, check_seed
+from rmbook.checks import check_density, check_seed, scale_factor
 from rmbook.engine.backends import choose_backend, explain_way
 from rmbook.engine.buffers import BufferSnapshot
 from rmbook.engine.dequantise import count_parameters, weight_shape
@@ -85,10 +85,7 @@ def apply_random_mask(
     density = check_density(density)
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     recipe = MaskRecipe(names, density, check_seed(seed), structure)
-    if scale == "inverse_density":
-        scale = 1 / density if density else 1.0
-    masks = recipe.draw(shapes)
-    return apply_masks(model, masks, recipe, backend, scale, unused)
+    return apply_masks(model, recipe.draw(shapes), recipe, backend, scale, unused)
 
 
 def apply_masks(
@@ -98,6 +95,7 @@ def apply_masks(
     backend: str = "auto",
     scale: float | str = 1.0,
     unused: str = "error",
+    values: dict[str, torch.Tensor] | None = None,
 ) -> "RandomMask":
     """Mask a model as `apply_random_mask` does, with masks that are there already.
 
@@ -105,8 +103,8 @@ def apply_masks(
         model: any `nn.Module` with `nn.Linear` layers.
         masks: by the full name of a layer; shape (out, in) as its weight.
         recipe: how they were drawn, if they were.
-        backend, unused: as for `apply_random_mask`.
-        scale: S = scale * values.
+        backend, scale, unused: as for `apply_random_mask`.
+        values: to start from, (nnz,) by the full name of a layer; zeros if None.
 
     Raises:
         TargetError: a name is no layer of the model, or a layer cannot be masked.
@@ -118,16 +116,13 @@ def apply_masks(
         >>> masking.trainable, masking.total
         (2, 8)
     """
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-        raise ValueError(f'scale must be a positive number or "inverse_density", got {scale!r}.')
+    factor = scale_factor(scale, recipe.density if recipe else None)
     if unused not in REACTIONS:
         raise ValueError(f"unused must be one of {', '.join(REACTIONS)}, got {unused!r}.")
     modules, plain = named_layers(model), plain_names(model)
     masks = {plain.get(name, name): mask for name, mask in masks.items()}
     if not masks or (unknown := [name for name in masks if name not in modules]):
-        raise TargetError(
-            f"masks must name layers of the model; unknown: {', '.join(unknown) if masks else 'no masks'}."
-        )
+        raise TargetError(f"masks must name layers of the model; unknown: {', '.join(unknown) if masks else 'none'}.")
     layers = {name: modules[name] for name in masks}
     check_targets(model, layers)
     for name, mask in masks.items():
@@ -137,8 +132,12 @@ def apply_masks(
     # All that can fail has been done before the first change: nothing leaves a half-masked model.
     were_trainable = [plain_key(name, plain) for name, parameter in model.named_parameters() if parameter.requires_grad]
     model.requires_grad_(False)
-    masked = {n: masked_class(layer).attach(layer, masks[n], backend, float(scale)) for n, layer in layers.items()}
-    return RandomMask(model, masked, recipe, were_trainable, unused)
+    masked = {n: masked_class(layer).attach(layer, masks[n], backend, factor) for n, layer in layers.items()}
+    masking = RandomMask(model, masked, recipe, were_trainable, unused)
+    with torch.no_grad():
+        for name, start in (values or {}).items():
+            masking.layers[name].values.copy_(start)
+    return masking
 
 
 class RandomMask:
@@ -172,6 +171,11 @@ class RandomMask:
         average = GradientAverage(model, list(layers.values()))
         for layer in layers.values():
             layer.average = average
+
+    def check_savable(self) -> None:
+        """Raise ValueError if the mask was removed from its model: there are no values to save."""
+        if not self.layers:
+            raise ValueError("this mask was removed from its model: save before remove() or merge().")
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the values of each layer, (nnz,), with their names."""

@@ -9,7 +9,6 @@ peft has no way to find a method of another package by itself: `import rmbook` a
 adapter is loaded in a new process, or peft stops with KeyError: 'RMBOOK'.
 """
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +18,12 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, peft_types
 
 from rmbook.adapters.adapter_header import LARGEST_SEED
 from rmbook.adapters.errors import AdapterCorruptError
-from rmbook.checks import check_density, check_seed
+from rmbook.adapters.shira_folder import PREFIX
+from rmbook.checks import check_density, check_seed, scale_factor
 from rmbook.engine.backends import BACKENDS
 from rmbook.errors import ConfigError, closest, shown
 from rmbook.files import UnreadableFileError
-from rmbook.integrations.peft_tuner import PREFIX, RandomMaskModel
+from rmbook.integrations.peft_tuner import RandomMaskModel
 from rmbook.masks.recipe import STRUCTURES
 from rmbook.tensor_files import Layout, read_header
 from rmbook.version import __version__
@@ -80,18 +80,15 @@ class RandomMaskConfig(PeftConfig):
         try:
             self.density = None if self.density is None else check_density(self.density)
             self.seed = check_seed(self.seed)
+            scale_factor(self.scale, 1.0)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        ratio, scale = self.ratio, self.scale
-        number = ratio is not None and type(ratio) in (int, float) and 0 <= ratio <= 1
-        _require(ratio is None or number, "ratio", self.ratio, "a number in [0, 1]")
+        sound = self.ratio is None or (type(self.ratio) in (int, float) and 0 <= self.ratio <= 1)
+        _require(sound, "ratio", self.ratio, "a number in [0, 1]")
         _require(abs(self.seed) < LARGEST_SEED, "seed", self.seed, "an integer of at most 256 bits")
         for field, known in (("structure", STRUCTURES), ("backend", BACKENDS)):
             value = getattr(self, field)
             _require(type(value) is str and value in known, field, value, f"one of its names: {closest(value, known)}")
-        number = not isinstance(scale, str) and type(scale) in (int, float) and 0 < scale < math.inf
-        expected = 'a positive number or "inverse_density"'
-        _require(number or self.scale == "inverse_density", "scale", self.scale, expected)
         for field in ("store_positions", "init_weights", "inference_mode"):
             _require(type(getattr(self, field)) is bool, field, getattr(self, field), "true or false")
         for field in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
@@ -106,7 +103,7 @@ class RandomMaskConfig(PeftConfig):
 
     def factor(self) -> float:
         """Return the scale as a number; the density must be known."""
-        return (1 / self.density if self.density else 1.0) if self.scale == "inverse_density" else float(self.scale)
+        return scale_factor(self.scale, self.density)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is saved: the density that a ratio came to, as the ratio depends on the model's size."""

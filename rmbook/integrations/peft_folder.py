@@ -11,9 +11,11 @@ from torch import nn
 from rmbook.adapters.adapter_file import read_contents
 from rmbook.adapters.base import check_sum
 from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError, AdapterError
-from rmbook.engine.conv1d import is_conv1d
+from rmbook.adapters.shira_folder import PREFIX
 from rmbook.engine.masking import RandomMask, apply_masks
+from rmbook.engine.quantised import base_entries
 from rmbook.engine.targets import check_targets, named_layers
+from rmbook.errors import reason
 from rmbook.files import replacing_folder
 from rmbook.integrations.peft_checks import (
     DIGEST_BYTES,
@@ -26,7 +28,6 @@ from rmbook.integrations.peft_checks import (
     other_base,
 )
 from rmbook.integrations.peft_config import RandomMaskConfig
-from rmbook.integrations.peft_tuner import PREFIX
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask
 
@@ -48,8 +49,7 @@ def save_as_peft(
         ValueError: the mask was removed from its model, or values are not finite.
         AdapterError: training changed buffers of the model (a batch norm), which peft's folder has no place for.
     """
-    if not masking.layers:
-        raise ValueError("this mask was removed from its model; save the adapter before remove() or merge().")
+    masking.check_savable()
     if changed := sorted(masking.buffers.changed()):
         raise AdapterError(f"training changed the buffers {', '.join(changed[:3])}, which peft does not save.")
     recipe, layers = masking.recipe, masking.layers
@@ -112,15 +112,10 @@ def load_from_peft(model: nn.Module, folder: str | os.PathLike[str]) -> RandomMa
     masks, values = {}, {name: tensors[f"{name}.rmbook_values"] for name in names}
     for name in names:
         masks[name] = _mask(name, modules[name], tensors, config, recipe)
-        weight = modules[name].weight.t() if is_conv1d(modules[name]) else modules[name].weight  # (out, in)
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        before = weight.detach()[masks[name].rows, masks[name].columns.long()]
-        check_sum(name, before, config.factor() * values[name].to(wide), folder)
-    masking = apply_masks(model, masks, None if config.store_positions else recipe, config.backend, config.factor())
-    with torch.no_grad():
-        for name, layer in masking.layers.items():
-            layer.values.copy_(values[name])
-    return masking
+        wide = torch.promote_types(modules[name].weight.dtype, torch.float32)
+        check_sum(name, base_entries(modules[name], masks[name]), config.factor() * values[name].to(wide), folder)
+    drawn = None if config.store_positions else recipe
+    return apply_masks(model, masks, drawn, config.backend, config.factor(), values=values)
 
 
 def _read(folder: Path) -> tuple[RandomMaskConfig, dict[str, torch.Tensor]]:
@@ -132,7 +127,7 @@ def _read(folder: Path) -> tuple[RandomMaskConfig, dict[str, torch.Tensor]]:
     except AdapterError:
         raise
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise AdapterCorruptError(f"{folder / CONFIG_NAME} is no configuration: {str(error)[:200]}") from None
+        raise AdapterCorruptError(f"{folder / CONFIG_NAME} is no configuration: {reason(error, 200)}") from None
     if not isinstance(config, RandomMaskConfig) or config.density is None:
         raise AdapterError(f"{folder} holds no adapter of RandomMaskConfig; use peft for it.")
     _, tensors = read_contents(folder / SAFETENSORS_WEIGHTS_NAME)

@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from torch import nn
 
+from rmbook.adapters.shira_folder import PREFIX
 from rmbook.engine.sharded import spread_state
 from rmbook.engine.targets import plain_names, refuse_tied
 from rmbook.integrations.peft_checks import MaskMismatchError, check_stored, check_target, checked_mask, matrix_shape
@@ -17,7 +18,6 @@ from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import ratio_to_density
 
 DEFAULT_RATIO = 1e-3  # peft wants a configuration that gives nothing but targets to work
-PREFIX = "base_model.model."
 
 
 class RandomMaskModel(BaseTuner):

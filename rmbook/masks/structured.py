@@ -66,8 +66,8 @@ def random_rows(shape: tuple[int, int], density: float, seed: int, name: str) ->
     return sorted_mask((out, width), columns % out * width + columns // out)
 
 
-def random_blocks(shape: tuple[int, int], density: float, seed: int, name: str, size: int = BLOCK) -> Mask:
-    """Take whole squares in a random order until int(out * in * density) entries are used.
+def random_blocks(shape: tuple[int, int], density: float, seed: int, name: str) -> Mask:
+    """Take whole squares of BLOCK rows and columns in a random order until int(out * in * density) entries are used.
 
     Squares at the lower and right edges are cut; of the last one the first entries are used.
 
@@ -75,12 +75,11 @@ def random_blocks(shape: tuple[int, int], density: float, seed: int, name: str, 
         shape: (out, in), both at least 1.
         density: share of the entries, in [0, 1].
         seed, name: the order depends on them and on the shape alone.
-        size: rows and columns of a square.
     """
     (out, width), count = check_shape(shape), entry_count(shape, density)
-    across = -(-width // size)
+    across = -(-width // BLOCK)
     rows, columns = np.divmod(np.arange(out * width), width)
-    block = rows // size * across + columns // size
+    block = rows // BLOCK * across + columns // BLOCK
     raw = keyed_stream(f"rmbook blocks 1\0{check_seed(seed)}\0{name}")
     place = raw.random_raw(int(block.max()) + 1).argsort().argsort()
     order = np.argsort(place[block], kind="stable")  # entries block by block, blocks in random order

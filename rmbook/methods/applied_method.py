@@ -1,6 +1,5 @@
 """A method on a model: the trained parameters, their state, and the way back."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -63,10 +62,7 @@ class AppliedMethod:
     @property
     def distance(self) -> float | None:
         """How far a mask has moved the weights, in l2 norm (figure 4c of the paper); None for other methods."""
-        if self.mask is None:
-            return None
-        entries = (whole(layer.delta.detach()).double() for layer in self.mask.layers.values())
-        return math.sqrt(sum(float(delta.square().sum()) for delta in entries))
+        return None if self.mask is None else self.mask.distance()
 
     def penalty(self) -> torch.Tensor | float:
         """Return what the method adds to the loss: AdaLoRA's orthogonality penalty, a scalar; 0.0 for all others."""

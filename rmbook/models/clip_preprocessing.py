@@ -5,7 +5,6 @@ What comes out is what transformers' `CLIPImageProcessor` makes of PIL images. F
 `CLIPImageProcessorPil`; it needs no torchvision either, but versions before do not have it.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rmbook.errors import TaskError
-from rmbook.files import UnreadableFileError, read_bytes
+from rmbook.errors import TaskError, first_line
+from rmbook.files import UnreadableFileError
+from rmbook.json_files import read_json
 from rmbook.models.files import PREPROCESSING, ModelError
 
 LARGEST_FILE = 10**6  # bytes
@@ -82,16 +82,15 @@ def read_preprocessing(name: str, folder: Path, image_size: int) -> Preprocessin
     if not (folder / PREPROCESSING).exists():
         raise ModelError(f"{name}: there is no {PREPROCESSING}, which says how images are prepared: get it, too.")
     try:
-        found = json.loads(read_bytes(folder / PREPROCESSING, LARGEST_FILE).decode("utf-8"))
+        found = read_json(folder / PREPROCESSING, LARGEST_FILE)
         size, crop = found["size"], found["crop_size"]  # plain numbers in older files
         size = size if isinstance(size, int) else size["shortest_edge"]
         crop = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
         mean, std = ([float(value) for value in found[key]] for key in ("image_mean", "image_std"))
         known = len(mean) == len(std) == 3 and found.get("resample", BICUBIC) == BICUBIC
-    except (UnreadableFileError, RecursionError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (UnreadableFileError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"{name}: {PREPROCESSING} is damaged, or not one of CLIP's ({reason}): get it again."
+            f"{name}: {PREPROCESSING} is damaged, or not one of CLIP's ({first_line(error)}): get it again."
         ) from None
     if not known or crop != (image_size, image_size):
         raise ModelError(

@@ -4,7 +4,6 @@ transformers believes the file: a billion classes get a name each, 10^5 layers a
 attention with a slash in its name is fetched from the hub and run.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rmbook.errors import shown
-from rmbook.files import UnreadableFileError, read_bytes
-from rmbook.models.files import ModelError, first_line, quiet
+from rmbook.errors import first_line, shown
+from rmbook.files import UnreadableFileError
+from rmbook.json_files import read_json
+from rmbook.models.files import ModelError, quiet
 
 LARGEST_FILE = 10**7  # bytes; the longest real ones, with names of 20,000 classes, have one million
 MOST = {"size": 10**7, "layer": 1000, "expert": 10_000, "num_labels": 100_000}  # by part of a name
@@ -80,9 +80,8 @@ def _check_values(name: str, path: Path) -> None:
     if not path.exists():  # a model of the hub, of which transformers finds the file
         return
     try:
-        values = json.loads(read_bytes(path, LARGEST_FILE).decode("utf-8"))
-        entries = list(_entries("", values))
-    except (UnreadableFileError, RecursionError, ValueError) as error:
+        entries = list(_entries("", read_json(path, LARGEST_FILE)))
+    except (UnreadableFileError, RecursionError) as error:
         raise ModelError(f"{name}: config.json cannot be used ({first_line(error)}): get it again.") from None
     for key, value in entries:
         if "implementation" in key and "/" in str(value):

@@ -6,7 +6,6 @@ Only safetensors count as weights: other formats can run code when they are read
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,9 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import safe_open
 
-from rmbook.errors import RmbookError, closest
-from rmbook.files import UnreadableFileError, read_bytes
+from rmbook.errors import RmbookError, closest, first_line
+from rmbook.files import UnreadableFileError
+from rmbook.json_files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -233,11 +233,10 @@ def check_files(name: str, folder: Path, whole: bool = True) -> None:
     parts = {SAFE}
     if SAFE not in files:
         try:
-            index = json.loads(read_bytes(folder / SAFE_INDEX, LARGEST_INDEX).decode("utf-8"))
-            parts = set(index["weight_map"].values())
+            parts = set(read_json(folder / SAFE_INDEX, LARGEST_INDEX)["weight_map"].values())
             if not parts or not all(type(part) is str for part in parts):
                 raise ValueError("no names of files")
-        except (UnreadableFileError, RecursionError, ValueError, KeyError, TypeError, AttributeError):
+        except (UnreadableFileError, ValueError, KeyError, TypeError, AttributeError):
             raise ModelError(f"{folder / SAFE_INDEX} is damaged: expected the index of sharded weights.") from None
     if missing := sorted(parts - files):
         count = f"{len(missing)} of {len(parts)} parts of the weights"
@@ -255,11 +254,6 @@ def share(folder: Path) -> None:
     """Make a new checkpoint's files readable for everyone, as usual files are: safetensors writes private ones."""
     for path in folder.iterdir():
         path.chmod(0o644)
-
-
-def first_line(error: Exception) -> str:
-    """Kind and text of an error, as part of a message of one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 @contextlib.contextmanager

@@ -22,19 +22,11 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from rmbook.errors import first_line
 from rmbook.files import replacing_folder
 from rmbook.methods.architectures import conv1d_to_linear
 from rmbook.models.configuration import read_config
-from rmbook.models.files import (
-    PREPROCESSING,
-    ModelError,
-    check_files,
-    find_folder,
-    find_model,
-    first_line,
-    quiet,
-    share,
-)
+from rmbook.models.files import PREPROCESSING, ModelError, check_files, find_folder, find_model, quiet, share
 from rmbook.models.likelihood import left_padded
 from rmbook.models.option_scores import evaluation_mode
 from rmbook.models.reading import read_model, read_tokenizer
@@ -75,14 +67,14 @@ def load_language_model(
     return model, tokenizer
 
 
-def read_configuration(name: str | os.PathLike[str], revision: str | None = None) -> PretrainedConfig:
+def read_configuration(name: str | os.PathLike[str]) -> PretrainedConfig:
     """The configuration of a causal language model from its config.json alone; its weights are not needed.
 
     Raises:
         ModelError: no such model, no access to it, or no configuration of a causal language model.
     """
     name = os.fspath(name)
-    folder = find_folder(name, revision, whole=False)
+    folder = find_folder(name, None, whole=False)
     check_files(name, folder, whole=False)
     return _read_config(name, folder)
 
@@ -142,8 +134,8 @@ def _check_padding(name: str, model: PreTrainedModel) -> None:
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         if should_reduce_batch_size(error):
             raise
-        reason = f"cannot be called with padding on the left ({first_line(error)})"
-        raise ModelError(f"{name} {reason}: give another model.") from None
+        why = f"cannot be called with padding on the left ({first_line(error)})"
+        raise ModelError(f"{name} {why}: give another model.") from None
     narrow = model.dtype.itemsize < 4
     if (padded - alone).abs().max() > (0.2 if narrow else 1e-3) * alone.std():
         raise ModelError(

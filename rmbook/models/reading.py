@@ -8,9 +8,9 @@ from typing import Any
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rmbook.errors import shown
+from rmbook.errors import first_line, shown
 from rmbook.models.configuration import empty_model, own_attention
-from rmbook.models.files import ModelError, first_line, quiet
+from rmbook.models.files import ModelError, quiet
 
 ROOM = 10**7  # parameters that a model may have beyond the bytes of its weights, before its memory is taken
 

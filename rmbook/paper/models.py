@@ -1,7 +1,7 @@
 """The paper's language models without their weights: all that can be counted before anything is downloaded."""
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig, PreTrainedModel
 
 from rmbook.engine.targets import find_targets
 from rmbook.masks.sample import ratio_to_density
@@ -28,17 +28,17 @@ CONFIGS = {
 MASK_BYTES = 4 + 4 + 4 + 4  # an entry's value, its merged copy, its position and its column
 
 
-def model_without_numbers(name: str) -> PreTrainedModel:
-    """One of the paper's models on the meta device: every shape, no numbers, no memory.
+def model_without_numbers(name: str | PretrainedConfig) -> PreTrainedModel:
+    """Return a model on the meta device: every shape, no numbers, no memory.
 
     Args:
-        name: "OPT-125m", "OPT-1.3b", "OPT-13b" or "Llama-2-7b".
+        name: "OPT-125m", "OPT-1.3b", "OPT-13b" or "Llama-2-7b"; or the configuration of another model.
     """
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(CONFIGS[name])
+        return AutoModelForCausalLM.from_config(CONFIGS[name] if isinstance(name, str) else name)
 
 
-def count_parameters(name: str, targets: str | None = None) -> tuple[int, int]:
+def count_parameters(name: str | PretrainedConfig, targets: str | None = None) -> tuple[int, int]:
     """All parameters of a model, tied ones once, and those in target matrices (of "qv" if None)."""
     model = model_without_numbers(name)
     layers = find_targets(model, resolve_targets(model, targets))
@@ -46,7 +46,7 @@ def count_parameters(name: str, targets: str | None = None) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in model.parameters()), held
 
 
-def count_trained(name: str, method: str, ratio: float | None = None) -> int:
+def count_trained(name: str | PretrainedConfig, method: str, ratio: float | None = None) -> int:
     """Parameters that a method trains with its default settings; of a mask the number that is expected.
 
     Args:
@@ -64,7 +64,9 @@ def count_trained(name: str, method: str, ratio: float | None = None) -> int:
     return apply_method(model_without_numbers(name), method).trainable
 
 
-def training_bytes(name: str, method: str, ratio: float | None = None, weight_bytes: int = 2) -> dict[str, int]:
+def training_bytes(
+    name: str | PretrainedConfig, method: str, ratio: float | None = None, weight_bytes: int = 2
+) -> dict[str, int]:
     """Memory of a training step in bytes, without activations, which depend on batch and prompts.
 
     Args:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from rmbook.training.learning_rate import suggest_learning_rate
 
@@ -91,31 +91,11 @@ def compare_with(table: pd.DataFrame, run: str) -> pd.DataFrame:
 
     Returns:
         A row for each other run: difference (its score minus this one's, in points), p, and holm: p adjusted for all of
-        them.
+        them (Holm, Scandinavian Journal of Statistics 6, 1979).
     """
     right = (table["score"] * QUESTIONS / 100).round().astype(int)
     own = [right[run], QUESTIONS - right[run]]
     others = right.drop(run)
     p = np.array([stats.fisher_exact([own, [count, QUESTIONS - count]]).pvalue for count in others])
-    difference = table["score"].drop(run) - table.loc[run, "score"]
-    return pd.DataFrame({"difference": difference, "p": p, "holm": holm(p)}, index=others.index)
-
-
-def holm(p: ArrayLike) -> np.ndarray:
-    """P-values of a family, adjusted so that one below 5 % is false in at most 5 % of families, however they depend.
-
-    The k-th smallest of m is multiplied by m - k + 1, and is at least the one before. Source: Holm, Scandinavian
-    Journal of Statistics 6, 1979.
-
-    Args:
-        p: (m,) from 0 to 1.
-
-    Raises:
-        ValueError: another shape, or a number outside 0 to 1.
-    """
-    p = np.asarray(p, dtype=np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p must be numbers from 0 to 1, (m,), got {p!r}.")
-    order = np.argsort(p)
-    adjusted = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
-    return adjusted[np.argsort(order)]
+    columns = {"difference": table["score"].drop(run) - table.loc[run, "score"], "p": p}
+    return pd.DataFrame(columns | {"holm": multipletests(p, method="holm")[1]}, index=others.index)

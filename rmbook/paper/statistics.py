@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 MOST_PAIRS = 20  # all 2**pairs assignments of signs are enumerated
 
 
-def wilson_interval(score: ArrayLike, count: ArrayLike, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's score interval of a proportion, the two roots of (s - p)^2 = z^2 p (1 - p) / count.
+def wilson_interval(score: ArrayLike, count: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's 95 % interval of a proportion, the two roots of (s - p)^2 = z^2 p (1 - p) / count.
 
     Source: Wilson, Journal of the American Statistical Association 22, 1927. For a mean F1, whose examples score
     between 0 and 100, it is wide enough, too: no quantity in [0, 1] of mean p has a variance above p (1 - p).
@@ -21,36 +22,32 @@ def wilson_interval(score: ArrayLike, count: ArrayLike, confidence: float = 0.95
     Args:
         score: s, in percent; broadcast against `count`.
         count: test examples, at least 1.
-        confidence: in (0, 1).
 
     Returns:
         both ends in percent, float64.
 
     Raises:
-        ValueError: a score outside 0 to 100, a count below 1, a confidence outside (0, 1).
+        ValueError: a score outside 0 to 100, or a count below 1.
     """
     share, count = np.asarray(score, dtype=np.float64) / 100, np.asarray(count)
     if not ((share >= 0) & (share <= 1)).all():
         raise ValueError(f"score must be in percent, 0 to 100, got {score!r}.")
-    if not (count >= 1).all() or not 0 < confidence < 1:
-        raise ValueError(f"count must be at least 1 and confidence in (0, 1), got {count!r} and {confidence!r}.")
-    z2 = stats.norm.ppf((1 + confidence) / 2) ** 2 / count
-    middle = (share + z2 / 2) / (1 + z2)
-    half = np.sqrt(z2 * share * (1 - share) + z2**2 / 4) / (1 + z2)
-    return 100 * np.maximum(middle - half, 0), 100 * np.minimum(middle + half, 1)
+    if not (count >= 1).all():
+        raise ValueError(f"count must be at least 1, got {count!r}.")
+    low, high = proportion_confint(share * count, count, method="wilson")
+    return 100 * low, 100 * high
 
 
-def possible_mean(score: ArrayLike, count: int, runs: int = 1, decimals: int = 1) -> np.ndarray:
+def possible_mean(score: ArrayLike, count: int, runs: int = 1) -> np.ndarray:
     """Tell whether a printed score can be the mean accuracy of `runs` runs over `count` examples each.
 
     Such a mean is 100 k / (count * runs) for a whole k. Source: the GRIM test of Brown and Heathers, Social
     Psychological and Personality Science 8, 2017. A half may have been rounded up or down.
 
     Args:
-        score: in percent, as printed; any shape.
+        score: in percent, as printed, with one decimal; any shape.
         count: test examples of one run.
         runs: of the mean.
-        decimals: printed digits after the point.
 
     Returns:
         bool, the shape of `score`.
@@ -62,7 +59,7 @@ def possible_mean(score: ArrayLike, count: int, runs: int = 1, decimals: int = 1
         raise ValueError(f"count and runs must be at least 1, got {count!r} and {runs!r}.")
     score, total = np.asarray(score, dtype=np.float64), count * runs
     nearest = 100 * np.round(score * total / 100) / total
-    return abs(nearest - score) <= 0.5 * 10.0**-decimals + 1e-9
+    return abs(nearest - score) <= 0.05 + 1e-9
 
 
 def repetition_spread(series: ArrayLike) -> tuple[np.ndarray, float]:
@@ -139,7 +136,7 @@ class VarianceComponents:
         between: standard deviation of the groups' own levels; 0 if the groups differ less than repeats would make them.
         within: standard deviation of repeats in a group.
         share: between^2 / (between^2 + within^2), the intraclass correlation: how well one repeat predicts another.
-        low, high: interval of the share, exact for normal levels and repeats; cut at 0.
+        low, high: 95 % interval of the share, exact for normal levels and repeats; cut at 0.
         p_value: of the F test that all groups have one level.
     """
 
@@ -151,7 +148,7 @@ class VarianceComponents:
     p_value: float
 
 
-def variance_components(scores: ArrayLike, confidence: float = 0.95) -> VarianceComponents:
+def variance_components(scores: ArrayLike) -> VarianceComponents:
     """Split the variance of repeated scores into that between groups and that within them.
 
     Model: score = mean + level of the group + rest, both normal and independent. With the mean squares B between and W
@@ -160,24 +157,19 @@ def variance_components(scores: ArrayLike, confidence: float = 0.95) -> Variance
 
     Args:
         scores: (n, k), n groups of k repeats, both at least 2.
-        confidence: of the interval, in (0, 1).
 
     Raises:
-        ValueError: another shape, scores that are not finite, a confidence outside (0, 1).
+        ValueError: another shape, scores that are not finite, or groups that are each of equal scores.
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or min(scores.shape) < 2 or not np.isfinite(scores).all():
         raise ValueError(f"scores must be finite, (groups, repeats) with at least 2 of each, got {scores.shape}.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence!r}.")
     groups, repeats = scores.shape
     degrees = groups - 1, groups * (repeats - 1)
-    means = scores.mean(1, keepdims=True)
-    among = repeats * means.var(ddof=1)
-    inside = ((scores - means) ** 2).sum() / degrees[1]
+    among, inside = repeats * scores.mean(1).var(ddof=1), scores.var(1, ddof=1).mean()
     if inside == 0:
         raise ValueError("the repeats of every group are equal, so there is nothing to compare the groups with.")
-    ratio, tail = among / inside, (1 - confidence) / 2
+    ratio = among / inside
 
     def share(f: float) -> float:
         return float(max(f - 1, 0) / (max(f, 1) + repeats - 1))
@@ -186,8 +178,8 @@ def variance_components(scores: ArrayLike, confidence: float = 0.95) -> Variance
         between=float(np.sqrt(max(among - inside, 0) / repeats)),
         within=float(np.sqrt(inside)),
         share=share(ratio),
-        low=share(ratio / stats.f.isf(tail, *degrees)),
-        high=share(ratio / stats.f.ppf(tail, *degrees)),
+        low=share(ratio / stats.f.isf(0.025, *degrees)),
+        high=share(ratio / stats.f.ppf(0.025, *degrees)),
         p_value=float(stats.f.sf(ratio, *degrees)),
     )
 

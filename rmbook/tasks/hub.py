@@ -1,6 +1,6 @@
 """Rows of the tasks from the Hugging Face hub: parquet files at a pinned commit, read by the package `datasets`."""
 
-from rmbook.errors import TaskError
+from rmbook.errors import TaskError, first_line
 from rmbook.tasks.task import SPLITS, Task
 
 
@@ -44,10 +44,8 @@ def hub_table(task: Task, split: str, files: str):
     try:
         table = datasets.load_dataset(task.repository, task.configuration, revision=task.revision, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise TaskError(
-            f"cannot load {name} from the hub ({type(error).__name__}: {reason}): "
-            f"connect once to fill the cache, {instead}."
+            f"cannot load {name} from the hub ({first_line(error, 200)}): connect once to fill the cache, {instead}."
         ) from None
     missing = [column for column in task.columns if column not in table.column_names]
     if missing:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from rmbook.errors import TaskError
+from rmbook.errors import TaskError, reason
 
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "TIFF")  # all else that PIL reads, whatever a file is called, is refused
 # What PIL raises on damaged files, and warns of where an image has more than 89 million pixels.
@@ -72,4 +72,4 @@ def check_range(mode: str, kind: str | None) -> None:
 
 def damaged(where: object, error: Exception) -> TaskError:
     """Return the error of an image that cannot be read, as one line."""
-    return TaskError(f"{where} is no image that can be read ({' '.join(str(error).split())[:120]}): get it again.")
+    return TaskError(f"{where} is no image that can be read ({reason(error)}): get it again.")

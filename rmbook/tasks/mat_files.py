@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from rmbook.errors import TaskError
+from rmbook.errors import TaskError, reason
 
 MOST_IMAGES = 10**6  # the largest file, extra_32x32.mat, has 531,131
 SIDE = 32
@@ -39,5 +39,4 @@ def read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except MemoryError:
         raise TaskError(f"{path}: the memory is too small for its images.") from None
     except Exception as error:  # noqa: BLE001 - damaged files show as errors of four kinds
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise TaskError(f"{path} is no whole file of SVHN's cropped digits ({reason}): get it again.") from None
+        raise TaskError(f"{path} is no whole file of SVHN's cropped digits ({reason(error)}): get it again.") from None

@@ -69,7 +69,7 @@ def logistic_regression() -> Problem:
 
 
 @functools.cache
-def two_layers(steps: int = 300) -> Problem:
+def two_layers() -> Problem:
     """A network with 48 hidden units, pretrained on upright digits by Adam; the data are mirrored ones."""
     inputs, labels = _digits(mirrored=False)
     size = inputs.shape[1]
@@ -82,7 +82,7 @@ def two_layers(steps: int = 300) -> Problem:
     new = torch.randn(WIDTH * size + WIDTH, generator=generator)
     scale = torch.cat([torch.full((WIDTH * size,), size**-0.5), torch.full((WIDTH,), WIDTH**-0.5)])
     problem = Problem(logit, inputs, labels, new * scale)
-    weights = _train(problem, torch.ones(1, len(new)), torch.tensor([3e-3]), [steps], "adam")[1][0]
+    weights = _train(problem, torch.ones(1, len(new)), torch.tensor([3e-3]), [300], "adam")[1][0]
     return Problem(logit, *_digits(mirrored=True), weights)
 
 
@@ -131,21 +131,18 @@ def masks(problem: Problem, densities: Sequence[float], seed: int) -> torch.Tens
     return (drawn < torch.as_tensor(densities, dtype=torch.float32)[:, None]).float()
 
 
-def sharpness(problem: Problem, kept: torch.Tensor, weights: torch.Tensor | None = None, rounds: int = 40) -> float:
-    """Largest eigenvalue of the loss's Hessian in the trained entries, by power iteration.
+def sharpness(problem: Problem, kept: torch.Tensor) -> float:
+    """Largest eigenvalue of the loss's Hessian at the start in the trained entries, by 40 steps of power iteration.
 
     Args:
         problem: whose loss, over all examples.
         kept: (P,) mask.
-        weights: (P,) where; the start if None.
-        rounds: Hessian products.
     """
-    weights = problem.start if weights is None else weights
     gradient = grad(lambda w: problem.loss(w, problem.inputs, problem.labels))
     vector = kept * torch.randn(len(kept), generator=torch.Generator().manual_seed(0))
-    for _ in range(rounds):
+    for _ in range(40):
         vector = vector / vector.norm()
-        product = kept * torch.func.jvp(gradient, (weights,), (vector,))[1]
+        product = kept * torch.func.jvp(gradient, (problem.start,), (vector,))[1]
         value, vector = float(vector @ product), product
     return value
 

@@ -1,8 +1,4 @@
-"""An explorer of how far eigenvalues stray, and what three bounds allow: sliders for n, d, p, delta, the unit of X.
-
-The figure is plain HTML with a short script, complete in itself: it needs no kernel and no network, and without
-JavaScript it is a table of its first choice.
-"""
+"""An explorer of how far eigenvalues stray, and what three bounds allow: sliders for n, d, p, delta, the unit of X."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +7,12 @@ import numpy as np
 
 from rmbook.theory.bounds import eigenvalue_deviation, matrix_bernstein, theorem_5_1, theorem_5_1_as_printed
 from rmbook.theory.regression import ColumnMasks, gram_eigenvalues, sample_regression
-from rmbook.widgets.page import standalone_html, table_html
+from rmbook.widgets.page import Figure, rounded, table_html
 
 CURVES = ("p λ₁ of the full problem", "measured", "matrix Bernstein", "Theorem 5.1 corrected", "Theorem 5.1 as printed")
 
 
-class BoundsExplorer:
+class BoundsExplorer(Figure):
     """Deviations of masked eigenvalues against density, beside what the bounds of `rmbook.theory.bounds` allow.
 
     Features are uniform in [0, r]. All values are given in units of r^2, so that a curve which is free of slips stays
@@ -35,6 +31,8 @@ class BoundsExplorer:
     Raises:
         ValueError: for a first choice that is not among the choices, or a delta that is too small to be measured.
     """
+
+    KIND = "bounds_explorer"
 
     def __init__(
         self,
@@ -73,21 +71,19 @@ class BoundsExplorer:
         place = tuple(choices.index(value) for choices, value in zip(self.choices, (n, d, p, delta, r), strict=True))
         return dict(zip(CURVES, (float(values[place]) for values in self.values), strict=True))
 
-    def to_html(self) -> str:
-        """Return the figure for any page, with or without a kernel; the same text on each call."""
+    def _data(self) -> dict[str, Any]:
         ours, theorems = self.values[:3, ..., 0], self.values[3:, :, :, 0]  # no r; no p
-        state = {
+        return {
             "choices": self.choices,
             "first": [choices.index(value) for choices, value in zip(self.choices, self.first, strict=True)],
             "curves": CURVES,
             "masks": self.masks,
-            "ours": [[float(f"{x:.4g}") for x in values.ravel()] for values in ours],
-            "theorems": [[float(f"{x:.4g}") for x in values.ravel()] for values in theorems],
+            "ours": [[rounded(x, 4) for x in values.ravel()] for values in ours],
+            "theorems": [[rounded(x, 4) for x in values.ravel()] for values in theorems],
         }
-        return standalone_html("bounds_explorer", {"data": state}, self._table())
 
     def _table(self) -> str:
-        """Return what a reader without JavaScript gets: the first choice at every density."""
+        # The first choice at every density.
         n, d, _, delta, r = self.first
         lines = [["density", *CURVES]]
         for p in self.choices[2]:
@@ -97,6 +93,3 @@ class BoundsExplorer:
 
     def __repr__(self) -> str:
         return f"BoundsExplorer({' x '.join(str(len(choices)) for choices in self.choices)} values)"
-
-    def _repr_html_(self) -> str:
-        return self.to_html()

@@ -1,16 +1,13 @@
-"""An explorer of a power law: a slider for the exponent that is to lay curves on top of each other.
-
-The figure is plain HTML with a short script, complete in itself: it needs no kernel and no network, and without
-JavaScript it is a table of how far the curves are apart at each exponent.
-"""
+"""An explorer of a power law: a slider for the exponent that is to lay curves on top of each other."""
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from rmbook.widgets.page import standalone_html, table_html
+from rmbook.widgets.page import Figure, rounded, table_html
 
 POINTS = 50  # at which two curves are compared, evenly on the axis's logarithm
 
@@ -30,7 +27,7 @@ class Curve:
     factor: float
 
 
-class CollapseExplorer:
+class CollapseExplorer(Figure):
     """Curves over x * factor ** exponent, with a slider for the exponent, and how far they are apart.
 
     Args:
@@ -46,6 +43,8 @@ class CollapseExplorer:
         ValueError: fewer than two curves or more than seven, one without two points, whose x does not rise or is not
             positive, or with a number that is not finite; or a first exponent that is not among the exponents.
     """
+
+    KIND = "collapse_explorer"
 
     def __init__(
         self,
@@ -93,13 +92,12 @@ class CollapseExplorer:
         """Return the exponent at which the curves are nearest to each other."""
         return min(self.exponents, key=lambda exponent: np.nan_to_num(self.apart(exponent), nan=np.inf))
 
-    def to_html(self) -> str:
-        """Return the figure for any page, with or without a kernel; the same text on each call."""
+    def _data(self) -> dict[str, Any]:
         curves = [
-            {"name": name, "x": _short(curve.x), "y": _short(curve.y), "factor": float(curve.factor)}
+            {"name": name, "x": [*map(rounded, curve.x)], "y": [*map(rounded, curve.y)], "factor": float(curve.factor)}
             for name, curve in self.curves.items()
         ]
-        data = {
+        return {
             "title": self.title,
             "slider": self.slider,
             "exponents": self.exponents,
@@ -110,7 +108,6 @@ class CollapseExplorer:
             "points": POINTS,
             "source": self.source,
         }
-        return standalone_html("collapse_explorer", {"data": data}, self._table())
 
     def _table(self) -> str:
         rows = [[self.slider, f"{self.names[1]}: curves apart"]]
@@ -119,10 +116,3 @@ class CollapseExplorer:
 
     def __repr__(self) -> str:
         return f"CollapseExplorer({len(self.curves)} curves, {len(self.exponents)} exponents)"
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
-
-def _short(values: Sequence[float]) -> list[float]:
-    return [float(f"{value:.6g}") for value in values]

@@ -1,8 +1,4 @@
-"""An explorer of a recorded sweep: a slider, a curve over learning rates for each of its values, and the spread.
-
-The figure is plain HTML with a short script, complete in itself: it needs no kernel and no network, and without
-JavaScript it is a table of the best points.
-"""
+"""An explorer of a recorded sweep: a slider, a curve over learning rates for each of its values, and the spread."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,12 +6,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from rmbook.widgets.page import standalone_html, table_html
+from rmbook.widgets.page import Figure, rounded, table_html
 
 Better = Literal["higher", "lower"] | None
 
 
-class CurveExplorer:
+class CurveExplorer(Figure):
     """Curves of measured quantities, one for each value of a slider, with a band for the spread.
 
     The line is the mean over bases of the means over seeds. The band reaches from the lowest to the highest base (the
@@ -34,6 +30,8 @@ class CurveExplorer:
     Raises:
         ValueError: for columns that are not there, results without a number, or a first value that is not there.
     """
+
+    KIND = "curve_explorer"
 
     def __init__(
         self,
@@ -98,31 +96,29 @@ class CurveExplorer:
             rows, orient="index", columns=["best", "value", "low", "high", "best_from", "best_to"]
         )
 
-    def to_html(self) -> str:
-        """Return the figure for any page, with or without a kernel; the same text on each call."""
+    def _data(self) -> dict[str, Any]:
         metrics = []
         for name, better in self.metrics.items():
             best = self.best(name)
             ends = [[*best.loc[v, ["best_from", "best_to"]]] if v in best.index else None for v in self.values]
-            curves = [[[_short(number) for number in point] for point in curve] for curve in self.curves[name]]
+            curves = [[[rounded(number, 4) for number in point] for point in curve] for curve in self.curves[name]]
             metrics.append({"name": name, "better": better, "curves": curves, "ends": ends})
         spread = f"lowest to highest of {self.repetitions} {self.repeated}s" if self.repetitions > 1 else None
         plain = [value.item() if hasattr(value, "item") else value for value in self.values]
-        data = {
+        return {
             "title": self.title,
             "slider": self.names[0].replace("_", " "),
             "x_name": self.names[1].replace("_", " "),
             "values": plain,
-            "x": [_short(value, 6) for value in self.x],
+            "x": [rounded(value) for value in self.x],
             "metrics": metrics,
             "first": self.first,
             "spread": spread,
             "source": self.source,
         }
-        return standalone_html("curve_explorer", {"data": data}, self._table())
 
     def _table(self) -> str:
-        """Return what a reader without JavaScript gets: the best point of the first metric for each slider value."""
+        # The best point of the first metric for each slider value.
         metric, (slider, x) = next(iter(self.metrics)), (name.replace("_", " ") for name in self.names)
         best = self.best(metric)
         rows = [[slider, f"best {x}", metric, "from", "to"]]
@@ -136,10 +132,3 @@ class CurveExplorer:
 
     def __repr__(self) -> str:
         return f"CurveExplorer({len(self.values)} values of {self.names[0]}, {len(self.x)} of {self.names[1]})"
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
-
-def _short(number: float, digits: int = 4) -> float | None:
-    return None if np.isnan(number) else float(f"{number:.{digits}g}")

@@ -16,7 +16,7 @@ import numpy as np
 import traitlets
 from numpy.typing import ArrayLike
 
-from rmbook.widgets.page import front_end, standalone_html, table_html, with_html
+from rmbook.widgets.page import encoded, front_end, rounded, standalone_html, table_html, with_html
 
 DECADE, MISSING = 200, 65535  # levels of a stored curve in a decade of loss; the one that is no number (also in .js)
 DECADES = 12  # of loss that the curve's frame shows, counted down from the start
@@ -112,7 +112,7 @@ class Explorer(anywidget.AnyWidget):
             "finals": _encode(losses[..., -1], "<f4"),
             "distances": _encode(grid.distances, "<f4"),
             "curves": _encode(_levels(losses, span[0]), "<u2"),
-            "borders": None if grid.borders is None else [_finite(border) for border in grid.borders],
+            "borders": None if grid.borders is None else [*map(rounded, grid.borders)],
         }
         density = float(densities[_nearest(densities, density)])
         learning_rate = float(rates[_nearest(rates, learning_rate)])
@@ -144,7 +144,7 @@ class Explorer(anywidget.AnyWidget):
         self.run = here | {
             "losses": [None if np.isnan(loss) else float(loss) for loss in losses],
             "distance": float(np.nan_to_num(runs.distances[0, 0], posinf=1e300)),
-            "border": None if runs.borders is None else _finite(runs.borders[0]),
+            "border": None if runs.borders is None else rounded(runs.borders[0]),
         }
 
     def show(self, other: "Explorer") -> None:
@@ -229,10 +229,6 @@ def _check_runs(runs: Runs, rates: int, densities: int, steps: int) -> Runs:
     return runs
 
 
-def _finite(value: float) -> float | None:
-    return float(f"{value:.6g}") if np.isfinite(value) else None  # JSON has no infinity
-
-
 def _nearest(grid: np.ndarray, value: float) -> int:
     if not 0 < value < np.inf:
         raise ValueError(f"a slider must start at a positive finite number, got {value!r}.")
@@ -247,4 +243,4 @@ def _levels(losses: np.ndarray, low: float) -> np.ndarray:
 
 def _encode(values: np.ndarray, dtype: str) -> str:
     with np.errstate(over="ignore"):  # what float32 cannot hold has diverged: it is stored as infinite
-        return base64.b64encode(np.ascontiguousarray(values, dtype=dtype).tobytes()).decode()
+        return encoded(np.asarray(values, dtype))

@@ -1,17 +1,14 @@
-"""One measure of many runs at a time, in order, with one run to compare the others with: both chosen on the page.
-
-Plain HTML with a short script, complete in itself: it needs no kernel and no network, and without JavaScript it is a
-table of the first choice.
-"""
+"""One measure of many runs at a time, in order, with one run to compare the others with: both chosen on the page."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
-from rmbook.widgets.page import standalone_html, table_html
+from rmbook.widgets.page import Figure, rounded, table_html
 
 
-class MethodExplorer:
+class MethodExplorer(Figure):
     """A list of measures and a list of runs to choose from, over a chart with a line a run.
 
     Args:
@@ -26,6 +23,8 @@ class MethodExplorer:
     Raises:
         ValueError: names that are not there, repeat, or a measure that a logarithmic axis cannot show.
     """
+
+    KIND = "method_explorer"
 
     def __init__(
         self,
@@ -50,15 +49,13 @@ class MethodExplorer:
         self.halves = {name: half.reindex(table.index) for name, half in halves.items()}
         self.logarithmic = logarithmic
 
-    def to_html(self) -> str:
-        """The figure for any page, with or without a kernel; the same text on each call."""
-        state = {
+    def _data(self) -> dict[str, Any]:
+        return {
             "title": self.title, "first": list(self.first), "measures": self.measures, "runs": list(self.table.index),
             "groups": list(self.groups), "logarithmic": list(self.logarithmic),
-            "values": {name: _numbers(self.table[name]) for name in self.measures},
-            "halves": {name: _numbers(half) for name, half in self.halves.items()},
+            "values": {name: [*map(rounded, self.table[name])] for name in self.measures},
+            "halves": {name: [*map(rounded, half)] for name, half in self.halves.items()},
         }  # fmt: skip
-        return standalone_html("method_explorer", {"data": state}, self._table())
 
     def _table(self) -> str:
         measure = self.first[0]
@@ -68,10 +65,3 @@ class MethodExplorer:
 
     def __repr__(self) -> str:
         return f"MethodExplorer({len(self.table)} runs, {len(self.measures)} measures)"
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
-
-
-def _numbers(values: pd.Series) -> list[float | None]:
-    return [None if pd.isna(value) else float(f"{value:.6g}") for value in values]

@@ -5,12 +5,15 @@ A figure KIND has a script `KIND.js` in the form of anywidget, which exports `re
 HTML, complete in itself: a table until its script runs, and the figure from then on.
 """
 
+import base64
 import hashlib
 import html
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 HERE = Path(__file__).parent
@@ -66,6 +69,34 @@ def with_html(bundle, plain: str, page: str):
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})  # Colab's has the address of its manager
     widget = {WIDGET_VIEW: data[WIDGET_VIEW]} if data and WIDGET_VIEW in data else {}
     return {"text/plain": plain, "text/html": page} | widget, metadata
+
+
+def rounded(number: float, digits: int = 6) -> float | None:
+    """Return a number with the digits that a page holds; None if it is not finite, for which JSON has no word."""
+    return float(f"{number:.{digits}g}") if np.isfinite(number) else None
+
+
+def encoded(numbers: np.ndarray) -> str:
+    """Return the bytes of an array as text, for a page."""
+    return base64.b64encode(np.ascontiguousarray(numbers).tobytes()).decode()
+
+
+class Figure:
+    """A figure of plain HTML with a script, complete in itself: it needs no kernel and no network.
+
+    A subclass sets KIND, one of `NAMES`, and defines `_data`, what the script reads, and `_table`, what a reader
+    without JavaScript gets.
+    """
+
+    KIND: str
+    _data: Callable[[], dict[str, Any]]
+    _table: Callable[[], str]
+
+    def to_html(self) -> str:
+        """Return the figure for any page, with or without a kernel; the same text on each call."""
+        return standalone_html(self.KIND, {"data": self._data()}, self._table())
+
+    _repr_html_ = to_html
 
 
 def _unindented(text: str) -> str:

@@ -1,17 +1,14 @@
-"""Two rows of a table of scores side by side: every difference with its uncertainty, to be chosen on the page.
-
-The figure is plain HTML with a short script, complete in itself: it needs no kernel and no network, and without
-JavaScript it is a table of its first choice.
-"""
+"""Two rows of a table of scores side by side: every difference with its uncertainty, to be chosen on the page."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from rmbook.widgets.page import standalone_html, table_html
+from rmbook.widgets.page import Figure, table_html
 
 VERDICTS = ("cannot be told", "on these records", "distinguishable")  # also in table_comparison.js
 LEGEND = (
@@ -21,7 +18,7 @@ LEGEND = (
 )
 
 
-class TableComparison:
+class TableComparison(Figure):
     """A choice of a model and of two rows of its scores, and what can be told of their differences.
 
     Two intervals belong to each difference of two scores a and b, in points: the inner one reaches t sqrt(2) s to each
@@ -39,6 +36,8 @@ class TableComparison:
     Raises:
         ValueError: tasks without a spread or a count, scores that are missing, a first choice that is not there.
     """
+
+    KIND = "table_comparison"
 
     def __init__(
         self,
@@ -81,18 +80,16 @@ class TableComparison:
             index=[*self.scores.columns, "mean"],
         )  # fmt: skip
 
-    def to_html(self) -> str:
-        """The figure for any page, with or without a kernel; the same text on each call."""
+    def _data(self) -> dict[str, Any]:
         rows: dict[str, dict[str, list[float]]] = {}
         for (model, row), values in self.scores.iterrows():
             rows.setdefault(model, {})[row] = values.tolist()
-        state = {"rows": rows, "tasks": list(self.scores.columns), "first": list(self.first), "title": self.title,
-                 "spreads": self.spreads.round(4).tolist(), "counts": self.counts.tolist(), "legend": LEGEND,
-                 "quantile": round(self.quantile, 4), "verdicts": VERDICTS}  # fmt: skip
-        return standalone_html("table_comparison", {"data": state}, self._table())
+        return {"rows": rows, "tasks": list(self.scores.columns), "first": list(self.first), "title": self.title,
+                "spreads": self.spreads.round(4).tolist(), "counts": self.counts.tolist(), "legend": LEGEND,
+                "quantile": round(self.quantile, 4), "verdicts": VERDICTS}  # fmt: skip
 
     def _table(self) -> str:
-        """Table of the first choice, for readers without JavaScript."""
+        # The first choice.
         lines = [["task", *self.first[1:], "difference", "same records", "other records", "verdict"]]
         for task, line in self.compare(*self.first).iterrows():
             lines.append([task, f"{line['row']:.1f}", f"{line['other']:.1f}", f"{line['difference']:+.1f}",
@@ -102,9 +99,6 @@ class TableComparison:
     def __repr__(self) -> str:
         models = self.scores.index.get_level_values(0)
         return f"TableComparison({models.nunique()} models, {len(models)} rows, {self.scores.shape[1]} tasks)"
-
-    def _repr_html_(self) -> str:
-        return self.to_html()
 
 
 def student_quantile(degrees: float, confidence: float = 0.95) -> float:

@@ -4,7 +4,6 @@ The script trains the classifier of `rmbook.offline.digits_mlp`, with a kernel a
 same computation in Python. With a kernel, `runs` holds what the reader's runs have measured.
 """
 
-import base64
 import functools
 
 import anywidget
@@ -12,7 +11,7 @@ import numpy as np
 import traitlets
 
 from rmbook.offline.digits_mlp import STEPS, TRAIN, fine_tune, mirrored_digits, quantized_weights
-from rmbook.widgets.page import front_end, standalone_html, table_html, with_html
+from rmbook.widgets.page import encoded, front_end, standalone_html, table_html, with_html
 
 TABLE_DENSITIES, TABLE_RATES = (1.0, 0.1, 0.03), (0.001, 0.01, 0.03, 0.1)
 
@@ -46,9 +45,9 @@ class Trainer(anywidget.AnyWidget):
             "note": "boxed: a digit that is misread",
             "steps": STEPS,
             "train": TRAIN,
-            "images": _base64(16 * flat[:, 0] + flat[:, 1]),  # two pixels a byte
+            "images": encoded(16 * flat[:, 0] + flat[:, 1]),  # two pixels a byte
             "labels": "".join(map(str, labels)),
-            "weights": _base64(np.concatenate([array.ravel() for array in integers])),
+            "weights": encoded(np.concatenate([array.ravel() for array in integers])),
             "scales": scales,
         }
         super().__init__(data=data, density=density, learning_rate=learning_rate, seed=seed)
@@ -74,7 +73,3 @@ def _table(seed: int) -> str:
         rows.append([f"{density:g} of 12,288: {runs[0].trained:,}", *(f"{run.accuracies[-1]:.0%}" for run in runs)])
     caption = f"Mirrored digits read right after {STEPS} steps. With JavaScript, the network trains in this page."
     return table_html(caption, rows)
-
-
-def _base64(values: np.ndarray) -> str:
-    return base64.b64encode(values.tobytes()).decode()

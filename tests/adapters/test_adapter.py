@@ -21,7 +21,7 @@ from rmbook import (
     load_adapter,
     save_adapter,
 )
-from rmbook.adapters.adapter_file import _content_digest, read_adapter
+from rmbook.adapters.adapter_file import content_digest, read_adapter
 from rmbook.adapters.adapter_header import FIELDS
 from rmbook.adapters.base import base_fingerprint
 from rmbook.engine.masking import apply_masks
@@ -270,7 +270,7 @@ def test_a_file_made_to_deceive_is_refused_though_its_hash_is_right(tmp_path, ch
 
     def change_and_sign(metadata, tensors):
         change(metadata, tensors)
-        metadata["content"] = _content_digest(tensors, metadata)
+        metadata["content"] = content_digest(tensors, metadata)
 
     _edit(path, change_and_sign)
     with pytest.raises(AdapterError):

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from rmbook import AdapterBank, apply_random_mask, load_adapter, save_adapter
-from rmbook.adapters.adapter_file import _content_digest, check_adapter
+from rmbook.adapters.adapter_file import check_adapter, content_digest
 from rmbook.adapters.adapter_header import FIELDS
 from rmbook.adapters.base import base_fingerprint
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
@@ -51,7 +51,7 @@ def forged(path, change, density=0.2, store_positions=False, model=None):
     fields = {name: json.loads(metadata[name]) for name in ("recipe", "scale", "layers")}
     change(metadata, fields, tensors)
     metadata |= {name: json.dumps(value) for name, value in fields.items()}
-    metadata["content"] = _content_digest(tensors, metadata)
+    metadata["content"] = content_digest(tensors, metadata)
     safetensors.torch.save_file(tensors, path, metadata)
     return path
 
@@ -98,7 +98,7 @@ def test_deep_nesting_is_refused(tmp_path):
         with safetensors.safe_open(path, "pt") as file:
             metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
         metadata[field] = "[" * 100_000
-        metadata["content"] = _content_digest(tensors, metadata)
+        metadata["content"] = content_digest(tensors, metadata)
         safetensors.torch.save_file(tensors, path, metadata)
         refused(path, error=AdapterCorruptError)
 

@@ -20,7 +20,7 @@ import rmbook
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FOLDERS = {"rmbook": "rmbook", "results": "rmbook_results"}  # in the repository, and as it is installed
-LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "*.pyc", "*.partial.jsonl")
+LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 @pytest.fixture(scope="module")

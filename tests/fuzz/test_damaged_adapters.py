@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from rmbook import AdapterBank, apply_random_mask, load_adapter, save_adapter
-from rmbook.adapters.adapter_file import _content_digest
+from rmbook.adapters.adapter_file import content_digest
 from rmbook.adapters.shira import load_from_shira, save_as_shira
 from rmbook.methods.saved import load_trained
 from rmbook.runs.describe import describe_path
@@ -79,7 +79,7 @@ def test_damaged_adapter_files(positions, tmp_path):
     before, taken = state_bytes(model), 0
 
     def sign(new: bytes) -> bytes:
-        return signed(scratch, new, lambda tensors, fields: {"content": _content_digest(tensors, fields)})
+        return signed(scratch, new, lambda tensors, fields: {"content": content_digest(tensors, fields)})
 
     for seed in seeds(250):
         draw = random.Random(seed)

@@ -16,7 +16,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from peft import get_peft_model_state_dict as saved_state
 from peft import set_peft_model_state_dict as load_state
 from peft_models import IDS, TARGETS, base_bits, config, layers, logits, loss, same, shaken, tiny
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from rmbook import (
     AdapterError,
@@ -29,6 +29,7 @@ from rmbook import (
 )
 from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError
 from rmbook.integrations.peft_checks import MaskMismatchError
+from rmbook.methods.architectures import conv1d_to_linear
 
 
 @pytest.fixture
@@ -194,6 +195,20 @@ def test_from_peft_to_rmbooks_file_and_back(tmp_path, dtype, positions):
     save_as_peft(masking, tmp_path / "again", task_type="CAUSAL_LM", store_positions=positions)
     again = PeftModel.from_pretrained(tiny(dtype), tmp_path / "again")
     assert torch.equal(logits(again), logits(model)) and same(saved_state(again), saved_state(model))
+
+
+def test_a_model_of_gpt2s_kind_takes_its_adapter_back(tmp_path):
+    def model():
+        torch.manual_seed(0)
+        sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 64, "n_positions": 64}
+        return conv1d_to_linear(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)).eval())
+
+    masking = apply_random_mask(masked := model(), ["c_attn"], density=0.1)  # (48, 16): rows are more than columns
+    for values in masking.parameters():
+        values.data.normal_()
+    save_as_peft(masking, tmp_path / "folder")
+    load_from_peft(other := model(), tmp_path / "folder")
+    assert torch.equal(logits(other), logits(masked))
 
 
 def test_given_masks_travel_with_their_positions(tmp_path):

@@ -6,7 +6,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rmbook.engine.masking import apply_random_mask
 from rmbook.methods.apply import METHODS, MethodError, apply_method
-from rmbook.paper import models as paper_models
 from rmbook.paper.models import CONFIGS, count_parameters, count_trained, model_without_numbers, training_bytes
 from rmbook.paper.tables import load_paper_table
 
@@ -47,8 +46,7 @@ def test_trained_counts_are_the_papers_ratios():
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "random_masking"])
-def test_the_bytes_are_those_of_a_real_step(method, monkeypatch):
-    monkeypatch.setitem(paper_models.CONFIGS, "small", SMALL)
+def test_the_bytes_are_those_of_a_real_step(method):
     dtype = torch.float32 if method == "full" else torch.bfloat16
     torch.manual_seed(0)
     model = LlamaForCausalLM(SMALL).to(dtype)
@@ -73,9 +71,9 @@ def test_the_bytes_are_those_of_a_real_step(method, monkeypatch):
             own += [layer.merged, layer.original, layer.mask.positions, layer.columns]
     adam = [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
     found = {"weights": weights, "trained": size(own), "gradients": size(p.grad for p in trained), "adam": size(adam)}
-    expected = training_bytes("small", method, ratio)
+    expected = training_bytes(SMALL, method, ratio)
     assert expected["weights"] == found["weights"]
-    scale = sum(p.numel() for p in trained) / count_trained("small", method, ratio)  # a draw is not its expectation
+    scale = sum(p.numel() for p in trained) / count_trained(SMALL, method, ratio)  # a draw is not its expectation
     for part in ("trained", "gradients", "adam"):
         assert found[part] == pytest.approx(expected[part] * scale, rel=1e-9)
     assert 0.9 < scale < 1.1
