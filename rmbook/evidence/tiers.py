@@ -112,7 +112,7 @@ class Plan:
 
     @property
     def settings(self) -> dict:
-        """For `RunConfig`: model, task, examples and sizes."""
+        """Settings for `RunConfig`: model, task, examples and sizes."""
         return {"model": self.model, "task": "SST-2", "data_dir": self.data_dir} | self.tier.settings
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -78,7 +78,7 @@ class LiveListener(Listener):
         return table
 
     def _time_left(self) -> str:
-        """At the pace so far, that of other processes included."""
+        """Estimate from the pace so far, that of other processes included."""
         fresh = _ended(self._counts) - (self._first or 0)
         left = self._counts["pending"] + self._counts["leased"]
         if not fresh or not left:

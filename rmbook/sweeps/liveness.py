@@ -1,4 +1,4 @@
-"""Return whether another process is still alive, found out without the time of day.
+"""Whether another process is still alive, found out without the time of day.
 
 Each process that works on a sweep locks a file of its own. The kernel releases the lock when the process ends, in
 whatever way. So on one machine, a lock that can be taken proves that its process is dead; a process number that is

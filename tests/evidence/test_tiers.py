@@ -181,7 +181,7 @@ def test_a_local_model_is_taken_as_it_is(machine, tmp_path):
 
 
 def test_weights_in_the_old_format_are_converted_once(machine, tmp_path):
-    """As OPT's on the hub: the same numbers come back, from the cache."""
+    """OPT has such on the hub. The same numbers come back, from the cache."""
     old = tmp_path / "old"
     model, tokenizer = load_language_model(tiny_checkpoint("opt", pretrain_steps=0))
     tokenizer.save_pretrained(old)

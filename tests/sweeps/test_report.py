@@ -60,7 +60,7 @@ def run(dev=0.5, test=0.5, *, loss=1.0, state="done", note="", train=1000, recor
 
 
 def frame(runs) -> pd.DataFrame:
-    """As `read_runs` gives them."""
+    """Runs as `read_runs` gives them."""
     table = sweep_table([row for row, _, _ in runs])
     for name, values in {
         "note": {row["key"]: row["error"] for row, _, _ in runs},
@@ -457,7 +457,7 @@ def test_a_report_writes_both_of_its_files_or_none(broken, sweep, tmp_path):
 
 
 def test_nothing_is_written_by_looking(sweep, tmp_path):
-    """For a folder of which the ledger is lost, too."""
+    """This holds for a folder of which the ledger is lost, too."""
     folder = shutil.copytree(sweep, tmp_path / "sweep")
     said = [call(*command).stdout for command in looks(folder, tmp_path)]
     for path in folder.glob("ledger.sqlite*"):

@@ -44,7 +44,7 @@ def runs(grid) -> list:
 
 @pytest.fixture(scope="module")
 def undisturbed(runs, tmp_path_factory):
-    """By the engine in one process, on as many threads as a worker has."""
+    """A sweep by the engine in one process, on as many threads as a worker has."""
     folder, threads = tmp_path_factory.mktemp("undisturbed") / "sweep", torch.get_num_threads()
     torch.set_num_threads(1)
     assert run_sweep(runs, folder) == DONE
