@@ -15,10 +15,10 @@ import pandas as pd
 
 from rmbook.runs.result import RunError
 from rmbook.sweeps.best_rate import DIVERGED, best_rate, edge, mean_score
-from rmbook.sweeps.folder import SweepFolder
+from rmbook.sweeps.folder import COUNTED, SweepFolder
 from rmbook.sweeps.ledger import STOPPED
 from rmbook.sweeps.state import read_rows
-from rmbook.sweeps.table import COUNTED, SHARES, is_fine_tuning, sweep_table
+from rmbook.sweeps.table import SHARES, is_fine_tuning, sweep_table
 from rmbook.tasks.catalog import find_task
 
 CELL = ("model", "task", "method", "ratio", "density")

@@ -20,18 +20,14 @@ from rmbook.json_files import each, mapping, number, text
 from rmbook.runs.config import RunConfig
 from rmbook.runs.result import RunError
 from rmbook.settings import kinds_of
+from rmbook.sweeps.folder import COUNTED, LOSSES, PLACE, TIMED
 
 SORTED_BY = ("model", "task", "method", "ratio", "density", "settings", "learning_rate", "seed", "run")
-COUNTED = ("trainable", "total", "cut_prompts", "steps", "epochs_finished", "best_epoch")
-LOSSES = ("train_loss", "dev_loss", "dev_accuracy")
 SHARES = ("trained_ratio", *LOSSES, "accuracy", "f1")
-SPEED = ("seconds", "tokens_per_second", "peak_memory", "processes", "attempts")
+SPEED = (*TIMED, "attempts")
 KINDS = {entry.name: entry.type for entry in dataclasses.fields(RunConfig)}
 DEFAULTS = {entry.name: entry.default for entry in dataclasses.fields(RunConfig) if entry.default is not MISSING}
 NEEDED = {"model", "task", "learning_rate"}
-PLACE = ("date", "commit", "hardware")
-
-
 _KINDS_OF = {entry.name: kinds_of(entry) for entry in dataclasses.fields(RunConfig)}
 _JSON_KINDS = {
     **{str: text, float: number, dict: mapping, tuple[str, ...]: each(text)},

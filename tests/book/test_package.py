@@ -144,7 +144,7 @@ for path in sorted(pathlib.Path(BOOK).glob("*.ipynb")):
 
 
 def test_chapters_begin_where_only_the_package_is_installed(wheel, tmp_path):
-    """Colab is such a place: the first cell finds the package, the imports need none of the book's tools, quick chapters run."""
+    """The first cell finds the package, the imports need none of the book's tools, quick chapters run."""
     wheel.extractall(tmp_path / "installed")
     hiding = IMPORT_ALL.partition("import rmbook\n")[0]
     blocked, quick = modules_of_extras() - {"mlxtend"}, ("tables_reread", "benchmark_reread")  # the first cell has it
