@@ -13,6 +13,7 @@ from rmbook.cli import interrupt
 from rmbook.cli.options import Sweep, check_outputs, path_flag, takes
 from rmbook.errors import ConfigError, printable
 from rmbook.settings import COUNT, check_settings, expand_home, parse_pairs, setting
+from rmbook.sweeps.liveness import LEASE_SECONDS, MAX_ATTEMPTS
 
 app = typer.Typer(
     help="Many runs: grids that can be stopped and taken up at any moment.",
@@ -55,9 +56,11 @@ LONGEST_LEASE = 10**7  # seconds: a third of a year
 class SweepFlags:
     """Settings of how the runs of a sweep are performed."""
 
-    max_attempts: int = setting("How often a run is begun when workers die or machines fail", 5, least=1, most=10**6)
+    max_attempts: int = setting(
+        "How often a run is begun when workers die or machines fail", MAX_ATTEMPTS, least=1, most=10**6
+    )
     lease: float = setting(
-        "Seconds after which a process without a sign of life is given up", 300.0, least=1, most=LONGEST_LEASE
+        "Seconds after which a process without a sign of life is given up", LEASE_SECONDS, least=1, most=LONGEST_LEASE
     )
     engine: str = setting("What performs the runs, embedded in this process", "embedded", choices=("embedded", "ray"))
     workers: int | None = setting("Ray: runs at a time", None, least=1, most=10**6, unset="as many as fit")

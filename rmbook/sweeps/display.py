@@ -10,7 +10,7 @@ from rich.table import Table
 from rmbook.errors import printable
 from rmbook.sweeps.ledger import STATES, Lease
 from rmbook.sweeps.listener import Listener
-from rmbook.sweeps.table import DEFAULTS, is_fine_tuning
+from rmbook.sweeps.table import DEFAULTS, is_fine_tuning, method_label
 
 
 def describe_run(config: dict) -> str:
@@ -18,9 +18,8 @@ def describe_run(config: dict) -> str:
     if not is_fine_tuning(config):
         return printable(" ".join(f"{name} {value}" for name, value in config.items() if value is not None), 200)
     config = DEFAULTS | config
-    share = next((f" {name} {config[name]:g}" for name in ("ratio", "density") if config.get(name) is not None), "")
     model = str(config["model"]).rstrip("/").split("/")[-1]
-    return f"{model} {config['task']} {config['method']}{share} lr {config['learning_rate']:g} seed {config['seed']}"
+    return f"{model} {config['task']} {method_label(config)} lr {config['learning_rate']:g} seed {config['seed']}"
 
 
 class LineListener(Listener):

@@ -7,7 +7,7 @@ is asked for.
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 
@@ -82,6 +82,12 @@ def is_fine_tuning(config: dict) -> bool:
     if not NEEDED <= config.keys() <= KINDS.keys():
         return False
     return all(any(_JSON_KINDS[kind](value) for kind in _KINDS_OF[name]) for name, value in config.items())
+
+
+def method_label(settings: Mapping) -> str:
+    """Return a run's method and share in words: "random_masking ratio 0.001"."""
+    shares = (f"{name} {settings[name]:g}" for name in ("ratio", "density") if pd.notna(settings[name]))
+    return " ".join([settings["method"], *shares])
 
 
 def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:

@@ -303,10 +303,9 @@ def test_the_time_of_day_does_not_matter(runs, undisturbed, tmp_path, monkeypatc
 def test_a_process_that_was_given_up_wrongly_does_no_harm(runs, undisturbed, tmp_path):
     """It finishes its run, before or after the one that took the run over; it counts once."""
     folder, one = tmp_path / "sweep", runs[:1]
-    with Driver(folder, one) as early, Driver(folder, one) as late:
+    with Driver(folder, one) as early, Driver(folder, one, gone=lambda owner, beat: True) as late:
         lease, work = early.claim()
         perform_run(lease.config, work)
-        late.ledger._gone = lambda owner, beat: True
         newer, other = late.claim()
         assert other != work and not work.exists()  # what was done is taken over, out of the first one's reach
         with pytest.raises(OSError):
