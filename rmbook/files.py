@@ -26,7 +26,7 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file.")
     if not os.access(path.resolve().parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write {path}: its folder is not for you to write in.")
+        raise PermissionError(f"cannot write {path}: you have no permission to write in its folder; choose another.")
 
 
 @contextlib.contextmanager

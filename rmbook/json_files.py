@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rmbook.errors import shown
 from rmbook.files import UnreadableFileError, read_bytes
 
 LARGEST = 2**26  # bytes of a file of JSON
@@ -70,7 +71,7 @@ def check_fields(data: Any, kinds: Mapping[str, Kind], needed: tuple[str, ...] =
         raise ValueError(f"{missing[0]} is missing")
     for name, kind in kinds.items():
         if name in data and not kind(data[name]):
-            raise ValueError(f"{name} has a value that it cannot have")
+            raise ValueError(f"{name} cannot be {shown(data[name])}")
 
 
 def fields(kinds: Mapping[str, Kind], needed: tuple[str, ...] = ()) -> Kind:

@@ -16,7 +16,7 @@ from rmbook.settings import COUNT, check_settings, expand_home, parse_pairs, set
 from rmbook.sweeps.liveness import LEASE_SECONDS, MAX_ATTEMPTS
 
 app = typer.Typer(
-    help="Many runs: grids that can be stopped and taken up at any moment.",
+    help="Many runs: grids that can be stopped and resumed at any moment.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -29,9 +29,9 @@ Examples:
   rmbook sweep run my_grid.yaml --output sweeps/mine --engine ray --workers 4       (four at a time on this machine)
   rmbook sweep run my_grid.yaml --output /mnt/team/mine --engine ray --address auto --gpus-per-run 0.5
   rmbook sweep run my_grid.yaml --output sweeps/mine --halving --budget 20       (at most 20 runs' worth of epochs)
-The same command goes on after Ctrl-C, a kill or a full disk; started twice, it shares the work.
-Either engine goes on with the other's sweep. On a cluster, the folder, the records and local models must lie on a
-file system that all machines share, and all need the same version of rmbook.
+The same command resumes after Ctrl-C, a kill or a full disk; started twice, it shares the work.
+Either engine resumes the other's sweep. On a cluster, the folder, the examples and local models must lie on a file
+system that all machines share, and all need the same version of rmbook.
 """
 STATUS = """\b
 Examples:
@@ -100,7 +100,7 @@ FOR_RAY = ("workers", "cpus_per_run", "gpus_per_run", "address")
 Grid = Annotated[
     str, typer.Argument(help="YAML file, or name of a ready-made grid.", metavar="GRID", callback=expand_home)
 ]
-NEW = "Folder of the sweep, a new one or one to go on with."
+NEW = "Folder of the sweep, a new one or one to resume."
 Output = Annotated[str, typer.Option("--output", help=NEW, metavar="PATH", callback=expand_home)]
 ANOTHER = "Another value of a setting, or a list as an axis: --set seed=[0,1]."
 AllowRuns = Annotated[int, typer.Option("--allow-runs", help="The most runs that the grid may have.", min=1, max=COUNT)]
@@ -201,7 +201,7 @@ def emit(
     from rmbook.sweeps.state import open_ledger
 
     if not slurm_array:
-        raise ConfigError("say what to emit: --slurm-array.")
+        raise ConfigError("`rmbook sweep emit` needs --slurm-array, the one form of commands that it writes.")
     runs = _plan(grid, settings, allow_runs)
     place = SweepFolder(output, new=True)
     place.keep_plan(runs)

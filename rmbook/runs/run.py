@@ -1,4 +1,4 @@
-"""One fine-tuning run from its settings to its result, in a folder that it can be taken up from at any moment.
+"""One fine-tuning run from its settings to its result, in a folder from which it can be resumed at any moment.
 
 A run's folder holds config.json (all settings), inputs.json (fingerprints of examples and base weights), metrics.jsonl
 (a line a step and a line an epoch), adapter.safetensors (what was trained, at the best epoch) and result.json, which is
@@ -62,13 +62,13 @@ def start_run(
     Raises:
         RunError: the folder has content.
         MemoryShortage: says which settings to change.
-        TrainingInterrupted: Ctrl-C, SIGTERM or `after_epoch`; `resume_run` goes on.
+        TrainingInterrupted: Ctrl-C, SIGTERM or `after_epoch`; `resume_run` resumes the run.
         Also what `prepare_run` raises.
     """
     folder = Path(folder or config.default_folder())
     config = replace(config, model=_lasting(config.model), data_dir=config.data_dir and _lasting(config.data_dir))
     if first_process() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} exists: go on with it by `rmbook train --resume {folder}`, or name another --output.")
+        raise RunError(f"{folder} exists: resume it with `rmbook train --resume {folder}`, or name another --output.")
     _check_place(folder)
     if config.settings.get("backend") == "spops":
         check_spops()
@@ -88,7 +88,7 @@ def resume_run(
     after_epoch: Callable[[dict[str, Any]], bool] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Take up a run that was interrupted; of a finished one, give the result.
+    """Resume a run that was interrupted; of a finished one, give the result.
 
     Args:
         folder: of the run.
@@ -123,7 +123,7 @@ def _check_place(folder: Path) -> None:
         longest.lstat()  # a name that is too long, or below a file
     nearest = next(path for path in folder.absolute().parents if path.exists())
     if not os.access(folder if folder.exists() else nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} cannot be made: {nearest} is not for you to write in; name another --output.")
+        raise PermissionError(f"{folder} cannot be made: no permission to write in {nearest}; name another --output.")
 
 
 def _begin_folder(folder: Path, config: RunConfig, inputs: dict[str, str]) -> None:
@@ -149,7 +149,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _lasting(name: str) -> str:
-    """A folder's name that holds when the run is taken up from elsewhere; that of what is made here ("made:opt")."""
+    """A folder's name that holds when the run is resumed from elsewhere; that of what is made here ("made:opt")."""
     name = resolve(name)
     return os.path.abspath(name) if os.path.isdir(name) else name
 
@@ -254,7 +254,7 @@ def _explaining_memory(config: RunConfig, folder: Path | None = None) -> Iterato
         size = config.micro_batch_size or config.batch_size
         advice = [f"--micro-batch-size {size // 2} (now {size}; the step stays the same)"] if size > 1 else []
         advice += [] if config.gradient_checkpointing else ["--gradient-checkpointing"]
-        onward = f" `rmbook train --resume {folder}` goes on, with either of these." if folder and advice else ""
+        onward = f" `rmbook train --resume {folder}` resumes it, with either of these." if folder and advice else ""
         advice += [] if config.dtype in ("bfloat16", "float16") else ["a new run with --dtype bfloat16"]
         advice += ["a new run with a smaller --max-length"] if find_task(config.task).has_prompts else []
         raise MemoryShortage(f"out of memory: use {', or '.join(advice)}.{onward}") from None

@@ -35,7 +35,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # no run can b
 
 
 class SweepError(OSError):
-    """The sweep cannot go on on this machine as it is; nothing is lost."""
+    """The sweep cannot continue on this machine as it is; nothing is lost."""
 
 
 Perform = Callable[[dict, Path, BaseModels | None, Callable[[dict], bool] | None], None]
@@ -151,7 +151,7 @@ class Driver:
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         if _number(error) in NO_ROOM or isinstance(error, LedgerError):
             raise SweepError(
-                f"no run can be written in {self.place.path} ({text}). Make room, then go on with the same command; "
+                f"no run can be written in {self.place.path} ({text}). Make room, then resume with the same command; "
                 "nothing is lost."
             ) from error
         if not isinstance(error, OSError | MemoryShortage):  # the same would come of it each time

@@ -113,7 +113,7 @@ def plan(configs: Iterable[RunConfig]) -> list[PlannedRun]:
     """Return the runs with their identities, each once; their data and weights are hashed.
 
     Raises:
-        TaskError, ModelError: records or a model cannot be found.
+        TaskError, ModelError: examples or a model cannot be found.
     """
     return list({run.key: run for run in map(plan_run, configs)}.values())
 

@@ -211,7 +211,7 @@ class Ledger:
             if self._gone(owner, beat or 0):
                 self._db.execute(
                     "UPDATE runs SET state = iif(attempts >= ?, 'failed', 'pending'), owner = NULL, "
-                    "error = 'its worker ended without a word, attempt ' || attempts "
+                    "error = 'its process was killed or did not respond, attempt ' || attempts "
                     "WHERE state = 'leased' AND owner = ?",
                     (self.max_attempts, owner),
                 )
@@ -263,7 +263,7 @@ def _content(path: Path, row: dict) -> dict:
 
 def _plain_key(path: Path, key: str) -> str:
     if not is_key(key):
-        raise DamagedLedgerError(f"{path} is damaged (a key that is none): {MOVE_AWAY}")
+        raise DamagedLedgerError(f"{path} is damaged (a run's key is not one that rmbook makes): {MOVE_AWAY}")
     return key
 
 

@@ -1,6 +1,6 @@
 """Sweeps on this machine: the runs of a grid one after the other in this process, from wherever they are.
 
-The same call goes on after any interruption, and several processes that make it on one folder share the work.
+The same call resumes after any interruption, and several processes that make it on one folder share the work.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def run_sweep(
         Number of these runs in each state: pending, leased, done, diverged, failed.
 
     Raises:
-        TrainingInterrupted: Ctrl-C or SIGTERM; the same call goes on.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the same call resumes.
         SweepError: no run can be written, as on a full disk.
         ConfigError: a part was asked for and cannot be chosen, see `rmbook.sweeps.queue.check_part`.
         RunError, LedgerError: the folder cannot be used.
@@ -79,7 +79,7 @@ def run_sweep(
                 listener.waiting(counts)
                 time.sleep(POLL_SECONDS)
         except (KeyboardInterrupt, TrainingInterrupted):
-            raise TrainingInterrupted(f"the sweep in {folder} was interrupted: the same command goes on.") from None
+            raise TrainingInterrupted(f"the sweep in {folder} was interrupted: the same command resumes it.") from None
 
 
 def _attempt(

@@ -1,6 +1,6 @@
 """Sweeps on a Ray cluster, or on several cores of this machine: Ray only executes, ledger and folders keep the truth.
 
-This process claims runs and settles them, as the engine in one process does, so either can go on with the other's
+This process claims runs and settles them, as the engine in one process does, so either can resume the other's
 sweep, also at the same time. Each worker is an actor that lives as long as the sweep and keeps the base model loaded
 (`rmbook.models.reuse`). The folder, the data and local models must lie on a file system that all machines share.
 """
@@ -70,7 +70,7 @@ def run_sweep_ray(
             except (KeyboardInterrupt, TrainingInterrupted):
                 with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C does not wait
                     pool.stop()
-                text = f"the sweep in {folder} was interrupted: the same command goes on."
+                text = f"the sweep in {folder} was interrupted: the same command resumes it."
                 raise TrainingInterrupted(text) from None
             finally:
                 pool.kill()

@@ -125,8 +125,8 @@ def _missing(runs: pd.DataFrame, seeds: set) -> str:
     """Say what keeps a group from being complete; "" if nothing does."""
     stopped = runs["note"].str.startswith(STOPPED).fillna(False) & (runs["state"] == "pending")
     kinds = {"stopped early": stopped}
-    for state in ("pending", "leased", "failed", "lost"):
-        kinds[state] = (runs["state"] == state) & ~stopped
+    kinds |= {state: (runs["state"] == state) & ~stopped for state in ("pending", "leased", "failed")}
+    kinds["with its result lost: run the sweep again"] = runs["state"] == "lost"
     told = [
         f"{number} {kind} (at {_rates(runs['learning_rate'][which])})"
         for kind, which in kinds.items()

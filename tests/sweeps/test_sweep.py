@@ -168,7 +168,7 @@ def test_ctrl_c_gives_the_run_back_and_the_same_command_goes_on(grid, runs, undi
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
-    assert process.returncode == 130 and "the same command goes on" in said.splitlines()[-1]
+    assert process.returncode == 130 and "the same command resumes it" in said.splitlines()[-1]
     ledger = open_ledger(SweepFolder(folder))
     assert ledger.counts()["leased"] == 0 and {row["attempts"] for row in ledger.rows("pending")} == {0}
     assert list(folder.glob("work/*/checkpoint.safetensors")) and not list(folder.glob("owners/*"))
