@@ -23,7 +23,6 @@ from rmbook.evidence.language_grids import (
 from rmbook.evidence.recording import recorded_path
 from rmbook.evidence.tiers import gpu_memory
 from rmbook.files import write_json
-from rmbook.models.reuse import BaseModels
 from rmbook.offline.store import cache_folder
 from rmbook.runs.fingerprints import PlannedRun, settings_key
 from rmbook.runs.result import RunError
@@ -78,21 +77,14 @@ def plan_settings(settings: type, measure: Callable, grid: dict) -> list[Planned
     return list(runs.values())
 
 
-def perform_settings(
-    settings: type,
-    measure: Callable,
-    config: dict,
-    work: Path,
-    bases: BaseModels | None = None,
-    stop: Callable | None = None,
-) -> None:
+def perform_settings(settings: type, measure: Callable, config: dict, work: Path, *unused: object) -> None:
     """Perform one run of a sweep, see `rmbook.sweeps.driver`; an interrupted one begins anew, as it takes a minute.
 
     Args:
         settings, measure: as for `plan_settings`.
         config: the fields of the settings.
         work: folder for its result.json.
-        bases, stop: not used.
+        unused: models that are kept loaded, and what would stop a run.
     """
     measured = measure(settings(**config))
     work.mkdir(parents=True, exist_ok=True)

@@ -58,19 +58,22 @@ class PreparedRun:
     bases: BaseModels | None = None
 
 
-def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedRun:
+def prepare_run(
+    config: RunConfig, bases: BaseModels | None = None, accelerator: Accelerator | None = None
+) -> PreparedRun:
     """Load examples and model, apply the method and encode the prompts.
 
     Args:
         config: the settings.
         bases: where the model may be loaded already.
+        accelerator: the processes and the device; made from the settings and the environment if None.
 
     Raises:
         TaskError, ModelError, MethodError, TargetError, ConfigError, ValueError: what came does not fit.
     """
     task = find_task(config.task)
     splits = draw_splits(task, config.data_dir, config.seed, config.train_size, config.dev_size, config.test_size)
-    accelerator = new_accelerator(config.mixed_precision)
+    accelerator = accelerator or new_accelerator(config.mixed_precision)
     if shards_base(accelerator) and config.method not in MASKS:
         raise ConfigError(f"FSDP is supported for {' and '.join(MASKS)}, not for {config.method}: launch without it.")
     device = "cpu" if shards_base(accelerator) else accelerator.device  # FSDP takes it from there, shard by shard

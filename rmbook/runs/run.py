@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 
 from rmbook.engine.product_spops import check_spops
@@ -46,6 +47,7 @@ def start_run(
     progress: bool = True,
     bases: BaseModels | None = None,
     after_epoch: Callable[[dict[str, Any]], bool] | None = None,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
     """Run from the beginning; the folder is made when everything is loaded and checked.
 
@@ -55,6 +57,7 @@ def start_run(
         progress: show progress bars on standard error.
         bases: where the model may be loaded already; it is put back there at the end.
         after_epoch: called with each finished epoch's row of metrics.jsonl; True asks for a stop, like Ctrl-C.
+        accelerator: as for `prepare_run`.
 
     Returns:
         What is in result.json.
@@ -74,7 +77,7 @@ def start_run(
         check_spops()
     inputs = describe_inputs(config)
     with _explaining_memory(config):
-        prepared = prepare_run(config, bases)
+        prepared = prepare_run(config, bases, accelerator)
     if prepared.accelerator.is_main_process:
         _begin_folder(folder, config, inputs)
     prepared.accelerator.wait_for_everyone()
@@ -86,6 +89,7 @@ def resume_run(
     progress: bool = True,
     bases: BaseModels | None = None,
     after_epoch: Callable[[dict[str, Any]], bool] | None = None,
+    accelerator: Accelerator | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Resume a run that was interrupted; of a finished one, give the result.
@@ -95,7 +99,7 @@ def resume_run(
         changes: of micro_batch_size and gradient_checkpointing, which change the memory and not the outcome; of model
             and data_dir, if they were moved: what is there must be the same.
         progress: show progress bars on standard error.
-        bases, after_epoch: as for `start_run`.
+        bases, after_epoch, accelerator: as for `start_run`.
 
     Raises:
         RunError: there is no run in the folder, or its examples or its base model have changed since it began.
@@ -112,7 +116,7 @@ def resume_run(
     if first_process():
         _remove_leftovers(folder)
     with _explaining_memory(config):
-        prepared = prepare_run(config, bases)
+        prepared = prepare_run(config, bases, accelerator)
     return _run(prepared, folder, progress, after_epoch)
 
 

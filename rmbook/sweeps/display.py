@@ -43,7 +43,7 @@ class LiveListener(Listener):
         self._console = console or Console(stderr=True)
         self._counts, self._now, self._began = dict.fromkeys(STATES, 0), "", time.monotonic()
         self._first: int | None = None
-        self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=1)
+        self._live = Live(get_renderable=self.table, console=self._console, refresh_per_second=1)
 
     def __enter__(self) -> "LiveListener":
         self._live.__enter__()
@@ -71,7 +71,8 @@ class LiveListener(Listener):
             self._first, self._began = _ended(counts), time.monotonic()
         self._counts, self._now = counts, now
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """Return what the terminal shows."""
         table = Table(*(*STATES, "time left"), caption=self._now or None, caption_justify="left")
         table.add_row(*(f"{self._counts[state]:,}" for state in STATES), self._time_left())
         return table

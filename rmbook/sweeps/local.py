@@ -30,6 +30,7 @@ def run_sweep(
     halving: bool = False,
     budget: float | None = None,
     seed: int = 0,
+    bases: BaseModels | None = None,
     listener: Listener | None = None,
     wait: bool = True,
     **driving: Any,
@@ -44,6 +45,7 @@ def run_sweep(
         budget: the most that this call spends, in whole runs: an epoch counts as its share of its run's epochs. What
             would go beyond it is not begun. Without halving, a sampler of Optuna chooses the order.
         seed: of the sampler.
+        bases: models that earlier runs have loaded.
         listener: is told how it goes.
         wait: when only other processes have runs in hand, stay until these are done, or fall to this process.
         driving: lease_seconds, max_attempts and retry_failed of `rmbook.sweeps.driver.Driver`.
@@ -60,7 +62,7 @@ def run_sweep(
     part = halving or budget is not None
     if part:
         check_part(runs, halving, budget)
-    listener, bases = listener or Listener(), BaseModels()
+    listener, bases = listener or Listener(), bases or BaseModels()
     with Driver(folder, runs, **driving) as driver, stopping_on_signals():
         ledger = driver.ledger
         queue = PartQueue(driver, runs, halving, budget, seed) if part else WholeQueue(driver)

@@ -448,8 +448,8 @@ def test_the_live_table_counts(runs):
     report = LiveListener(console)
     lease = type("Lease", (), {"config": runs[0].config, "attempt": 2})()
     report.begun(lease, DONE | {"pending": 3, "leased": 1, "done": 3})
-    console.print(report._table())
+    console.print(report.table())
     report.ended(lease, "failed", "OSError: no [luck]", DONE | {"pending": 3, "done": 3, "failed": 1})
-    console.print(report._table())
+    console.print(report.table())
     text = console.export_text()
     assert "lr 0.01 seed 0, again" in text and "failed: tiny" in text and "no [luck]" in text and "min" in text
