@@ -47,12 +47,11 @@ def trainer_job(folder: Path, method: str, steps: int, output: Path) -> None:
 
     from rmbook import apply_random_mask, save_adapter
     from rmbook.tasks.catalog import find_task
-    from rmbook.tasks.splits import sample_splits
+    from rmbook.tasks.splits import draw_splits
     from rmbook.training.objectives import OptionChoice
 
     task, objective = find_task("SST-2"), OptionChoice()
-    parts = [task.load_examples(split, folder / "data") for split in ("train", "validation")]
-    splits = sample_splits(*parts, 0, steps * BATCH, HELD_OUT, HELD_OUT)
+    splits = draw_splits(task, str(folder / "data"), 0, steps * BATCH, HELD_OUT, HELD_OUT)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     longest = task.prompt_limit(model, None)

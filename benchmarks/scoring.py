@@ -1,6 +1,6 @@
 """How much faster options are scored when a prompt's options share the context's keys and values.
 
-    python benchmarks/scoring.py --data-dir FOLDER [--task ReCoRD] [--records 4] [--shape opt-125m]
+    python benchmarks/scoring.py --data-dir FOLDER [--task ReCoRD] [--examples 4] [--shape opt-125m]
 
 FOLDER holds the task's original files. Naive scoring runs every option with its whole context, in batches by length
 padded on the left, as `rmbook.models.likelihood` does. The two take turns in one process, so their ratio holds when
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True, help="folder with the task's original files")
     parser.add_argument("--task", default="ReCoRD")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--records", type=int, default=4, help="how many, spread over the split")
+    parser.add_argument("--examples", type=int, default=4, help="how many, spread over the split")
     parser.add_argument(
         "--shape", choices=sorted(name for name in SHAPES if name.startswith("opt")), default="opt-125m"
     )
@@ -75,7 +75,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_config(SHAPES[options.shape]).to(options.device).eval()
     examples = load_examples(options.task, options.split, options.data_dir)
     tokenizer = trained_tokenizer(examples, options.vocabulary)
-    examples = examples[:: max(1, len(examples) // options.records)][: options.records]
+    examples = examples[:: max(1, len(examples) // options.examples)][: options.examples]
     prompts = [encode_options(*prompt(example), tokenizer, 0) for example in examples]
 
     words = sum(len(prompt(example)[0].split()) for example in examples)

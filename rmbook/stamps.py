@@ -70,11 +70,16 @@ def peak_memory(device: torch.device | None = None) -> int:
 def describe_stamp(record: dict[str, Any]) -> str:
     """Return one line for a caption: when, where, with which versions and by which command a result was made."""
     stamp, hardware = record["stamp"], record["stamp"]["hardware"]
-    machine = hardware["gpu"] or f"{hardware['cpu']}, {hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
     return (
-        f"Recorded {stamp['date']} on {machine}; torch {stamp['versions']['torch']}, transformers "
+        f"Recorded {stamp['date']} on {describe_machine(hardware)}; torch {stamp['versions']['torch']}, transformers "
         f"{stamp['versions']['transformers']}, commit {stamp['commit'][:9]}; made by: {stamp['command']}"
     )
+
+
+def describe_machine(hardware: dict[str, Any]) -> str:
+    """Return a stamp's hardware in words: the GPU, or the CPU and how many threads were used."""
+    threads = hardware.get("threads")
+    return hardware.get("gpu") or f"{hardware.get('cpu')}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _version(package: str) -> str | None:

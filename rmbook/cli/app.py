@@ -85,7 +85,7 @@ def train(
     output: Annotated[
         str | None, path_flag("--output", help="Folder of the run [runs/MODEL-TASK-METHOD-DIGEST].")
     ] = None,
-    resume: Annotated[str | None, path_flag("--resume", help="Folder of an interrupted run to go on with.")] = None,
+    resume: Annotated[str | None, path_flag("--resume", help="Folder of an interrupted run to resume.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a model on one of the paper's tasks; all that comes of it goes to one folder."""

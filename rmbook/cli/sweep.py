@@ -13,9 +13,10 @@ from rmbook.cli import interrupt
 from rmbook.cli.options import Sweep, check_outputs, path_flag, takes
 from rmbook.errors import ConfigError, printable
 from rmbook.settings import COUNT, check_settings, expand_home, parse_pairs, setting
+from rmbook.sweeps.liveness import LEASE_SECONDS, MAX_ATTEMPTS
 
 app = typer.Typer(
-    help="Many runs: grids that can be stopped and taken up at any moment.",
+    help="Many runs: grids that can be stopped and resumed at any moment.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -28,9 +29,9 @@ Examples:
   rmbook sweep run my_grid.yaml --output sweeps/mine --engine ray --workers 4       (four at a time on this machine)
   rmbook sweep run my_grid.yaml --output /mnt/team/mine --engine ray --address auto --gpus-per-run 0.5
   rmbook sweep run my_grid.yaml --output sweeps/mine --halving --budget 20       (at most 20 runs' worth of epochs)
-The same command goes on after Ctrl-C, a kill or a full disk; started twice, it shares the work.
-Either engine goes on with the other's sweep. On a cluster, the folder, the records and local models must lie on a
-file system that all machines share, and all need the same version of rmbook.
+The same command resumes after Ctrl-C, a kill or a full disk; started twice, it shares the work.
+Either engine resumes the other's sweep. On a cluster, the folder, the examples and local models must lie on a file
+system that all machines share, and all need the same version of rmbook.
 """
 STATUS = """\b
 Examples:
@@ -55,9 +56,11 @@ LONGEST_LEASE = 10**7  # seconds: a third of a year
 class SweepFlags:
     """Settings of how the runs of a sweep are performed."""
 
-    max_attempts: int = setting("How often a run is begun when workers die or machines fail", 5, least=1, most=10**6)
+    max_attempts: int = setting(
+        "How often a run is begun when workers die or machines fail", MAX_ATTEMPTS, least=1, most=10**6
+    )
     lease: float = setting(
-        "Seconds after which a process without a sign of life is given up", 300.0, least=1, most=LONGEST_LEASE
+        "Seconds after which a process without a sign of life is given up", LEASE_SECONDS, least=1, most=LONGEST_LEASE
     )
     engine: str = setting("What performs the runs, embedded in this process", "embedded", choices=("embedded", "ray"))
     workers: int | None = setting("Ray: runs at a time", None, least=1, most=10**6, unset="as many as fit")
@@ -97,7 +100,7 @@ FOR_RAY = ("workers", "cpus_per_run", "gpus_per_run", "address")
 Grid = Annotated[
     str, typer.Argument(help="YAML file, or name of a ready-made grid.", metavar="GRID", callback=expand_home)
 ]
-NEW = "Folder of the sweep, a new one or one to go on with."
+NEW = "Folder of the sweep, a new one or one to resume."
 Output = Annotated[str, typer.Option("--output", help=NEW, metavar="PATH", callback=expand_home)]
 ANOTHER = "Another value of a setting, or a list as an axis: --set seed=[0,1]."
 AllowRuns = Annotated[int, typer.Option("--allow-runs", help="The most runs that the grid may have.", min=1, max=COUNT)]
@@ -198,7 +201,7 @@ def emit(
     from rmbook.sweeps.state import open_ledger
 
     if not slurm_array:
-        raise ConfigError("say what to emit: --slurm-array.")
+        raise ConfigError("`rmbook sweep emit` needs --slurm-array, the one form of commands that it writes.")
     runs = _plan(grid, settings, allow_runs)
     place = SweepFolder(output, new=True)
     place.keep_plan(runs)

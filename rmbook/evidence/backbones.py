@@ -22,7 +22,7 @@ from rmbook.offline.made import resolve
 from rmbook.offline.minilm import load_minilm
 from rmbook.offline.sentences import sentiment_sentences
 from rmbook.tasks.catalog import find_task
-from rmbook.tasks.splits import sample_splits
+from rmbook.tasks.splits import draw_splits
 from rmbook.tensor_files import digest_tensors
 from rmbook.training.objectives import Classification, Objective
 
@@ -140,7 +140,7 @@ def load_backbone(name: str = "vit", base: int = 0) -> Backbone:
     source, data_dir = find_source()
     data_dir = resolve("made:sentences") if source == "generated" else data_dir
     task = find_task("SST-2")
-    splits = sample_splits(*(task.load_examples(split, data_dir) for split in ("train", "validation")), seed=0)
+    splits = draw_splits(task, data_dir, 0)
     data = {split: task.encode(getattr(splits, split), model, tokenizer) for split in ("train", "dev", "test")}
     return Backbone(name, ("q_proj", "v_proj"), ("embed",), task.objective(tokenizer), data, 1000, 8, 625, model)
 

@@ -1,14 +1,11 @@
 """The Hessian's norm before training under one mask: the cells of a grid of kind "curvature"."""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from rmbook.evidence.backbones import load_backbone
-from rmbook.evidence.experiment import TOLERANCE, Experiment, look_at, prepare_model, write_result
+from rmbook.evidence.experiment import TOLERANCE, Experiment, look_at, prepare_model
 from rmbook.landscape.curvature import hessian_norm
-from rmbook.models.reuse import BaseModels
 
 
 @dataclass(frozen=True)
@@ -45,14 +42,3 @@ def measure_cell(cell: CurvatureCell) -> dict:
         "converged": found.converged,
         "seconds": round(time.perf_counter() - start, 2),
     }
-
-
-def perform_curvature(config: dict, work: Path, bases: BaseModels | None = None, stop: Callable | None = None) -> None:
-    """Perform one cell of a sweep, see `rmbook.sweeps.driver`; an interrupted one begins anew.
-
-    Args:
-        config: the fields of `CurvatureCell`.
-        work: folder for its result.json.
-        bases, stop: not used.
-    """
-    write_result(work, measure_cell(CurvatureCell(**config)) | {"status": "completed"}, config)

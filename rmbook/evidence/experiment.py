@@ -2,9 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
@@ -12,13 +11,11 @@ from rmbook.engine.masking import apply_masks
 from rmbook.evidence.backbones import Backbone, load_backbone
 from rmbook.evidence.changes import distance_from
 from rmbook.evidence.mask_choices import choose_masks
-from rmbook.files import write_json
 from rmbook.landscape.curvature import hessian_norm
 from rmbook.landscape.landscape import Landscape
 from rmbook.methods.applied_method import AppliedMethod
 from rmbook.methods.apply import apply_method, full_finetuning
 from rmbook.methods.settings import METHOD_SETTINGS
-from rmbook.models.reuse import BaseModels
 from rmbook.training.config import TrainingConfig
 from rmbook.training.evaluation import evaluate
 from rmbook.training.objectives import Objective
@@ -158,23 +155,6 @@ def epochs(backbone: Backbone, steps: int | None, examples: int) -> int:
 def accuracy(model: nn.Module, objective: Objective, data: Sequence) -> float:
     """Return the share of right answers in percent."""
     return 100 * evaluate(model, data, objective)[1]
-
-
-def perform_experiment(config: dict, work: Path, bases: BaseModels | None = None, stop: Callable | None = None) -> None:
-    """Perform one run of a sweep, see `rmbook.sweeps.driver`; an interrupted one begins anew, as it takes seconds.
-
-    Args:
-        config: the fields of `Experiment`.
-        work: folder for its result.json.
-        bases, stop: not used.
-    """
-    write_result(work, run_experiment(Experiment(**config)), config)
-
-
-def write_result(work: Path, measured: dict, config: dict) -> None:
-    """Write what a run of a sweep measured, with its settings, as the result.json of its folder."""
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(work / "result.json", measured | {"config": config})
 
 
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Experiment)}

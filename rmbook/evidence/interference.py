@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -15,9 +14,8 @@ from torch import nn
 
 from rmbook.evidence.backbones import load_backbone
 from rmbook.evidence.changes import Changes, combine, cosine, flip_signs, norm, shared_entries, weight_changes
-from rmbook.evidence.experiment import Experiment, run_experiment, write_result
+from rmbook.evidence.experiment import Experiment, run_experiment
 from rmbook.evidence.recording import load_recorded
-from rmbook.models.reuse import BaseModels
 from rmbook.offline.digits import VIEWS, Digits
 
 TASKS = ("mirrored", "upside_down", "turned", "negative")
@@ -145,17 +143,6 @@ def run_cell(cell: Cell, learn: Callable = learn_task, views: Sequence[str] = TA
         for a, b in combinations(views, 2)
     ]
     return settings | {"tasks": tasks, "pairs": pairs}
-
-
-def perform_cell(config: dict, work: Path, bases: BaseModels | None = None, stop: Callable | None = None) -> None:
-    """Perform one cell of a sweep, see `rmbook.sweeps.driver`; an interrupted one begins anew, as it takes a minute.
-
-    Args:
-        config: the fields of `Cell`.
-        work: folder for its result.json.
-        bases, stop: not used.
-    """
-    write_result(work, run_cell(Cell(**config)) | {"status": "completed"}, config)
 
 
 def base_accuracies() -> dict[str, float]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from rmbook.evidence.grids import best_cells
 from rmbook.evidence.recording import load_recorded
@@ -66,11 +65,6 @@ def find_recorded(model: str, task: str = "SST-2") -> dict | None:
         return load_recorded(result_name(model, task))
     except FileNotFoundError:
         return None
-
-
-def gpu_memory() -> float | None:
-    """Return the memory of the CUDA device in 10^9 bytes; None without one."""
-    return torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else None
 
 
 def fit_to_memory(grid: dict, gpu_gigabytes: float | None) -> dict:

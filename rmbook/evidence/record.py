@@ -8,13 +8,12 @@ from pathlib import Path
 
 from rmbook.errors import ConfigError
 from rmbook.evidence.backbones import load_backbone
-from rmbook.evidence.curvature_cells import CurvatureCell, perform_curvature
-from rmbook.evidence.experiment import Experiment, perform_experiment
+from rmbook.evidence.curvature_cells import CurvatureCell, measure_cell
+from rmbook.evidence.experiment import Experiment, run_experiment
 from rmbook.evidence.grids import read_recorded_grid, recorded_grids
-from rmbook.evidence.interference import STRENGTHS, Cell, base_accuracies, perform_cell
+from rmbook.evidence.interference import STRENGTHS, Cell, base_accuracies, run_cell
 from rmbook.evidence.language_grids import (
     fit_to_memory,
-    gpu_memory,
     language_content,
     perform_language,
     plan_language,
@@ -22,6 +21,7 @@ from rmbook.evidence.language_grids import (
     result_name,
 )
 from rmbook.evidence.recording import recorded_path
+from rmbook.evidence.tiers import gpu_memory
 from rmbook.files import write_json
 from rmbook.offline.store import cache_folder
 from rmbook.runs.fingerprints import PlannedRun, settings_key
@@ -53,18 +53,18 @@ class Kind:
     content: Callable[[dict, list[PlannedRun], list[dict]], dict]
 
 
-def plan_settings(settings: type, perform: Perform, grid: dict) -> list[PlannedRun]:
+def plan_settings(settings: type, measure: Callable, grid: dict) -> list[PlannedRun]:
     """Return the runs of a grid of backbones, each known by its settings, the model's weights and the code.
 
     Args:
         settings: class of a run's settings.
-        perform: what carries a run out: its module, and all that this imports, is the code.
+        measure: gives what is measured with such settings: its module, and all that this imports, is the code.
         grid: from `rmbook.evidence.grids.read_recorded_grid`.
 
     Raises:
         ConfigError: the grid has a setting that the class does not know, or a value that it refuses.
     """
-    code, runs = f"{__version__}+{source_fingerprint(perform.__module__)[:16]}", {}
+    code, runs = f"{__version__}+{source_fingerprint(measure.__module__)[:16]}", {}
     for values in combinations(grid):
         try:
             config = dataclasses.asdict(settings(**values))
@@ -75,6 +75,20 @@ def plan_settings(settings: type, perform: Perform, grid: dict) -> list[PlannedR
         key = settings_key(config, identity)
         runs[key] = PlannedRun(key, config, identity)
     return list(runs.values())
+
+
+def perform_settings(settings: type, measure: Callable, config: dict, work: Path, *unused: object) -> None:
+    """Perform one run of a sweep, see `rmbook.sweeps.driver`; an interrupted one begins anew, as it takes a minute.
+
+    Args:
+        settings, measure: as for `plan_settings`.
+        config: the fields of the settings.
+        work: folder for its result.json.
+        unused: models that are kept loaded, and what would stop a run.
+    """
+    measured = measure(settings(**config))
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / "result.json", measured | {"status": measured.get("status", "completed"), "config": config})
 
 
 def experiment_content(grid: dict, runs: list[PlannedRun], results: list[dict]) -> dict:
@@ -92,10 +106,14 @@ def _without(result: dict, *names: str) -> dict:
     return {name: value for name, value in result.items() if name not in names}
 
 
+def _measured(content: Callable, *given) -> Kind:
+    return Kind(partial(plan_settings, *given), partial(perform_settings, *given), content)
+
+
 KINDS = {
-    "experiment": Kind(partial(plan_settings, Experiment, perform_experiment), perform_experiment, experiment_content),
-    "curvature": Kind(partial(plan_settings, CurvatureCell, perform_curvature), perform_curvature, experiment_content),
-    "interference": Kind(partial(plan_settings, Cell, perform_cell), perform_cell, interference_content),
+    "experiment": _measured(experiment_content, Experiment, run_experiment),
+    "curvature": _measured(experiment_content, CurvatureCell, measure_cell),
+    "interference": _measured(interference_content, Cell, run_cell),
     "fine_tuning": Kind(plan_language, perform_language, language_content),
 }
 

@@ -8,6 +8,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -112,7 +113,7 @@ class Plan:
 
     @property
     def settings(self) -> dict:
-        """For `RunConfig`: model, task, examples and sizes."""
+        """Settings for `RunConfig`: model, task, examples and sizes."""
         return {"model": self.model, "task": "SST-2", "data_dir": self.data_dir} | self.tier.settings
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -139,85 +140,9 @@ class Plan:
         return "\n".join(lines + ([f"note: {self.note}"] if self.note else []))
 
 
-def make_plan(family: str) -> Plan:
-    """Look at the hardware, the environment and the network, and return a plan with what the tier needs.
-
-    The variable RMBOOK_MODEL of the environment names a model, instead of the tier's own; for examples see
-    `find_source`. A hub that does not answer is waited for some seconds at most.
-
-    Raises:
-        ModelError: the model in RMBOOK_MODEL cannot be had.
-        TaskError: RMBOOK_DATA_DIR has no such files.
-    """
-    asked = os.environ.get("RMBOOK_MODEL")
-    cuda = torch.cuda.is_available()
-    memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if cuda else None
-    tier, notes = choose_tier(family, memory, asked), []
-    model = tier.model
-    if model != TINY:
-        try:
-            model = model_folder(model)
-        except ModelError as error:
-            if asked:
-                raise
-            notes.append(f"{model} cannot be had here, so the tiny model runs instead ({error})")
-            tier, model = choose_tier(family, None), TINY
-    source, data_dir = find_source()
-    if source == "generated":
-        if os.environ.get("RMBOOK_RECORDS") != "generated":
-            notes.append("SST-2 is out of reach: no hub, and RMBOOK_DATA_DIR is not set")
-        sizes = tier.settings
-        data_dir = str(generated_examples(sizes["train_size"] + sizes["dev_size"], sizes["test_size"]))
-    model = str(tiny_checkpoint(family)) if model == TINY else model
-    return Plan(tier, family, model, source, data_dir, "; ".join(notes))
-
-
-def model_folder(name: str) -> str:
-    """Return the folder of a model, downloaded if need be; old formats of weights, such as OPT's, are converted once.
-
-    Raises:
-        ModelError: no such model, or it is out of reach.
-    """
-    try:
-        return str(find_folder(name, None))
-    except ModelError as error:
-        if "pytorch_model.bin" not in str(error):
-            raise
-    folder = cache_folder() / "converted" / name.replace("/", "--")
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        convert_checkpoint(name, folder)
-    return str(folder)
-
-
-def find_source() -> tuple[str, str | None]:
-    """Return where SST-2's examples come from, "original files", "hub" or "generated", and the original files' folder.
-
-    Environment: RMBOOK_DATA_DIR names a folder with SST-2's original files; RMBOOK_RECORDS=generated asks for generated
-    sentences. A hub that does not answer is waited for some seconds at most; with HF_HUB_OFFLINE or HF_DATASETS_OFFLINE
-    its cache is looked at, and nothing else.
-
-    Raises:
-        TaskError: RMBOOK_DATA_DIR has no such files.
-    """
-    data_dir = expand_home(os.environ.get("RMBOOK_DATA_DIR", "")) or None
-    wanted = os.environ.get("RMBOOK_RECORDS") == "generated"
-    if data_dir and not wanted:
-        load_examples("SST-2", "validation", data_dir)  # a wrong folder should be named now
-        return "original files", data_dir
-    return "hub" if not wanted and _hub_has_examples() else "generated", None
-
-
-def _hub_has_examples() -> bool:
-    offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "0") not in ("", "0")
-    if not offline and not hub_answers():
-        return False
-    try:
-        for split in ("train", "validation"):
-            load_examples("SST-2", split)
-    except TaskError:
-        return False
-    return True
+def gpu_memory() -> float | None:
+    """Return the memory of the CUDA device in 10^9 bytes; None without one."""
+    return torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else None
 
 
 def hub_answers(address: str = constants.ENDPOINT, seconds: float = 3.0) -> bool:
@@ -237,3 +162,93 @@ def hub_answers(address: str = constants.ENDPOINT, seconds: float = 3.0) -> bool
     thread.start()
     thread.join(seconds)
     return answered.is_set()
+
+
+def hub_has_examples(answers: Callable[[], bool] = hub_answers, load: Callable = load_examples) -> bool:
+    """Return whether SST-2 can be had from the hub, or from its cache."""
+    offline = constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE", "0") not in ("", "0")
+    if not offline and not answers():
+        return False
+    try:
+        for split in ("train", "validation"):
+            load("SST-2", split)
+    except TaskError:
+        return False
+    return True
+
+
+def find_source(has_examples: Callable[[], bool] = hub_has_examples) -> tuple[str, str | None]:
+    """Return where SST-2's examples come from, "original files", "hub" or "generated", and the original files' folder.
+
+    Environment: RMBOOK_DATA_DIR names a folder with SST-2's original files; RMBOOK_RECORDS=generated asks for generated
+    sentences. A hub that does not answer is waited for some seconds at most; with HF_HUB_OFFLINE or HF_DATASETS_OFFLINE
+    its cache is looked at, and nothing else.
+
+    Raises:
+        TaskError: RMBOOK_DATA_DIR has no such files.
+    """
+    data_dir = expand_home(os.environ.get("RMBOOK_DATA_DIR", "")) or None
+    wanted = os.environ.get("RMBOOK_RECORDS") == "generated"
+    if data_dir and not wanted:
+        load_examples("SST-2", "validation", data_dir)  # a wrong folder should be named now
+        return "original files", data_dir
+    return "hub" if not wanted and has_examples() else "generated", None
+
+
+def model_folder(name: str, find: Callable = find_folder, convert: Callable = convert_checkpoint) -> str:
+    """Return the folder of a model, downloaded if need be; old formats of weights, such as OPT's, are converted once.
+
+    Raises:
+        ModelError: no such model, or it is out of reach.
+    """
+    try:
+        return str(find(name, None))
+    except ModelError as error:
+        if "pytorch_model.bin" not in str(error):
+            raise
+    folder = cache_folder() / "converted" / name.replace("/", "--")
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        convert(name, folder)
+    return str(folder)
+
+
+def make_plan(
+    family: str,
+    *,
+    memory: Callable[[], float | None] = gpu_memory,
+    has_examples: Callable[[], bool] = hub_has_examples,
+    find: Callable[[str], str] = model_folder,
+) -> Plan:
+    """Look at the hardware, the environment and the network, and return a plan with what the tier needs.
+
+    The variable RMBOOK_MODEL of the environment names a model, instead of the tier's own; for examples see
+    `find_source`. A hub that does not answer is waited for some seconds at most.
+
+    Args:
+        family: "opt" or "llama".
+        memory, has_examples, find: what looks at the machine and at the hub; others for a machine that is not this one.
+
+    Raises:
+        ModelError: the model in RMBOOK_MODEL cannot be had.
+        TaskError: RMBOOK_DATA_DIR has no such files.
+    """
+    asked = os.environ.get("RMBOOK_MODEL")
+    tier, notes = choose_tier(family, memory(), asked), []
+    model = tier.model
+    if model != TINY:
+        try:
+            model = find(model)
+        except ModelError as error:
+            if asked:
+                raise
+            notes.append(f"{model} cannot be had here, so the tiny model runs instead ({error})")
+            tier, model = choose_tier(family, None), TINY
+    source, data_dir = find_source(has_examples)
+    if source == "generated":
+        if os.environ.get("RMBOOK_RECORDS") != "generated":
+            notes.append("SST-2 is out of reach: no hub, and RMBOOK_DATA_DIR is not set")
+        sizes = tier.settings
+        data_dir = str(generated_examples(sizes["train_size"] + sizes["dev_size"], sizes["test_size"]))
+    model = str(tiny_checkpoint(family)) if model == TINY else model
+    return Plan(tier, family, model, source, data_dir, "; ".join(notes))

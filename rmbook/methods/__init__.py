@@ -4,6 +4,7 @@ In: a model, the name of a method and its settings. Out: an `AppliedMethod`, the
 
     apply           `apply_method`, `METHODS`
     applied_method  `AppliedMethod`
+    settings        the settings of each method
     adalora, houlsby, prefix
                     the methods that peft does not have in the paper's form
     architectures   where OPT, Llama and others keep what a method changes

@@ -94,7 +94,7 @@ def _run_lines(folder: Path) -> list[str]:
         *(f"  {name}: {value}" for name, value in config.to_dict().items() if value not in (None, {})),
     ]
     if found is None:
-        return [*lines, f"not finished: `rmbook train --resume {folder}` goes on"]
+        return [*lines, f"not finished: `rmbook train --resume {folder}` resumes it"]
     lines.append(
         f"{found['status']} after {found['steps']} steps in {found['seconds']:.0f} s, made {found['stamp']['date']}"
     )

@@ -25,7 +25,7 @@ from rmbook.runs.fingerprints import data_fingerprint, weights_fingerprint
 from rmbook.runs.folder import check_inputs, run_config
 from rmbook.runs.result import RunError
 from rmbook.tasks.catalog import find_task
-from rmbook.tasks.splits import sample_splits
+from rmbook.tasks.splits import draw_splits
 
 SPLITS = ("test", "dev", "train", "validation")
 
@@ -161,10 +161,8 @@ def _examples(config: RunConfig, split: str) -> Sequence:
     task = find_task(config.task)
     if split == "validation":
         return task.load_examples("validation", config.data_dir)
-    train, validation = (task.load_examples(name, config.data_dir) for name in ("train", "validation"))
-    return getattr(
-        sample_splits(train, validation, config.seed, config.train_size, config.dev_size, config.test_size), split
-    )
+    sizes = config.train_size, config.dev_size, config.test_size
+    return getattr(draw_splits(task, config.data_dir, config.seed, *sizes), split)
 
 
 def _write_predictions(path: Path, examples: Sequence, answers: Sequence) -> None:

@@ -52,8 +52,12 @@ def is_key(key: object) -> bool:
     return type(key) is str and re.fullmatch(r"[\w-]{1,100}", key) is not None
 
 
-def plan_run(config: RunConfig) -> PlannedRun:
+def plan_run(config: RunConfig, code: str | None = None) -> PlannedRun:
     """Find out what a run depends on; a file is read once a process, unless it changes.
+
+    Args:
+        config: the settings.
+        code: fingerprint of the code that is to carry it out; `code_fingerprint` if None.
 
     Raises:
         TaskError, ModelError: examples or model cannot be found.
@@ -63,7 +67,7 @@ def plan_run(config: RunConfig) -> PlannedRun:
     data_dir = config.data_dir and str(Path(config.data_dir).expanduser().resolve())
     config = replace(config, revision=commit, model=model, data_dir=data_dir)
     data = data_fingerprint(config.task, config.data_dir)
-    identity = {"data": data, "weights": weights, "code": code_fingerprint()}
+    identity = {"data": data, "weights": weights, "code": code or code_fingerprint()}
     return PlannedRun(run_key(config, identity), config.to_dict(), identity)
 
 

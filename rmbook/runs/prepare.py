@@ -19,7 +19,7 @@ from rmbook.models.clip_preprocessing import Preprocessing
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import MASKS, RunConfig
 from rmbook.tasks.catalog import find_task
-from rmbook.tasks.splits import Splits, sample_splits
+from rmbook.tasks.splits import Splits, draw_splits
 from rmbook.tasks.task import Task
 from rmbook.training.accelerator import new_accelerator, shards_base
 from rmbook.training.objectives import Objective
@@ -58,20 +58,22 @@ class PreparedRun:
     bases: BaseModels | None = None
 
 
-def prepare_run(config: RunConfig, bases: BaseModels | None = None) -> PreparedRun:
+def prepare_run(
+    config: RunConfig, bases: BaseModels | None = None, accelerator: Accelerator | None = None
+) -> PreparedRun:
     """Load examples and model, apply the method and encode the prompts.
 
     Args:
         config: the settings.
         bases: where the model may be loaded already.
+        accelerator: the processes and the device; made from the settings and the environment if None.
 
     Raises:
         TaskError, ModelError, MethodError, TargetError, ConfigError, ValueError: what came does not fit.
     """
     task = find_task(config.task)
-    train, validation = (task.load_examples(split, config.data_dir) for split in ("train", "validation"))
-    splits = sample_splits(train, validation, config.seed, config.train_size, config.dev_size, config.test_size)
-    accelerator = new_accelerator(config.mixed_precision)
+    splits = draw_splits(task, config.data_dir, config.seed, config.train_size, config.dev_size, config.test_size)
+    accelerator = accelerator or new_accelerator(config.mixed_precision)
     if shards_base(accelerator) and config.method not in MASKS:
         raise ConfigError(f"FSDP is supported for {' and '.join(MASKS)}, not for {config.method}: launch without it.")
     device = "cpu" if shards_base(accelerator) else accelerator.device  # FSDP takes it from there, shard by shard

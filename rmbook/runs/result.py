@@ -44,7 +44,7 @@ STEP = {"step": count, "epoch": count, "tokens": count, "seconds": number}
 
 
 class RunError(RmbookError):
-    """A run cannot be started or taken up; one line that says what to do."""
+    """A run cannot be started or resumed; one line that says what to do."""
 
 
 def check_result(result: Any, needed: tuple[str, ...] = tuple(RESULT)) -> None:

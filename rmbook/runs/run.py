@@ -1,4 +1,4 @@
-"""One fine-tuning run from its settings to its result, in a folder that it can be taken up from at any moment.
+"""One fine-tuning run from its settings to its result, in a folder from which it can be resumed at any moment.
 
 A run's folder holds config.json (all settings), inputs.json (fingerprints of examples and base weights), metrics.jsonl
 (a line a step and a line an epoch), adapter.safetensors (what was trained, at the best epoch) and result.json, which is
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 
 from rmbook.engine.product_spops import check_spops
@@ -46,6 +47,7 @@ def start_run(
     progress: bool = True,
     bases: BaseModels | None = None,
     after_epoch: Callable[[dict[str, Any]], bool] | None = None,
+    accelerator: Accelerator | None = None,
 ) -> dict[str, Any]:
     """Run from the beginning; the folder is made when everything is loaded and checked.
 
@@ -55,6 +57,7 @@ def start_run(
         progress: show progress bars on standard error.
         bases: where the model may be loaded already; it is put back there at the end.
         after_epoch: called with each finished epoch's row of metrics.jsonl; True asks for a stop, like Ctrl-C.
+        accelerator: as for `prepare_run`.
 
     Returns:
         What is in result.json.
@@ -62,19 +65,19 @@ def start_run(
     Raises:
         RunError: the folder has content.
         MemoryShortage: says which settings to change.
-        TrainingInterrupted: Ctrl-C, SIGTERM or `after_epoch`; `resume_run` goes on.
+        TrainingInterrupted: Ctrl-C, SIGTERM or `after_epoch`; `resume_run` resumes the run.
         Also what `prepare_run` raises.
     """
     folder = Path(folder or config.default_folder())
     config = replace(config, model=_lasting(config.model), data_dir=config.data_dir and _lasting(config.data_dir))
     if first_process() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} exists: go on with it by `rmbook train --resume {folder}`, or name another --output.")
+        raise RunError(f"{folder} exists: resume it with `rmbook train --resume {folder}`, or name another --output.")
     _check_place(folder)
     if config.settings.get("backend") == "spops":
         check_spops()
     inputs = describe_inputs(config)
     with _explaining_memory(config):
-        prepared = prepare_run(config, bases)
+        prepared = prepare_run(config, bases, accelerator)
     if prepared.accelerator.is_main_process:
         _begin_folder(folder, config, inputs)
     prepared.accelerator.wait_for_everyone()
@@ -86,16 +89,17 @@ def resume_run(
     progress: bool = True,
     bases: BaseModels | None = None,
     after_epoch: Callable[[dict[str, Any]], bool] | None = None,
+    accelerator: Accelerator | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Take up a run that was interrupted; of a finished one, give the result.
+    """Resume a run that was interrupted; of a finished one, give the result.
 
     Args:
         folder: of the run.
         changes: of micro_batch_size and gradient_checkpointing, which change the memory and not the outcome; of model
             and data_dir, if they were moved: what is there must be the same.
         progress: show progress bars on standard error.
-        bases, after_epoch: as for `start_run`.
+        bases, after_epoch, accelerator: as for `start_run`.
 
     Raises:
         RunError: there is no run in the folder, or its examples or its base model have changed since it began.
@@ -112,7 +116,7 @@ def resume_run(
     if first_process():
         _remove_leftovers(folder)
     with _explaining_memory(config):
-        prepared = prepare_run(config, bases)
+        prepared = prepare_run(config, bases, accelerator)
     return _run(prepared, folder, progress, after_epoch)
 
 
@@ -123,7 +127,7 @@ def _check_place(folder: Path) -> None:
         longest.lstat()  # a name that is too long, or below a file
     nearest = next(path for path in folder.absolute().parents if path.exists())
     if not os.access(folder if folder.exists() else nearest, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder} cannot be made: {nearest} is not for you to write in; name another --output.")
+        raise PermissionError(f"{folder} cannot be made: no permission to write in {nearest}; name another --output.")
 
 
 def _begin_folder(folder: Path, config: RunConfig, inputs: dict[str, str]) -> None:
@@ -149,7 +153,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _lasting(name: str) -> str:
-    """A folder's name that holds when the run is taken up from elsewhere; that of what is made here ("made:opt")."""
+    """A folder's name that holds when the run is resumed from elsewhere; that of what is made here ("made:opt")."""
     name = resolve(name)
     return os.path.abspath(name) if os.path.isdir(name) else name
 
@@ -254,7 +258,7 @@ def _explaining_memory(config: RunConfig, folder: Path | None = None) -> Iterato
         size = config.micro_batch_size or config.batch_size
         advice = [f"--micro-batch-size {size // 2} (now {size}; the step stays the same)"] if size > 1 else []
         advice += [] if config.gradient_checkpointing else ["--gradient-checkpointing"]
-        onward = f" `rmbook train --resume {folder}` goes on, with either of these." if folder and advice else ""
+        onward = f" `rmbook train --resume {folder}` resumes it, with either of these." if folder and advice else ""
         advice += [] if config.dtype in ("bfloat16", "float16") else ["a new run with --dtype bfloat16"]
         advice += ["a new run with a smaller --max-length"] if find_task(config.task).has_prompts else []
         raise MemoryShortage(f"out of memory: use {', or '.join(advice)}.{onward}") from None

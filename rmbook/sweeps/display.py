@@ -10,7 +10,7 @@ from rich.table import Table
 from rmbook.errors import printable
 from rmbook.sweeps.ledger import STATES, Lease
 from rmbook.sweeps.listener import Listener
-from rmbook.sweeps.table import DEFAULTS, is_fine_tuning
+from rmbook.sweeps.table import DEFAULTS, is_fine_tuning, method_label
 
 
 def describe_run(config: dict) -> str:
@@ -18,9 +18,8 @@ def describe_run(config: dict) -> str:
     if not is_fine_tuning(config):
         return printable(" ".join(f"{name} {value}" for name, value in config.items() if value is not None), 200)
     config = DEFAULTS | config
-    share = next((f" {name} {config[name]:g}" for name in ("ratio", "density") if config.get(name) is not None), "")
     model = str(config["model"]).rstrip("/").split("/")[-1]
-    return f"{model} {config['task']} {config['method']}{share} lr {config['learning_rate']:g} seed {config['seed']}"
+    return f"{model} {config['task']} {method_label(config)} lr {config['learning_rate']:g} seed {config['seed']}"
 
 
 class LineListener(Listener):
@@ -44,7 +43,7 @@ class LiveListener(Listener):
         self._console = console or Console(stderr=True)
         self._counts, self._now, self._began = dict.fromkeys(STATES, 0), "", time.monotonic()
         self._first: int | None = None
-        self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=1)
+        self._live = Live(get_renderable=self.table, console=self._console, refresh_per_second=1)
 
     def __enter__(self) -> "LiveListener":
         self._live.__enter__()
@@ -72,13 +71,14 @@ class LiveListener(Listener):
             self._first, self._began = _ended(counts), time.monotonic()
         self._counts, self._now = counts, now
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """Return what the terminal shows."""
         table = Table(*(*STATES, "time left"), caption=self._now or None, caption_justify="left")
         table.add_row(*(f"{self._counts[state]:,}" for state in STATES), self._time_left())
         return table
 
     def _time_left(self) -> str:
-        """At the pace so far, that of other processes included."""
+        """Estimate from the pace so far, that of other processes included."""
         fresh = _ended(self._counts) - (self._first or 0)
         left = self._counts["pending"] + self._counts["leased"]
         if not fresh or not left:

@@ -27,7 +27,7 @@ from rmbook.runs.run import MemoryShortage, resume_run, start_run
 from rmbook.sweeps.folder import SweepFolder, outcome
 from rmbook.sweeps.ledger import Lease, Ledger
 from rmbook.sweeps.ledger_file import LedgerError
-from rmbook.sweeps.liveness import Presence
+from rmbook.sweeps.liveness import LEASE_SECONDS, MAX_ATTEMPTS, Presence
 from rmbook.sweeps.state import open_ledger
 from rmbook.training.checkpoint import CheckpointError
 
@@ -35,7 +35,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # no run can b
 
 
 class SweepError(OSError):
-    """The sweep cannot go on on this machine as it is; nothing is lost."""
+    """The sweep cannot continue on this machine as it is; nothing is lost."""
 
 
 Perform = Callable[[dict, Path, BaseModels | None, Callable[[dict], bool] | None], None]
@@ -77,6 +77,7 @@ class Driver:
         lease_seconds: how long a process may show no sign of life before its runs are taken over.
         max_attempts: how often a run is begun at most when workers die or machines fail.
         retry_failed: begin failed runs again.
+        gone: whether another process has to be given up; `rmbook.sweeps.liveness.Presence.gone` if None.
 
     Raises:
         ConfigError: lease_seconds is not positive, or not finite.
@@ -89,9 +90,10 @@ class Driver:
         folder: str | os.PathLike,
         runs: Sequence[PlannedRun],
         *,
-        lease_seconds: float = 300.0,
-        max_attempts: int = 5,
+        lease_seconds: float = LEASE_SECONDS,
+        max_attempts: int = MAX_ATTEMPTS,
         retry_failed: bool = False,
+        gone: Callable[[str, int], bool] | None = None,
     ):
         if not 0 < lease_seconds < threading.TIMEOUT_MAX:
             raise ConfigError(f"lease_seconds must be a positive number of seconds, got {lease_seconds:g}.")
@@ -99,7 +101,7 @@ class Driver:
         self.place.keep_plan(runs)
         self.presence = Presence(self.place.owners, lease_seconds)
         name, self._pause = self.presence.name, lease_seconds / 10
-        self.ledger = open_ledger(self.place, name, gone=self.presence.gone, max_attempts=max_attempts)
+        self.ledger = open_ledger(self.place, name, gone=gone or self.presence.gone, max_attempts=max_attempts)
         self.ledger.add(runs)
         self.ledger.reset(key for key in self.ledger.keys("done", "diverged") if not self.place.result(key))
         if retry_failed:
@@ -149,13 +151,12 @@ class Driver:
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         if _number(error) in NO_ROOM or isinstance(error, LedgerError):
             raise SweepError(
-                f"no run can be written in {self.place.path} ({text}). Make room, then go on with the same command; "
+                f"no run can be written in {self.place.path} ({text}). Make room, then resume with the same command; "
                 "nothing is lost."
             ) from error
         if not isinstance(error, OSError | MemoryShortage):  # the same would come of it each time
-            return "failed" if self.ledger.finish(lease, "failed", error=text) else "lost"
-        last = lease.attempt >= self.ledger.max_attempts
-        return ("failed" if last else "pending") if self.ledger.release(lease, counted=True, error=text) else "lost"
+            return self.ledger.finish(lease, "failed", error=text)
+        return self.ledger.release(lease, counted=True, error=text)
 
     def conclude(self, lease: Lease, folder: Path, error: Exception | None = None) -> tuple[str, str]:
         """Settle a run that was performed, or give it up if that raised an error.

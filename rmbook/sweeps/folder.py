@@ -30,9 +30,10 @@ from rmbook.runs.fingerprints import PlannedRun
 from rmbook.runs.result import RESULT, STAMP, RunError, check_result
 
 TIMED = ("seconds", "tokens_per_second", "peak_memory", "processes")
-COUNTED = ("trainable", "total", "ratio", "cut_prompts", "steps", "best_epoch")
+PLACE = ("date", "commit", "hardware")
+COUNTED = ("trainable", "total", "cut_prompts", "steps", "epochs_finished", "best_epoch")
 LOSSES = ("train_loss", "dev_loss", "dev_accuracy")
-SUMMARY = {name: RESULT[name] for name in (*COUNTED, "test") if name in RESULT} | {"epochs_finished": count}
+SUMMARY = {name: RESULT.get(name, count) for name in (*COUNTED, "ratio", "test")}
 SUMMARY |= dict.fromkeys(LOSSES, optional(number)) | {"timing": fields(RESULT | STAMP)}  # kinds of `outcome`'s fields
 STATES_OF_RESULTS = {"completed": "done", "diverged": "diverged"}
 
@@ -151,15 +152,14 @@ def outcome(result: dict) -> tuple[str, dict]:
         ("done" or "diverged", summary). What the result does not say is left out. Under "timing" are the numbers that
         would be others at another time.
     """
-    summary = {name: result[name] for name in COUNTED if name in result}
+    summary = {name: result[name] for name in SUMMARY if name in RESULT and name in result}
     if (history := result.get("history")) is not None:
         best = history[result["best_epoch"] - 1] if result["best_epoch"] else {}
         summary["epochs_finished"] = len(history)
         summary |= {name: best.get(name) for name in LOSSES}
     timing = {name: result[name] for name in TIMED if name in result}
     if stamp := result.get("stamp"):
-        timing |= {name: stamp.get(name) for name in ("date", "commit", "hardware")}
-    summary |= {"test": result["test"]} if "test" in result else {}
+        timing |= {name: stamp.get(name) for name in PLACE}
     return STATES_OF_RESULTS[result["status"]], summary | {"timing": timing}
 
 

@@ -39,7 +39,7 @@ SAME_RUNS |= {f"{name}-tiny": f"{other}-tiny" for name, other in SAME_RUNS.items
 
 def ready_made() -> dict[str, str]:
     """Return names and descriptions of the grids that come with the package, in alphabetical order."""
-    found = {path.stem: read_yaml(path).get("description", "") for path in _files()}
+    found = {path.stem: read_yaml(path).get("description", "") for path in grid_files()}
     found |= {name: f"its runs are those of {other}, or among them" for name, other in SAME_RUNS.items()}
     return dict(sorted(found.items()))
 
@@ -50,7 +50,7 @@ def read_grid(source: str | os.PathLike) -> dict:
     Raises:
         ConfigError: no such name or file, or the file is no grid.
     """
-    name, paths = str(source), {path.stem: path for path in _files()}
+    name, paths = str(source), {path.stem: path for path in grid_files()}
     path = paths.get(SAME_RUNS.get(name, name))
     if path is None:
         if not Path(name).is_file():
@@ -113,12 +113,13 @@ def plan(configs: Iterable[RunConfig]) -> list[PlannedRun]:
     """Return the runs with their identities, each once; their data and weights are hashed.
 
     Raises:
-        TaskError, ModelError: records or a model cannot be found.
+        TaskError, ModelError: examples or a model cannot be found.
     """
     return list({run.key: run for run in map(plan_run, configs)}.values())
 
 
-def _files() -> list[Path]:
+def grid_files() -> list[Path]:
+    """Return the files of the ready-made grids."""
     return sorted(Path(str(files("rmbook.sweeps"))).glob("grid_files/*.yaml"))
 
 

@@ -20,6 +20,7 @@ from rmbook.json_files import check_fields, count, fields, optional, text
 from rmbook.runs.fingerprints import PlannedRun, is_key
 from rmbook.sweeps.folder import SUMMARY
 from rmbook.sweeps.ledger_file import MOVE_AWAY, DamagedLedgerError, LedgerFile, explaining, reading
+from rmbook.sweeps.liveness import MAX_ATTEMPTS
 
 STATES = ("pending", "leased", "done", "diverged", "failed")
 STOPPED = "stopped after epoch"  # how the note of a pending run begins that `--halving` has put aside
@@ -75,7 +76,7 @@ class Ledger:
         owner: str,
         *,
         gone: Callable[[str, int], bool] = lambda owner, beat: False,
-        max_attempts: int = 5,
+        max_attempts: int = MAX_ATTEMPTS,
     ):
         self.path, self.owner, self.max_attempts, self._gone = Path(path), owner, max_attempts, gone
         self._file = LedgerFile(self.path, SCHEMA, functools.partial(_check, self.path))
@@ -124,8 +125,8 @@ class Ledger:
 
     def finish(
         self, lease: Lease, state: str, result: dict | None = None, error: str | None = None, uncount: int = 0
-    ) -> bool:
-        """Write down what came of a run, and take `uncount` attempts back; False if the lease was lost meanwhile."""
+    ) -> str:
+        """Write down the state of a run, and take `uncount` attempts back; return it, or "lost" as the lease is."""
         with self._writing() as db:
             changed = db.execute(
                 "UPDATE runs SET state = ?, result = ?, error = ?, ended = ?, owner = NULL, attempts = attempts - ? "
@@ -133,10 +134,10 @@ class Ledger:
                 (state, None if result is None else json.dumps(result), error, _now(), uncount, *self._mine(lease)),
             )
         self._file.empty_log()  # here, after a run, and not in `claim`
-        return changed.rowcount == 1
+        return state if changed.rowcount == 1 else "lost"
 
-    def release(self, lease: Lease, counted: bool = False, error: str | None = None) -> bool:
-        """Give a run back; False if the lease was lost. If `counted`, its last attempt makes it a failed run."""
+    def release(self, lease: Lease, counted: bool = False, error: str | None = None) -> str:
+        """Give a run back, as `finish` does: "pending", or "failed" if `counted` and this was its last attempt."""
         last = counted and lease.attempt >= self.max_attempts
         return self.finish(lease, "failed" if last else "pending", None, error, uncount=0 if counted else 1)
 
@@ -210,7 +211,7 @@ class Ledger:
             if self._gone(owner, beat or 0):
                 self._db.execute(
                     "UPDATE runs SET state = iif(attempts >= ?, 'failed', 'pending'), owner = NULL, "
-                    "error = 'its worker ended without a word, attempt ' || attempts "
+                    "error = 'its process was killed or did not respond, attempt ' || attempts "
                     "WHERE state = 'leased' AND owner = ?",
                     (self.max_attempts, owner),
                 )
@@ -262,7 +263,7 @@ def _content(path: Path, row: dict) -> dict:
 
 def _plain_key(path: Path, key: str) -> str:
     if not is_key(key):
-        raise DamagedLedgerError(f"{path} is damaged (a key that is none): {MOVE_AWAY}")
+        raise DamagedLedgerError(f"{path} is damaged (a run's key is not one that rmbook makes): {MOVE_AWAY}")
     return key
 
 

@@ -117,7 +117,7 @@ def explaining(path: Path) -> Iterator[None]:
         reasons = {"locked": "does a process hang that uses it?", "readonly": "may you write there?"}
         reasons |= {"decode": "is it damaged?"}
         why = next((why for word, why in reasons.items() if word in str(error)), "is the disk full?")
-        onward = "Change that, and go on with the same command; nothing is lost."
+        onward = "Change that, and resume with the same command; nothing is lost."
         kind = DamagedLedgerError if "decode" in str(error) else LedgerError
         raise kind(f"cannot use {path} ({error}): {why} {onward}") from None
     except sqlite3.DatabaseError as error:

@@ -1,4 +1,4 @@
-"""Return whether another process is still alive, found out without the time of day.
+"""Whether another process is still alive, found out without the time of day.
 
 Each process that works on a sweep locks a file of its own. The kernel releases the lock when the process ends, in
 whatever way. So on one machine, a lock that can be taken proves that its process is dead; a process number that is
@@ -22,6 +22,9 @@ try:
 except ImportError:  # Windows: nothing can be proved there, heartbeats decide
     fcntl = None
 
+LEASE_SECONDS = 300.0  # without a sign of life, after which a process is given up
+MAX_ATTEMPTS = 5  # how often a run is begun at most when its processes die or machines fail
+
 
 class Presence:
     """This process, as other processes that use the same folder see it.
@@ -36,7 +39,7 @@ class Presence:
         path: the file that this process locks.
     """
 
-    def __init__(self, folder: Path, lease_seconds: float = 300.0, monotonic: Callable[[], float] = time.monotonic):
+    def __init__(self, folder: Path, lease_seconds: float = LEASE_SECONDS, monotonic: Callable = time.monotonic):
         self.lease_seconds, self._monotonic, self._seen = lease_seconds, monotonic, {}
         self.folder, self.name = Path(folder), f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.folder.mkdir(parents=True, exist_ok=True)

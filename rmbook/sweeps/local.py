@@ -1,15 +1,15 @@
 """Sweeps on this machine: the runs of a grid one after the other in this process, from wherever they are.
 
-The same call goes on after any interruption, and several processes that make it on one folder share the work.
+The same call resumes after any interruption, and several processes that make it on one folder share the work.
 """
 
 import contextlib
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.fingerprints import PlannedRun
@@ -17,7 +17,7 @@ from rmbook.sweeps.driver import Driver, Perform, perform_run
 from rmbook.sweeps.ledger import STOPPED, Lease
 from rmbook.sweeps.listener import Listener
 from rmbook.sweeps.queue import PartQueue, WholeQueue, check_part
-from rmbook.training.checkpoint import TrainingInterrupted
+from rmbook.training.checkpoint import TrainingInterrupted, handling
 
 POLL_SECONDS = 0.5
 
@@ -30,11 +30,10 @@ def run_sweep(
     halving: bool = False,
     budget: float | None = None,
     seed: int = 0,
+    bases: BaseModels | None = None,
     listener: Listener | None = None,
-    retry_failed: bool = False,
     wait: bool = True,
-    lease_seconds: float = 300.0,
-    max_attempts: int = 5,
+    **driving: Any,
 ) -> dict[str, int]:
     """Perform all runs that are not done yet, or a part of them.
 
@@ -46,16 +45,16 @@ def run_sweep(
         budget: the most that this call spends, in whole runs: an epoch counts as its share of its run's epochs. What
             would go beyond it is not begun. Without halving, a sampler of Optuna chooses the order.
         seed: of the sampler.
+        bases: models that earlier runs have loaded.
         listener: is told how it goes.
-        retry_failed: begin failed runs again.
         wait: when only other processes have runs in hand, stay until these are done, or fall to this process.
-        lease_seconds, max_attempts: see `rmbook.sweeps.driver.Driver`.
+        driving: lease_seconds, max_attempts and retry_failed of `rmbook.sweeps.driver.Driver`.
 
     Returns:
         Number of these runs in each state: pending, leased, done, diverged, failed.
 
     Raises:
-        TrainingInterrupted: Ctrl-C or SIGTERM; the same call goes on.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the same call resumes.
         SweepError: no run can be written, as on a full disk.
         ConfigError: a part was asked for and cannot be chosen, see `rmbook.sweeps.queue.check_part`.
         RunError, LedgerError: the folder cannot be used.
@@ -63,11 +62,8 @@ def run_sweep(
     part = halving or budget is not None
     if part:
         check_part(runs, halving, budget)
-    listener, bases = listener or Listener(), BaseModels()
-    driver = Driver(
-        folder, runs, lease_seconds=lease_seconds, max_attempts=max_attempts, retry_failed=retry_failed
-    )
-    with driver, stopping_on_signals():
+    listener, bases = listener or Listener(), bases or BaseModels()
+    with Driver(folder, runs, **driving) as driver, stopping_on_signals():
         ledger = driver.ledger
         queue = PartQueue(driver, runs, halving, budget, seed) if part else WholeQueue(driver)
         try:
@@ -85,7 +81,7 @@ def run_sweep(
                 listener.waiting(counts)
                 time.sleep(POLL_SECONDS)
         except (KeyboardInterrupt, TrainingInterrupted):
-            raise TrainingInterrupted(f"the sweep in {folder} was interrupted: the same command goes on.") from None
+            raise TrainingInterrupted(f"the sweep in {folder} was interrupted: the same command resumes it.") from None
 
 
 def _attempt(
@@ -105,24 +101,12 @@ def _attempt(
         if not asked:
             raise
         note = f"{STOPPED} {until} of {lease.config['epochs']}"
-        return ("pending" if driver.ledger.release(lease, error=note) else "lost"), note
+        return driver.ledger.release(lease, error=note), note
     except Exception as problem:  # noqa: BLE001 - whatever it is, it is this run's; the others go on
         error = problem
     return driver.conclude(lease, work, error)
 
 
-@contextlib.contextmanager
-def stopping_on_signals() -> Iterator[None]:
+def stopping_on_signals() -> contextlib.AbstractContextManager[None]:
     """SIGTERM, which clusters send, is heeded like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number, frame):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return handling(signal.default_int_handler, signal.SIGTERM)

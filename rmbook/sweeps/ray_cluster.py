@@ -7,7 +7,6 @@ import os
 import pickle
 import platform
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from rmbook.models.files import first_line
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.fingerprints import code_fingerprint
 from rmbook.sweeps.driver import Perform, SweepError, perform_run
-from rmbook.training.checkpoint import TrainingInterrupted
+from rmbook.training.checkpoint import TrainingInterrupted, handling
 
 STARTS = 3  # attempts: Ray gives its own processes 30 s, which on a busy machine they may not meet the first time
 VISIBLE_SECONDS = 15.0  # until a new file is seen on a network's file system
@@ -54,14 +53,12 @@ def joined_cluster(ray, address: str | None, workers: int | None, cpus: float) -
     if ray.is_initialized():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        _join(ray, address or os.environ.get("RAY_ADDRESS") or "local", workers and math.ceil(workers * cpus))
-        yield
-    finally:
-        ray.shutdown()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray has put its own there
+    with handling(signal.getsignal(signal.SIGTERM), signal.SIGTERM):  # Ray puts its own there
+        try:
+            _join(ray, address or os.environ.get("RAY_ADDRESS") or "local", workers and math.ceil(workers * cpus))
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _join(ray, address: str, cpus: int | None) -> None:

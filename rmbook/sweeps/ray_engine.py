@@ -1,6 +1,6 @@
 """Sweeps on a Ray cluster, or on several cores of this machine: Ray only executes, ledger and folders keep the truth.
 
-This process claims runs and settles them, as the engine in one process does, so either can go on with the other's
+This process claims runs and settles them, as the engine in one process does, so either can resume the other's
 sweep, also at the same time. Each worker is an actor that lives as long as the sweep and keeps the base model loaded
 (`rmbook.models.reuse`). The folder, the data and local models must lie on a file system that all machines share.
 """
@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rmbook.runs.fingerprints import PlannedRun, code_fingerprint
 from rmbook.sweeps.driver import Driver, Perform, SweepError, perform_run
@@ -34,16 +35,14 @@ def run_sweep_ray(
     cpus_per_run: float = 1,
     gpus_per_run: float | None = None,
     listener: Listener | None = None,
-    retry_failed: bool = False,
     wait: bool = True,
-    lease_seconds: float = 300.0,
-    max_attempts: int = 5,
+    **driving: Any,
 ) -> dict[str, int]:
     """Perform all runs that are not done yet, like `rmbook.sweeps.local.run_sweep`, several at a time.
 
     Args:
         perform: as there; Ray sends it to the workers by its module and name.
-        runs, folder, listener, retry_failed, wait, lease_seconds, max_attempts: as there.
+        runs, folder, listener, wait, driving: as there.
         address: of a Ray cluster: "auto", "HOST:PORT" or "ray://HOST:PORT". If None, the one that this process has
             joined or that RAY_ADDRESS names; if there is none, one is started on this machine, and stopped at the end.
         workers: number of runs at a time; as many as fit if None.
@@ -58,10 +57,7 @@ def run_sweep_ray(
     """
     check_shares(cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run)
     ray, folder = import_ray(), Path(folder).resolve()
-    driver = Driver(
-        folder, runs, lease_seconds=lease_seconds, max_attempts=max_attempts, retry_failed=retry_failed
-    )
-    with driver:
+    with Driver(folder, runs, **driving) as driver:
         counts = driver.ledger.counts(wanted=True)
         if not (open_runs := counts["pending"] + counts["leased"]):
             return counts
@@ -74,7 +70,7 @@ def run_sweep_ray(
             except (KeyboardInterrupt, TrainingInterrupted):
                 with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C does not wait
                     pool.stop()
-                text = f"the sweep in {folder} was interrupted: the same command goes on."
+                text = f"the sweep in {folder} was interrupted: the same command resumes it."
                 raise TrainingInterrupted(text) from None
             finally:
                 pool.kill()

@@ -15,10 +15,10 @@ import pandas as pd
 
 from rmbook.runs.result import RunError
 from rmbook.sweeps.best_rate import DIVERGED, best_rate, edge, mean_score
-from rmbook.sweeps.folder import SweepFolder
+from rmbook.sweeps.folder import COUNTED, SweepFolder
 from rmbook.sweeps.ledger import STOPPED
 from rmbook.sweeps.state import read_rows
-from rmbook.sweeps.table import COUNTED, SHARES, is_fine_tuning, sweep_table
+from rmbook.sweeps.table import SHARES, is_fine_tuning, sweep_table
 from rmbook.tasks.catalog import find_task
 
 CELL = ("model", "task", "method", "ratio", "density")
@@ -125,8 +125,8 @@ def _missing(runs: pd.DataFrame, seeds: set) -> str:
     """Say what keeps a group from being complete; "" if nothing does."""
     stopped = runs["note"].str.startswith(STOPPED).fillna(False) & (runs["state"] == "pending")
     kinds = {"stopped early": stopped}
-    for state in ("pending", "leased", "failed", "lost"):
-        kinds[state] = (runs["state"] == state) & ~stopped
+    kinds |= {state: (runs["state"] == state) & ~stopped for state in ("pending", "leased", "failed")}
+    kinds["with its result lost: run the sweep again"] = runs["state"] == "lost"
     told = [
         f"{number} {kind} (at {_rates(runs['learning_rate'][which])})"
         for kind, which in kinds.items()

@@ -12,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from rmbook.paper.tables import load_paper_table
+from rmbook.stamps import describe_machine
+from rmbook.sweeps.table import method_label
 from rmbook.sweeps.verdicts import LEAST_SEEDS, VERDICTS
 
 HEADER = ("task", "method", "best lr", "test", "seeds", "runs", "paper", "difference", "verdict")
@@ -135,8 +137,7 @@ def _rate_beside(row: pd.Series) -> str:
 
 
 def _method(row: pd.Series) -> str:
-    shares = [f"{name} {row[name]:g}" for name in ("ratio", "density") if pd.notna(row[name])]
-    return ", ".join([" ".join([row["method"], *shares]), *filter(None, [row["extra"]])])
+    return ", ".join(filter(None, [method_label(row), row["extra"]]))
 
 
 def _models(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -169,8 +170,7 @@ def _stamp(stamps: Sequence[dict], name: str, command: str) -> list[str]:
     if not stamps:
         return ["No run is finished."]
     dates = sorted({str(stamp.get("date")) for stamp in stamps})
-    hardware = [stamp.get("hardware") or {} for stamp in stamps]
-    machines = Counter(found.get("gpu") or f"{found.get('cpu')}, {found.get('threads')} threads" for found in hardware)
+    machines = Counter(describe_machine(stamp.get("hardware") or {}) for stamp in stamps)
     versions = Counter(", ".join(f"{k} {v}" for k, v in stamp.get("versions", {}).items()) for stamp in stamps)
     commits = Counter(str(stamp.get("commit")) for stamp in stamps)
     lines = [("date", dates[0] + (f" to {dates[-1]}" if len(dates) > 1 else ""))]

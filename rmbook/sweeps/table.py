@@ -7,7 +7,7 @@ is asked for.
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 
@@ -20,18 +20,14 @@ from rmbook.json_files import each, mapping, number, text
 from rmbook.runs.config import RunConfig
 from rmbook.runs.result import RunError
 from rmbook.settings import kinds_of
+from rmbook.sweeps.folder import COUNTED, LOSSES, PLACE, TIMED
 
 SORTED_BY = ("model", "task", "method", "ratio", "density", "settings", "learning_rate", "seed", "run")
-COUNTED = ("trainable", "total", "cut_prompts", "steps", "epochs_finished", "best_epoch")
-LOSSES = ("train_loss", "dev_loss", "dev_accuracy")
 SHARES = ("trained_ratio", *LOSSES, "accuracy", "f1")
-SPEED = ("seconds", "tokens_per_second", "peak_memory", "processes", "attempts")
+SPEED = (*TIMED, "attempts")
 KINDS = {entry.name: entry.type for entry in dataclasses.fields(RunConfig)}
 DEFAULTS = {entry.name: entry.default for entry in dataclasses.fields(RunConfig) if entry.default is not MISSING}
 NEEDED = {"model", "task", "learning_rate"}
-PLACE = ("date", "commit", "hardware")
-
-
 _KINDS_OF = {entry.name: kinds_of(entry) for entry in dataclasses.fields(RunConfig)}
 _JSON_KINDS = {
     **{str: text, float: number, dict: mapping, tuple[str, ...]: each(text)},
@@ -86,6 +82,12 @@ def is_fine_tuning(config: dict) -> bool:
     if not NEEDED <= config.keys() <= KINDS.keys():
         return False
     return all(any(_JSON_KINDS[kind](value) for kind in _KINDS_OF[name]) for name, value in config.items())
+
+
+def method_label(settings: Mapping) -> str:
+    """Return a run's method and share in words: "random_masking ratio 0.001"."""
+    shares = (f"{name} {settings[name]:g}" for name in ("ratio", "density") if pd.notna(settings[name]))
+    return " ".join([settings["method"], *shares])
 
 
 def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:

@@ -25,7 +25,6 @@ from rmbook.runs.config import PAPER_SETTINGS
 from rmbook.sweeps.grid import read_grid
 from rmbook.sweeps.table import DEFAULTS
 from rmbook.tasks.catalog import find_task
-from rmbook.tasks.images import IMAGE_TASKS
 
 PAPER_MODELS = {f"facebook/opt-{size}": f"OPT-{size}" for size in ("125m", "1.3b", "13b")}
 PAPER_MODELS |= {"meta-llama/Llama-2-7b-hf": "Llama-2-7b", "openai/clip-vit-base-patch16": "CLIP-ViT-B/16"}
@@ -90,7 +89,7 @@ def paper_numbers(model: str, task: str, method: str, ratio: float | None, all_r
         ratio: trainable / all parameters of a mask; None for other methods, which have one row each.
         all_records: trained on all examples (table 3) instead of 1,000; for images the paper has no other number.
     """
-    key, fewer = (model, task, method, _share(method, ratio)), not all_records or task in IMAGE_TASKS
+    key, fewer = (model, task, method, _share(method, ratio)), not (all_records and find_task(task).has_prompts)
     score = _numbers("score", (5, 8, 4, 2) if fewer else (3,)).get(key, math.nan)
     return score, _numbers("learning_rate", (6, 7, 9, 4, 2)).get(key, math.nan) if fewer else math.nan
 
@@ -107,7 +106,7 @@ def _compared(row: pd.Series, paper_model: str | None) -> dict:
     if reason := _not_comparable(row, paper_model, paper, everything):
         return found | {"verdict": "not comparable", "reason": reason}
     if row["seeds"] < LEAST_SEEDS:
-        wanted = f"at least {LEAST_SEEDS}" if row["task"] in IMAGE_TASKS else f"the paper's {LEAST_SEEDS}"
+        wanted = f"the paper's {LEAST_SEEDS}" if find_task(row["task"]).has_prompts else f"at least {LEAST_SEEDS}"
         return found | {"verdict": "too few seeds", "reason": f"{row['seeds']}, {wanted}"}
     error = standard_error(row["score"], row["deviation"], row["seeds"], row["test_records"])
     found["tolerance"] = 2 * math.sqrt(2) * error
@@ -120,10 +119,11 @@ def _not_comparable(row: pd.Series, paper_model: str | None, paper: float, every
     """Return why a group has no verdict; "" if it has one."""
     config = row["config"]
     if not paper_model:
-        return "the model is a folder" if row["local"] else "the model is not in the paper"
-    images = row["task"] in IMAGE_TASKS
+        return "the model is a folder: name it with --as" if row["local"] else "the model is not in the paper"
+    task = find_task(row["task"])
+    images = not task.has_prompts
     for name, wanted in _protocol(images, row["method"]).items():
-        default = name == "dev_size" and config[name] == find_task(row["task"]).dev_size
+        default = name == "dev_size" and config[name] == task.dev_size
         if config[name] != wanted and not default:
             return f"{name} {config[name]}, the paper's {'default' if wanted in (None, '{}') else wanted}"
     if not images and config["train_size"] < 1000:
@@ -140,7 +140,7 @@ def _not_comparable(row: pd.Series, paper_model: str | None, paper: float, every
     steps = config["epochs"] * math.ceil(row["train_records"] / config["batch_size"])
     if images and steps < config["max_steps"]:
         return f"{config['epochs']} epochs are {steps} steps, the paper's {config['max_steps']}"
-    tested = (TEST_IMAGES if images else TEST_RECORDS)[row["task"]]
+    tested = (TEST_IMAGES | TEST_RECORDS)[task.name]
     return f"{row['test_records']} test examples, the paper's {tested}" if row["test_records"] != tested else ""
 
 

@@ -1,11 +1,13 @@
 """The paper's sampling rule: 1,000 examples to train on, 500 to choose the epoch by, 1,000 to test on."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from rmbook.errors import TaskError
 from rmbook.tasks.catalog import find_task
+from rmbook.tasks.task import SPLITS, Task
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ def sample_splits(
             f"{len(train)} training examples leave none after a dev_size of {dev_size}: give a smaller dev_size."
         )
     return Splits(chosen[:boundary], chosen[boundary:], _first(validation, test_size, seed))
+
+
+def draw_splits(task: Task, data_dir: str | None, seed: int, *sizes: Any) -> Splits:
+    """Load all examples of a task and draw those of a run; seed and sizes are as for `sample_splits`."""
+    train, validation = (task.load_examples(split, data_dir) for split in SPLITS)
+    return sample_splits(train, validation, seed, *sizes)
 
 
 def _first(examples: list, count: int, seed: int) -> list:

@@ -5,8 +5,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -95,27 +96,32 @@ class Checkpoint:
             )
         return info, tensors
 
-    @contextmanager
-    def catching_signals(self) -> Iterator[None]:
-        """Within it, Ctrl-C and SIGTERM ask for a stop at the next step; a second Ctrl-C stops at once.
-
-        In a thread other than the main one nothing changes: Python gives signals to the main one alone.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def catching_signals(self) -> AbstractContextManager[None]:
+        """Within it, Ctrl-C and SIGTERM ask for a stop at the next step; a second Ctrl-C stops at once."""
 
         def ask(number, frame):
             if self.stop_requested:
                 raise KeyboardInterrupt
             self.stop_requested = True
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return handling(ask, signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def handling(handler: Any, *numbers: int) -> Iterator[None]:
+    """Within it, these signals call a handler.
+
+    In a thread other than the main one nothing changes: Python gives signals to the main one alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

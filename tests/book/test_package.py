@@ -50,6 +50,13 @@ def test_wheel_holds_every_module_and_every_data_file(wheel):
     assert sum(not name.endswith(".py") for name in found) > 20
 
 
+def test_the_map_of_each_room_names_all_its_modules():
+    for room in (ROOT / "rmbook").glob("*/__init__.py"):
+        lines = [line for line in room.read_text().splitlines() if line.startswith("    ")]
+        modules = {path.stem for path in room.parent.glob("*.py")} - {"__init__"}
+        assert sorted(modules - set(re.findall(r"\w+", " ".join(lines)))) == [], room
+
+
 def test_types_of_the_public_surface_are_checked_strictly():
     """mypy's list of strict modules holds the home of each public name; `make test` runs mypy."""
     overrides = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["overrides"]
@@ -103,7 +110,7 @@ def modules_of_extras() -> set[str]:
 
 
 def test_every_public_name_imports_without_the_books_tools(wheel, tmp_path):
-    """From the wheel's own files, away from the repository, with the extras' packages hidden."""
+    """The wheel's own files are used, away from the repository, with the extras' packages hidden."""
     blocked = modules_of_extras()
     assert {"jupyter_book", "nbval", "pytest", "ray", "optuna", "hypothesis", "playwright"} <= blocked
     wheel.extractall(tmp_path)
@@ -137,7 +144,7 @@ for path in sorted(pathlib.Path(BOOK).glob("*.ipynb")):
 
 
 def test_chapters_begin_where_only_the_package_is_installed(wheel, tmp_path):
-    """As on Colab: the first cell finds the package, the imports need none of the book's tools, quick chapters run."""
+    """The first cell finds the package, the imports need none of the book's tools, quick chapters run."""
     wheel.extractall(tmp_path / "installed")
     hiding = IMPORT_ALL.partition("import rmbook\n")[0]
     blocked, quick = modules_of_extras() - {"mlxtend"}, ("tables_reread", "benchmark_reread")  # the first cell has it

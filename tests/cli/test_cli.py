@@ -198,7 +198,7 @@ def test_help_has_examples(command):
 
 @pytest.mark.parametrize("kind", ["opt", "llama"])
 def test_a_model_learns_and_its_run_says_so(kind, shared, tmp_path):
-    """From the shell to a lower loss, on real records, through the genuine pipeline of both families."""
+    """The shell leads to a lower loss, on real examples, through the genuine pipeline of both families."""
     model = make_tiny_checkpoint(tmp_path / kind, kind, pretrain_steps=0)
     values = {
         "model": model,

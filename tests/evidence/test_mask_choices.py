@@ -45,7 +45,7 @@ def test_scores_that_cannot_be_compared_are_refused():
 
 
 class SquaredError(Objective):
-    """Of a linear model: examples are pairs (x, y)."""
+    """Loss of a linear model: examples are pairs (x, y)."""
 
     def loss(self, model, examples):
         return sum(((model(x) - y) ** 2).sum() / 2 for x, y in examples)

@@ -1,6 +1,7 @@
 """`rmbook record`: one run of every kind through the real path, and what a kill leaves."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -15,9 +16,9 @@ from rmbook import apply_random_mask
 from rmbook.errors import ConfigError
 from rmbook.evidence.backbones import load_backbone
 from rmbook.evidence.curvature_cells import CurvatureCell, measure_cell
-from rmbook.evidence.experiment import Experiment, run_experiment, write_result
+from rmbook.evidence.experiment import Experiment, run_experiment
 from rmbook.evidence.grids import read_recorded_grid
-from rmbook.evidence.record import KINDS, record_grid
+from rmbook.evidence.record import KINDS, perform_settings, record_grid
 from rmbook.evidence.recording import load_recorded
 from rmbook.landscape.curvature import hessian_norm
 from rmbook.landscape.landscape import Landscape
@@ -78,10 +79,11 @@ def test_grids_that_share_runs_count_them_once(grid, tmp_path, monkeypatch):
     monkeypatch.setenv("RMBOOK_CACHE", str(tmp_path / "cache"))
     performed = []
 
-    def perform(config, work, bases=None, stop=None):
-        performed.append((config["density"], config["learning_rate"], config["seed"]))
-        write_result(work, {"status": "completed", "best_epoch": 1, "dev_accuracy": 50.0}, config)
+    def measure(settings):
+        performed.append((settings.density, settings.learning_rate, settings.seed))
+        return {"best_epoch": 1, "dev_accuracy": 50.0}
 
+    perform = functools.partial(perform_settings, Experiment, measure)
     first = record_grid(grid(EXPERIMENT), perform=perform)
     assert first == tmp_path / "cache" / "recording" / "experiment" / "mine.json" and len(performed) == 8
     wider = EXPERIMENT.replace("[0.1, 0.01]", "[0.01, 0.001]").replace("[1e-2, 3e-2]", "[3e-2, 1e-1]")

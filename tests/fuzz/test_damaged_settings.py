@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmbook.runs.config import RunConfig, make_config, read_config
-from rmbook.sweeps.grid import _files, expand, override, read_grid
+from rmbook.sweeps.grid import expand, grid_files, override, read_grid
 from rmbook.yaml_files import parse_yaml
 
 SETTINGS = {"model": "nowhere", "data_dir": "nowhere", "task": "RTE", "learning_rate": 1e-2, "method": "lora"}
@@ -28,7 +28,7 @@ LINES = (b"a: &a [x, x]\n", b"b: *a\n", b"!!python/object/apply:os.system ['true
 LINES += (b"axes: {seed: [" + b"0," * 3000 + b"]}\n", b"- " * 3000 + b"\n", b"{" * 3000, b"--- \n", b"<<: 1\n")
 
 
-def test_files_of_settings(tmp_path, monkeypatch):
+def testgrid_files_of_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed in seeds(60):
         draw = random.Random(seed)
@@ -45,7 +45,7 @@ def test_files_of_settings(tmp_path, monkeypatch):
 
 def test_grids(tmp_path):
     path = tmp_path / "grid.yaml"
-    shipped = [file.read_bytes() for file in _files() if b"made:" not in file.read_bytes()]
+    shipped = [file.read_bytes() for file in grid_files() if b"made:" not in file.read_bytes()]
     for seed in seeds(80):
         draw = random.Random(seed)
         content = draw.choice((GRID, GRID, *shipped))

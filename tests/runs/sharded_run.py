@@ -5,14 +5,12 @@ is accelerate's own code.
 """
 
 import os
-from unittest import mock
 
 import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import PartialState
 
 from rmbook.errors import ConfigError
-from rmbook.runs import prepare
 from rmbook.runs.config import RunConfig
 from rmbook.runs.run import resume_run, start_run
 from rmbook.training.accelerator import new_accelerator
@@ -42,12 +40,16 @@ def run(settings, folder, how, interrupt=False):
     rank, world = (str(torch.distributed.get_rank()), str(torch.distributed.get_world_size()))
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": world}
-    with mock.patch.object(prepare, "new_accelerator", lambda mixed: sharded_accelerator(mixed, **how)):
-        try:
-            start_run(RunConfig(**settings), folder, progress=False, after_epoch=lambda row: interrupt)
-        except TrainingInterrupted:
-            resume_run(folder, progress=False)
-        try:
-            start_run(RunConfig(**settings | {"method": "lora", "ratio": None}), f"{folder}-lora", progress=False)
-        except ConfigError as error:
-            assert "FSDP is supported for random_masking" in str(error), error
+    config, lora = RunConfig(**settings), RunConfig(**settings | {"method": "lora", "ratio": None})
+
+    def given():
+        return {"progress": False, "accelerator": sharded_accelerator(config.mixed_precision, **how)}
+
+    try:
+        start_run(config, folder, after_epoch=lambda row: interrupt, **given())
+    except TrainingInterrupted:
+        resume_run(folder, **given())
+    try:
+        start_run(lora, f"{folder}-lora", **given())
+    except ConfigError as error:
+        assert "FSDP is supported for random_masking" in str(error), error

@@ -21,12 +21,6 @@ from rmbook.sweeps.grid import SAME_RUNS, expand, override, plan, read_grid, rea
 BASE = {"model": "a/b", "task": "RTE", "ratio": 1e-3}
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    """A process reads files once; a test changes them."""
-    yield
-
-
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("places")
@@ -124,15 +118,21 @@ def test_numbers_of_a_file_need_no_point(tmp_path):
 # -------------------------------------------------------------------------------------------------- the ready-made ones
 
 
-def test_ready_made_grids_expand_and_say_what_they_are(monkeypatch):
-    monkeypatch.setattr("rmbook.offline.made.resolve", lambda name: "/somewhere")
+PLACES = {"model": "/somewhere", "data_dir": "/somewhere"}  # instead of what would be made, for which nothing waits
+
+
+def expanded(name):
+    return expand(override(read_grid(name), PLACES if name.endswith("-tiny") else {}))
+
+
+def test_ready_made_grids_expand_and_say_what_they_are():
     names = ready_made()
     assert all(read_grid(name) == read_grid(other) for name, other in SAME_RUNS.items())
     figures = [f"fig{number}" for number in ("1", "3", "4a", "4b", "4c", *range(5, 12))]
     for name in [*(f"table{number}" for number in range(1, 10)), *figures]:
         assert {name, f"{name}-tiny"} <= names.keys(), name
     for name in names.keys() - SAME_RUNS.keys():
-        assert f"{len(expand(read_grid(name))):,} runs" in names[name], name
+        assert f"{len(expanded(name)):,} runs" in names[name], name
 
 
 @pytest.mark.parametrize(("name", "number"), [("table5", 5), ("table4", 4), ("table3", 3), ("table2", 2)])
@@ -152,9 +152,8 @@ def test_grids_of_tables_hold_what_the_tables_hold(name, number):
 
 
 @pytest.mark.parametrize("name", [name for name in ready_made() if name.endswith("-tiny") and name not in SAME_RUNS])
-def test_a_grid_in_small_has_the_methods_of_the_large_one(name, monkeypatch):
-    monkeypatch.setattr("rmbook.offline.made.resolve", lambda name: "/somewhere")
-    small, large = (expand(read_grid(grid)) for grid in (name, name.removesuffix("-tiny")))
+def test_a_grid_in_small_has_the_methods_of_the_large_one(name):
+    small, large = (expanded(grid) for grid in (name, name.removesuffix("-tiny")))
     # table 8 in small has random masks beside the structured ones, which in large are those of table 5
     beside = {"random_masking"} if name == "table8-tiny" else set()
     assert {run.method for run in small} == {run.method for run in large} | beside
@@ -185,13 +184,13 @@ def test_the_identity_is_that_of_contents_not_of_places(places, tmp_path, monkey
 
 
 @pytest.mark.parametrize("what", ["setting", "records", "weights", "tokenizer", "code"])
-def test_the_identity_changes_with_all_that_the_outcome_depends_on(what, places, tmp_path, monkeypatch):
-    moved, changes = shutil.copytree(places, tmp_path / "elsewhere"), {}
+def test_the_identity_changes_with_all_that_the_outcome_depends_on(what, places, tmp_path):
+    moved, changes, code = shutil.copytree(places, tmp_path / "elsewhere"), {}, None
     before = plan_run(config(moved))
     if what == "setting":
         changes = {"dropout": 0.0}
     elif what == "code":
-        monkeypatch.setattr("rmbook.runs.fingerprints.code_fingerprint", lambda: "0.1.0+other")
+        code = "0.1.0+other"
     else:
         names = {
             "records": "data/SST-2/dev.tsv",
@@ -201,7 +200,7 @@ def test_the_identity_changes_with_all_that_the_outcome_depends_on(what, places,
         path = moved / names[what]
         content = path.read_bytes()
         path.write_bytes(content[:-2] + b"\n\n" if what != "weights" else content[:-1] + bytes([content[-1] ^ 1]))
-    assert plan_run(config(moved, **changes)).key != before.key
+    assert plan_run(config(moved, **changes), code).key != before.key
 
 
 def test_all_runs_of_a_grid_differ_and_are_the_same_each_time(places):

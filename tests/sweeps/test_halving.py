@@ -223,7 +223,7 @@ def test_the_sampler_takes_groups_in_turn_and_its_seed_decides(tmp_path):
 
 @needs_optuna
 def test_the_sampler_learns(tmp_path):
-    """On 60 rates with one good one, it finds better rates than drawing without replacement would."""
+    """It finds, on 60 rates with one good one, better rates than drawing without replacement would."""
     rates, found = [10 ** (-6 + 5 * n / 59) for n in range(60)], []
     for seed in range(4):
         log = sweep_of(tmp_path / f"s{seed}", grid(rates, (0,), epochs=1), budget=20, seed=seed)

@@ -39,10 +39,10 @@ def test_runs_are_given_in_order_and_once_and_their_results_kept(ledger):
     ledger.add(planned(3))  # a second time changes nothing
     leases = [ledger.claim() for _ in range(3)]
     assert [lease.config["seed"] for lease in leases] == [0, 1, 2] and ledger.claim() is None
-    assert ledger.finish(leases[0], "done", {"score": 0.1 + 0.2})
-    assert ledger.finish(leases[1], "diverged", {"score": None})
-    assert ledger.finish(leases[2], "failed", error="ConfigError: no")
-    assert not ledger.finish(leases[0], "failed")  # it is finished
+    assert ledger.finish(leases[0], "done", {"score": 0.1 + 0.2}) == "done"
+    assert ledger.finish(leases[1], "diverged", {"score": None}) == "diverged"
+    assert ledger.finish(leases[2], "failed", error="ConfigError: no") == "failed"
+    assert ledger.finish(leases[0], "failed") == "lost"  # it is finished
     assert [row["state"] for row in ledger.rows()] == list(STATES[2:])
     assert ledger.rows()[0]["result"] == {"score": 0.1 + 0.2}
     assert ledger.counts() == {"pending": 0, "leased": 0, "done": 1, "diverged": 1, "failed": 1}
@@ -63,7 +63,8 @@ def test_attempts_end_where_they_count_and_a_tried_run_goes_to_the_end(counted, 
     seen = []
     while len(seen) < 20 and (lease := ledger.claim()):
         seen.append((lease.config["seed"], lease.attempt))
-        ledger.release(lease, counted=counted, error="OSError: no such luck")
+        wanted = "failed" if counted and lease.attempt == 3 else "pending"
+        assert ledger.release(lease, counted=counted, error="OSError: no such luck") == wanted
     if counted:
         assert seen == [(0, 1), (1, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
         assert {row["state"] for row in ledger.rows()} == {"failed"}
@@ -84,11 +85,11 @@ def test_who_lost_a_lease_is_not_heard(tmp_path):
     gone.add("a")  # wrongly
     new = ledgers["b"].claim()
     assert (new.attempt, ledgers["a"].holds(old), ledgers["b"].holds(new)) == (2, False, True)
-    assert not ledgers["a"].finish(old, "failed") and not ledgers["a"].release(old)
+    assert ledgers["a"].finish(old, "failed") == ledgers["a"].release(old) == "lost"
     gone.clear()
-    assert ledgers["b"].release(new)
+    assert ledgers["b"].release(new) == "pending"
     again = ledgers["a"].claim()  # the same owner has it again, by another claim
-    assert not ledgers["a"].finish(old, "failed") and ledgers["a"].finish(again, "done", {"score": 1})
+    assert ledgers["a"].finish(old, "failed") == "lost" and ledgers["a"].finish(again, "done", {"score": 1}) == "done"
 
 
 class Sweep(RuleBasedStateMachine):
@@ -130,8 +131,8 @@ class Sweep(RuleBasedStateMachine):
     def finish(self, data, state):
         if mine := [entry for entry in self.leases if entry[1] not in self.gone]:
             lease, name = data.draw(st.sampled_from(mine))
-            assert self.ledgers[name].finish(lease, state, {"by": name})
-            assert not self.ledgers[name].finish(lease, "failed")
+            assert self.ledgers[name].finish(lease, state, {"by": name}) == state
+            assert self.ledgers[name].finish(lease, "failed") == "lost"
             self.finished[lease.key] = state
             self.leases.remove((lease, name))
 
@@ -139,7 +140,7 @@ class Sweep(RuleBasedStateMachine):
     def release(self, data, counted):
         if mine := [entry for entry in self.leases if entry[1] not in self.gone]:
             lease, name = data.draw(st.sampled_from(mine))
-            assert self.ledgers[name].release(lease, counted=counted)
+            assert self.ledgers[name].release(lease, counted=counted) != "lost"
             self.attempts[lease.key] -= not counted
             self.leases.remove((lease, name))
 
@@ -277,7 +278,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
     assert finished > 3 and ledger.counts()["done"] == finished and sum(ledger.counts().values()) == 50
     ledger.add(planned(50))
     while lease := ledger.claim():
-        assert ledger.finish(lease, "done", {})
+        assert ledger.finish(lease, "done", {}) == "done"
     assert ledger.counts() == dict.fromkeys(STATES, 0) | {"done": 50}
 
 

@@ -60,7 +60,7 @@ def run(dev=0.5, test=0.5, *, loss=1.0, state="done", note="", train=1000, recor
 
 
 def frame(runs) -> pd.DataFrame:
-    """As `read_runs` gives them."""
+    """Runs as `read_runs` gives them."""
     table = sweep_table([row for row, _, _ in runs])
     for name, values in {
         "note": {row["key"]: row["error"] for row, _, _ in runs},
@@ -135,7 +135,7 @@ def test_a_rate_at_which_a_run_diverged_is_not_chosen_but_counted():
 @pytest.mark.parametrize(
     ("state", "note", "told"),
     [("pending", "", "pending"), ("pending", f"{STOPPED} 1 of 5", "stopped early"), ("leased", "", "leased")]
-    + [("failed", "ConfigError: no", "failed"), ("lost", "", "lost")],
+    + [("failed", "ConfigError: no", "failed"), ("lost", "", "with its result lost: run the sweep again")],
 )
 def test_what_is_not_finished_is_named_and_never_averaged(state, note, told):
     whole = seeds([0.6, 0.6, 0.6], [0.7, 0.7, 0.7], learning_rate=1e-3)
@@ -287,7 +287,7 @@ def test_images_in_other_settings_are_not_compared(changes, reason):
 
 NOT = {
     "another model": ({"model": "facebook/opt-350m"}, "the model is not in the paper"),
-    "a folder": ({"model": "/m/opt-125m", "local": True}, "the model is a folder"),
+    "a folder": ({"model": "/m/opt-125m", "local": True}, "the model is a folder: name it with --as"),
     "fewer records": ({"train_size": 240}, "train_size 240"),
     "another batch": ({"batch_size": 16}, "batch_size 16"),
     "another rank": ({"settings": {"rank": 16}}, "settings"),
@@ -457,7 +457,7 @@ def test_a_report_writes_both_of_its_files_or_none(broken, sweep, tmp_path):
 
 
 def test_nothing_is_written_by_looking(sweep, tmp_path):
-    """For a folder of which the ledger is lost, too."""
+    """This holds for a folder of which the ledger is lost, too."""
     folder = shutil.copytree(sweep, tmp_path / "sweep")
     said = [call(*command).stdout for command in looks(folder, tmp_path)]
     for path in folder.glob("ledger.sqlite*"):
@@ -481,4 +481,4 @@ def test_a_lost_result_is_not_counted(sweep, tmp_path):
     shutil.rmtree(folder / "runs" / gone)
     runs, stamps = read_runs(folder)
     assert len(stamps) == 11 and list(runs.loc[runs["run"] == gone, "state"]) == ["lost"]
-    assert "1 lost" in " ".join(summarize(runs)["missing"])
+    assert "1 with its result lost" in " ".join(summarize(runs)["missing"])

@@ -168,7 +168,7 @@ def test_ctrl_c_gives_the_run_back_and_the_same_command_goes_on(grid, runs, undi
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
-    assert process.returncode == 130 and "the same command goes on" in said.splitlines()[-1]
+    assert process.returncode == 130 and "the same command resumes it" in said.splitlines()[-1]
     ledger = open_ledger(SweepFolder(folder))
     assert ledger.counts()["leased"] == 0 and {row["attempts"] for row in ledger.rows("pending")} == {0}
     assert list(folder.glob("work/*/checkpoint.safetensors")) and not list(folder.glob("owners/*"))
@@ -303,10 +303,9 @@ def test_the_time_of_day_does_not_matter(runs, undisturbed, tmp_path, monkeypatc
 def test_a_process_that_was_given_up_wrongly_does_no_harm(runs, undisturbed, tmp_path):
     """It finishes its run, before or after the one that took the run over; it counts once."""
     folder, one = tmp_path / "sweep", runs[:1]
-    with Driver(folder, one) as early, Driver(folder, one) as late:
+    with Driver(folder, one) as early, Driver(folder, one, gone=lambda owner, beat: True) as late:
         lease, work = early.claim()
         perform_run(lease.config, work)
-        late.ledger._gone = lambda owner, beat: True
         newer, other = late.claim()
         assert other != work and not work.exists()  # what was done is taken over, out of the first one's reach
         with pytest.raises(OSError):
@@ -449,8 +448,8 @@ def test_the_live_table_counts(runs):
     report = LiveListener(console)
     lease = type("Lease", (), {"config": runs[0].config, "attempt": 2})()
     report.begun(lease, DONE | {"pending": 3, "leased": 1, "done": 3})
-    console.print(report._table())
+    console.print(report.table())
     report.ended(lease, "failed", "OSError: no [luck]", DONE | {"pending": 3, "done": 3, "failed": 1})
-    console.print(report._table())
+    console.print(report.table())
     text = console.export_text()
     assert "lr 0.01 seed 0, again" in text and "failed: tiny" in text and "no [luck]" in text and "min" in text

@@ -44,7 +44,7 @@ def runs(grid) -> list:
 
 @pytest.fixture(scope="module")
 def undisturbed(runs, tmp_path_factory):
-    """By the engine in one process, on as many threads as a worker has."""
+    """A sweep by the engine in one process, on as many threads as a worker has."""
     folder, threads = tmp_path_factory.mktemp("undisturbed") / "sweep", torch.get_num_threads()
     torch.set_num_threads(1)
     assert run_sweep(runs, folder) == DONE
@@ -139,7 +139,7 @@ def test_either_engine_goes_on_with_the_others_sweep(cluster, runs, undisturbed,
     assert len(list(folder.glob("runs/*"))) == 2
     report = Stopping()
     report.limit = 3
-    with pytest.raises(TrainingInterrupted, match="same command goes on"):
+    with pytest.raises(TrainingInterrupted, match="same command resumes it"):
         run_sweep_ray(runs, folder, workers=1, listener=report)
     ledger = open_ledger(SweepFolder(folder))
     assert ledger.counts()["leased"] == 0 and {row["attempts"] for row in ledger.rows("pending")} == {0}

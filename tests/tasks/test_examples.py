@@ -48,7 +48,7 @@ def test_parquet_files_read_by_datasets_give_the_same_records(task, split, tmp_p
 
 
 class Table(list):
-    """As much of `datasets.Dataset` as is used."""
+    """The part of `datasets.Dataset` that is used."""
 
     @property
     def column_names(self):
