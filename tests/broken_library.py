@@ -17,7 +17,7 @@ import torch
 from broken_chapters import Cell, Parts, changed, names_in
 from broken_fakes import FAKES, Explorer, as_they_are
 
-REAL_WIDGETS = ("check", "student_quantile", "TableComparison")
+REAL_WIDGETS = ("check", "student_quantile", "TableComparison", "CollapseExplorer", "Curve")
 
 
 def noise(seed: int, signs: tuple[int, ...] = (1,)) -> Callable:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from rmbook.checks import scale_factor
 from rmbook.engine.masking import apply_masks
 from rmbook.evidence.backbones import Backbone, load_backbone
 from rmbook.evidence.changes import distance_from
@@ -136,8 +137,7 @@ def put_method(backbone: Backbone, settings: Experiment) -> tuple[nn.Module, App
     seed = settings.seed if settings.mask_seed is None else settings.mask_seed
     chosen = {"seed": seed, "objective": backbone.objective, "data": data}
     masks = choose_masks(model, backbone.targets, settings.choice, settings.density, **chosen)
-    scale = 1 / settings.density if settings.scale == "inverse_density" else settings.scale
-    apply_masks(model, masks, scale=scale)
+    apply_masks(model, masks, scale=scale_factor(settings.scale, settings.density))
     return model, None
 
 

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rmbook.errors import ConfigError
+from rmbook.errors import ConfigError, first_line
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import make_config
 from rmbook.runs.fingerprints import PlannedRun
@@ -148,7 +148,7 @@ class Driver:
         Raises:
             SweepError: no run could be written here; this one is given back, and the attempt does not count.
         """
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        text = first_line(error, 500)
         if _number(error) in NO_ROOM or isinstance(error, LedgerError):
             raise SweepError(
                 f"no run can be written in {self.place.path} ({text}). Make room, then resume with the same command; "
@@ -174,7 +174,7 @@ class Driver:
         except SweepError:
             raise
         except Exception as problem:  # noqa: BLE001 - whatever it is, it is this run's; the others go on
-            return self.give_up(lease, problem), f"{type(problem).__name__}: {' '.join(str(problem).split())}"
+            return self.give_up(lease, problem), first_line(problem, 500)
 
     def _beat(self) -> None:
         while not self._ended.is_set():

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from rmbook.models.files import first_line
+from rmbook.errors import first_line
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.fingerprints import code_fingerprint
 from rmbook.sweeps.driver import Perform, SweepError, perform_run

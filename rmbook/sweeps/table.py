@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from rmbook.errors import ConfigError
+from rmbook.errors import ConfigError, reason
 from rmbook.files import replacing
 from rmbook.json_files import each, mapping, number, text
 from rmbook.runs.config import RunConfig
@@ -57,7 +57,7 @@ def sweep_table(rows: Sequence[dict], timing: bool = False) -> pd.DataFrame:
     try:
         return _table(rows, timing)
     except (OverflowError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())[:100]
+        said = reason(error)
         raise RunError(f"the runs of this sweep make no table, as their settings do not fit ({said}).") from None
 
 
@@ -109,7 +109,7 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
             try:
                 table.to_parquet(temporary, index=False, engine="pyarrow")
             except (pa.ArrowException, OverflowError) as error:  # settings of another kind than fine-tuning
-                said = " ".join(str(error).split())[:100]
+                said = reason(error)
                 raise ConfigError(f"{path}: a column holds values of several types ({said}); use .csv.") from None
 
 
