@@ -135,7 +135,7 @@ class Plan:
         lines = [
             f"tier: {self.tier.name}; {self.tier.time}",
             f"model: {model}",
-            f"records: {examples}; {counts}; {size['epochs']} epochs",
+            f"examples: {examples}; {counts}; {size['epochs']} epochs",
         ]
         return "\n".join(lines + ([f"note: {self.note}"] if self.note else []))
 

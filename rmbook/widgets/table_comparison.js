@@ -45,8 +45,8 @@ function draw(state, host) {
     const [model, row, other] = lists.map((list) => list.value), lines = compare(state, model, row, other);
     const found = [0, 1, 2].map((v) => lines.slice(0, -1).filter((line) => line.verdict === v).length), last = lines.at(-1);
     status.textContent = `${model}, ${row} minus ${other}: of ${state.tasks.length} tasks, ${found[2]} distinguishable, `
-      + `${found[1]} on these records only, ${found[0]} cannot be told. Mean difference ${signed(last.difference)} ± `
-      + `${last.inner.toFixed(1)} points (± ${last.outer.toFixed(1)} on other records): ${state.verdicts[last.verdict]}.`;
+      + `${found[1]} on these examples only, ${found[0]} cannot be told. Mean difference ${signed(last.difference)} ± `
+      + `${last.inner.toFixed(1)} points (± ${last.outer.toFixed(1)} on other examples): ${state.verdicts[last.verdict]}.`;
     table.textContent = "";
     const head = make("tr", {}, make("thead", {}, table));
     const reach = Math.max(...lines.map((line) => Math.abs(line.difference) + line.outer));
@@ -63,7 +63,7 @@ function draw(state, host) {
   }
   function bar(cell, { task, difference, inner, outer, verdict }, reach) {
     const svg = make("svg", { viewBox: "-104 -9 208 18", role: "img" }, cell), x = (value) => 100 * value / reach;
-    make("title", {}, svg, `${task}: ${signed(difference)}, ± ${inner.toFixed(1)} on these records, ± ${outer.toFixed(1)} on others`);
+    make("title", {}, svg, `${task}: ${signed(difference)}, ± ${inner.toFixed(1)} on these examples, ± ${outer.toFixed(1)} on others`);
     make("path", { d: "M0 -9V9", class: "rmt-zero" }, svg);
     [["rmt-outer", outer], ["rmt-inner", inner]].forEach(([name, half]) =>
       make("path", { d: `M${x(difference - half).toFixed(2)} 0H${x(difference + half).toFixed(2)}`, class: name }, svg));

@@ -10,11 +10,11 @@ from scipy import stats
 
 from rmbook.widgets.page import Figure, table_html
 
-VERDICTS = ("cannot be told", "on these records", "distinguishable")  # also in table_comparison.js
+VERDICTS = ("cannot be told", "on these examples", "distinguishable")  # also in table_comparison.js
 LEGEND = (
-    "Thick bar: what repeating both rows on the same test records would change (95 %). Thin bar: the same on other "
-    "test records, drawn for each row by itself. ○ the thick bar holds zero: cannot be told. ◐ only the thin bar "
-    "holds zero: a difference on these records. ● neither holds zero: distinguishable."
+    "Thick bar: what repeating both rows on the same test examples would change (95 %). Thin bar: the same on other "
+    "test examples, drawn for each row by itself. ○ the thick bar holds zero: cannot be told. ◐ only the thin bar "
+    "holds zero: a difference on these examples. ● neither holds zero: distinguishable."
 )
 
 
@@ -23,12 +23,12 @@ class TableComparison(Figure):
 
     Two intervals belong to each difference of two scores a and b, in points: the inner one reaches t sqrt(2) s to each
     side, s the spread of one score under repetition; the outer one t sqrt(2 s^2 + a (100 - a) / n + b (100 - b) / n),
-    as if the rows had been tested on separate records. Rows that share their records have less than the outer one.
+    as if the rows had been tested on separate examples. Rows that share their examples have less than the outer one.
 
     Args:
         scores: in percent; index (model, row), one column a task.
         spreads: s of each task, in points.
-        counts: n, test records of each task.
+        counts: n, test examples of each task.
         quantile: t, Student's for the degrees of freedom of `spreads`.
         first: (model, row, row) that is shown at first.
         title: what a screen reader calls the figure.
@@ -69,9 +69,9 @@ class TableComparison(Figure):
         """
         one, two = (self.scores.loc[(model, name)].to_numpy() for name in (row, other))
         repetition = 2 * self.spreads**2
-        records = (one * (100 - one) + two * (100 - two)) / self.counts
+        examples = (one * (100 - one) + two * (100 - two)) / self.counts
         one, two = _with_mean(one), _with_mean(two)
-        inner, outer = (self.quantile * np.sqrt(_with_error(part)) for part in (repetition, repetition + records))
+        inner, outer = (self.quantile * np.sqrt(_with_error(part)) for part in (repetition, repetition + examples))
         difference = one - two
         verdict = np.where(abs(difference) <= inner, 0, np.where(abs(difference) <= outer, 1, 2))
         return pd.DataFrame(
@@ -90,7 +90,7 @@ class TableComparison(Figure):
 
     def _table(self) -> str:
         # The first choice.
-        lines = [["task", *self.first[1:], "difference", "same records", "other records", "verdict"]]
+        lines = [["task", *self.first[1:], "difference", "same examples", "other examples", "verdict"]]
         for task, line in self.compare(*self.first).iterrows():
             lines.append([task, f"{line['row']:.1f}", f"{line['other']:.1f}", f"{line['difference']:+.1f}",
                           f"±{line['inner']:.1f}", f"±{line['outer']:.1f}", line["verdict"]])  # fmt: skip
