@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from engine_methods import SHAPES, layer_methods, model_methods, spops_version
-from recorded import command_stamp, write_result
+from recorded import write_result
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -195,10 +195,8 @@ def main() -> None:
     tables = (run_layer if options.what == "layer" else run_model)(options, dtype)
     if options.write:
         settings = {key: value for key, value in copy.copy(vars(options)).items() if key not in ("write", "only")}
-        made = command_stamp()
-        if spops := spops_version():
-            made["versions"]["spops"] = spops
-        write_result(options.write, {"stamp": made, "settings": settings, "tables": tables})
+        spops = spops_version()
+        write_result(options.write, {"settings": settings, "tables": tables}, **({"spops": spops} if spops else {}))
     return None
 
 

@@ -15,7 +15,9 @@ def command_stamp() -> dict:
     return stamp(shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]))
 
 
-def write_result(name: str, content: dict) -> None:
-    """Write what was measured, with its stamp, to results/benchmarks/NAME.json."""
+def write_result(name: str, content: dict, **versions: str) -> None:
+    """Write what was measured to results/benchmarks/NAME.json, with its stamp and the versions of other packages."""
+    made = command_stamp()
+    made["versions"] |= versions
     RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / f"{name}.json", {"stamp": command_stamp()} | content)
+    write_json(RESULTS / f"{name}.json", {"stamp": made} | content)

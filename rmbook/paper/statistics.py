@@ -136,7 +136,7 @@ class VarianceComponents:
         between: standard deviation of the groups' own levels; 0 if the groups differ less than repeats would make them.
         within: standard deviation of repeats in a group.
         share: between^2 / (between^2 + within^2), the intraclass correlation: how well one repeat predicts another.
-        low, high: 95 % interval of the share, exact for normal levels and repeats; cut at 0.
+        low, high: interval of the share, exact for normal levels and repeats; cut at 0.
         p_value: of the F test that all groups have one level.
     """
 
@@ -148,7 +148,7 @@ class VarianceComponents:
     p_value: float
 
 
-def variance_components(scores: ArrayLike) -> VarianceComponents:
+def variance_components(scores: ArrayLike, confidence: float = 0.95) -> VarianceComponents:
     """Split the variance of repeated scores into that between groups and that within them.
 
     Model: score = mean + level of the group + rest, both normal and independent. With the mean squares B between and W
@@ -157,19 +157,24 @@ def variance_components(scores: ArrayLike) -> VarianceComponents:
 
     Args:
         scores: (n, k), n groups of k repeats, both at least 2.
+        confidence: of the interval, in (0, 1).
 
     Raises:
-        ValueError: another shape, scores that are not finite, or groups that are each of equal scores.
+        ValueError: another shape, scores that are not finite, a confidence outside (0, 1).
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or min(scores.shape) < 2 or not np.isfinite(scores).all():
         raise ValueError(f"scores must be finite, (groups, repeats) with at least 2 of each, got {scores.shape}.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence!r}.")
     groups, repeats = scores.shape
     degrees = groups - 1, groups * (repeats - 1)
-    among, inside = repeats * scores.mean(1).var(ddof=1), scores.var(1, ddof=1).mean()
+    means = scores.mean(1, keepdims=True)
+    among = repeats * means.var(ddof=1)
+    inside = ((scores - means) ** 2).sum() / degrees[1]
     if inside == 0:
         raise ValueError("the repeats of every group are equal, so there is nothing to compare the groups with.")
-    ratio = among / inside
+    ratio, tail = among / inside, (1 - confidence) / 2
 
     def share(f: float) -> float:
         return float(max(f - 1, 0) / (max(f, 1) + repeats - 1))
@@ -178,8 +183,8 @@ def variance_components(scores: ArrayLike) -> VarianceComponents:
         between=float(np.sqrt(max(among - inside, 0) / repeats)),
         within=float(np.sqrt(inside)),
         share=share(ratio),
-        low=share(ratio / stats.f.isf(0.025, *degrees)),
-        high=share(ratio / stats.f.ppf(0.025, *degrees)),
+        low=share(ratio / stats.f.isf(tail, *degrees)),
+        high=share(ratio / stats.f.ppf(tail, *degrees)),
         p_value=float(stats.f.sf(ratio, *degrees)),
     )
 

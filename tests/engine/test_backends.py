@@ -90,6 +90,7 @@ def test_a_backend_that_does_not_work_here_is_refused_and_the_model_untouched(ba
 
 
 def test_every_backend_is_known_to_the_chooser():
+    assert set(BACKENDS) == {"auto", "torch", "triton", "spops", "dense"}
     # Settings are checked without torch, so they have a list of their own.
     assert settings.BACKENDS == BACKENDS and set(settings.STRUCTURES) == set(STRUCTURES)
     weight = torch.zeros(2, 2, device="meta")  # stands for any device that is neither a CPU nor a CUDA GPU

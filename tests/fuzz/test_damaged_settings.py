@@ -28,7 +28,7 @@ LINES = (b"a: &a [x, x]\n", b"b: *a\n", b"!!python/object/apply:os.system ['true
 LINES += (b"axes: {seed: [" + b"0," * 3000 + b"]}\n", b"- " * 3000 + b"\n", b"{" * 3000, b"--- \n", b"<<: 1\n")
 
 
-def testgrid_files_of_settings(tmp_path, monkeypatch):
+def test_files_of_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed in seeds(60):
         draw = random.Random(seed)

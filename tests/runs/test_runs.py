@@ -148,7 +148,7 @@ def _wait_for(condition, path, process):
 
 
 def test_two_processes_take_the_steps_of_one(settings, tmp_path):
-    """This is on the CPU (gloo). 49 examples end in a batch of one, of which the second process has nothing."""
+    """On the CPU (gloo), 49 examples end in a batch of one, of which the second process has nothing."""
     settings |= {"train_size": 49, "dropout": 0.0, "dtype": "float64"}
     start_run(RunConfig(**settings), tmp_path / "one", progress=False)
     launch = [
