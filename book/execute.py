@@ -23,7 +23,7 @@ import nbformat
 import torch
 from nbclient.exceptions import CellExecutionError
 from packaging.requirements import Requirement
-from record import ROOT, execute, notebooks, write
+from record import NUMBER, ROOT, execute, notebooks, write
 
 import rmbook
 from rmbook.stamps import reachable_sources
@@ -34,9 +34,14 @@ NOT_THE_CHAPTERS = ("RMBOOK_CACHE", "RMBOOK_EXECUTED", "RMBOOK_JOBS")  # variabl
 
 
 def code_of(notebook: nbformat.NotebookNode) -> str:
-    """Return the source of all code cells, each with the texts of its figure that numbers are filled into."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return "\n".join("\n".join([cell.source, *cell.metadata.get("rmbook", {}).values()]) for cell in cells)
+    """Return all that a kernel is asked: the code, and what is filled into prose and into the texts of figures."""
+    parts = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            parts += [cell.source, *cell.metadata.get("rmbook", {}).values()]
+        elif cell.cell_type == "markdown":
+            parts += [mark["value"] for mark in NUMBER.finditer(cell.source)]
+    return "\n".join(parts)
 
 
 def imported_modules(code: str) -> list[str]:
@@ -99,7 +104,11 @@ def key(notebook: nbformat.NotebookNode, around: dict[str, object]) -> str:
 def with_outputs(notebook: nbformat.NotebookNode, executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Return the notebook as it is now (its text may have changed) with the outputs of a run of the same code."""
     outputs = iter([cell for cell in executed.cells if cell.cell_type == "code"])
+    prose = [cell for cell in executed.cells if cell.cell_type == "markdown"]
+    numbers = iter([mark[0] for cell in prose for mark in NUMBER.finditer(cell.source)])
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = NUMBER.sub(lambda _: next(numbers), cell.source)
         if cell.cell_type == "code":
             done = next(outputs)
             cell.outputs, cell.execution_count = done.outputs, done.execution_count

@@ -35,6 +35,8 @@ METADATA = {
     "language_info": {"file_extension": ".py", "name": "python", "pygments_lexer": "ipython3"},
 }
 TEXTS = {"alt": "image", "caption": "figure"}  # what has numbers filled in, and where MyST-NB looks for it
+# A number of the prose that belongs to a variable: 0.83<!--{slope:.2f}-->. Readers do not see the comment.
+NUMBER = re.compile(r"(?P<number>[^\s<>]+)<!--(?P<value>\{.+?\})-->")
 COLAB_TAGS = ["colab-header", "remove-cell"]  # of use on Colab only, so the pages leave it out
 
 
@@ -73,24 +75,32 @@ def set_colab_header(notebook: nbformat.NotebookNode) -> None:
 
 
 class Client(NotebookClient):
-    """Runs a notebook, and fills numbers into the alt texts and captions of its figures.
+    """Runs a notebook, and fills numbers into its prose, and into the alt texts and captions of its figures.
 
     A cell's metadata may have rmbook.alt and rmbook.caption, each the inside of an f-string. It is filled in once the
-    cell has run, so its numbers are those of the figure.
+    cell has run, so its numbers are those of the figure. In prose a number may be followed by a comment with what it
+    is, 0.83<!--{slope:.2f}-->: it is replaced by the value that the cells before have given it.
     """
 
     async def async_execute_cell(self, cell, cell_index, **arguments):
-        """Run a cell as nbclient does, and fill in the texts of its figure."""
+        """Run a cell as nbclient does, and fill in its prose or the texts of its figure."""
         await super().async_execute_cell(cell, cell_index, **arguments)
+        if cell.cell_type == "markdown" and (marks := list(NUMBER.finditer(cell.source))):
+            values = iter((await self.fill_in("\n".join(mark["value"] for mark in marks), cell_index)).splitlines())
+            cell.source = NUMBER.sub(lambda mark: f"{next(values)}<!--{mark['value']}-->", cell.source)
         for kind, place in TEXTS.items():
             if text := cell.metadata.get("rmbook", {}).get(kind):
-                question = nbformat.v4.new_code_cell(f'print(f"""{text}""")')
-                await super().async_execute_cell(question, cell_index, store_history=False)
-                self.nb.cells[cell_index] = cell
-                self.code_cells_executed -= 1  # the question is no cell of the notebook
                 filled = cell.metadata.setdefault("mystnb", {}).setdefault(place, {})
-                filled[kind] = question.outputs[0].text.strip()
+                filled[kind] = await self.fill_in(text, cell_index)
         return cell
+
+    async def fill_in(self, text: str, cell_index: int) -> str:
+        """Return the inside of an f-string with its values, as the kernel has them now."""
+        cell, question = self.nb.cells[cell_index], nbformat.v4.new_code_cell(f'print(f"""{text}""")')
+        await super().async_execute_cell(question, cell_index, store_history=False)
+        self.nb.cells[cell_index] = cell
+        self.code_cells_executed -= 1  # the question is no cell of the notebook
+        return question.outputs[0].text.strip()
 
 
 async def execute(notebook: nbformat.NotebookNode, folder: Path, command: str) -> None:
