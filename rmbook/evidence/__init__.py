@@ -15,5 +15,5 @@ page.
     inference       intervals and verdicts over several pretrained models
     tiers           which model and examples a chapter uses on this machine
     claim           a claim, its evidence and the ledger of all (`rmbook claims`); claims.yaml lists the paper's,
-                    claim_evidence and claim_theory compute their evidence, claims_page shows them
+                    claim_evidence, claim_scores and claim_theory compute their evidence, claims_page shows them
 """

@@ -4,12 +4,12 @@ from functools import partial
 from pathlib import Path
 
 from rmbook.errors import ConfigError, closest
-from rmbook.evidence import claim_evidence, claim_theory
+from rmbook.evidence import claim_evidence, claim_scores, claim_theory
 from rmbook.evidence.claim import Claim, Evidence
 from rmbook.evidence.grids import load_runs
 from rmbook.yaml_files import read_yaml
 
-MEASURES = vars(claim_theory) | vars(claim_evidence)
+MEASURES = vars(claim_theory) | vars(claim_scores) | vars(claim_evidence)
 
 
 def read_claims(path: Path) -> tuple[Claim, ...]:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from rmbook.evidence import claim_evidence as evidence
+from rmbook.evidence import claim_scores as scores
 from rmbook.evidence.claims import CLAIMS
 
 DENSITIES = (1.0, 0.1, 0.01, 0.003, 0.001)
@@ -159,44 +160,50 @@ WORLDS = {
     "hessian_falls": (hessian, {}, world, [noise, shuffled, equal]),
     "distance_rises": (evidence.distance_rises, {}, world, [noise, shuffled, equal]),
     "steps_make_up": (evidence.steps_make_up, {}, world, [noise, equal, one_jump]),
+    "small_rate_catches_up": (
+        lambda table: evidence.small_rate_catches_up(*(table[table["steps"] == steps] for steps in (1600, 200))),
+        {"steps": [200, 1600]},
+        score(lambda cell: cell["steps"] == 1600, 130.0, 90.0),  # a rate of a hundredth of the best costs 40 points
+        [noise, shuffled, level, equal],
+    ),
     "structure_costs": (
-        evidence.structure_costs,
+        scores.structure_costs,
         CHOICES,
         score(is_columns, 60.0),
-        [noise, shuffled, level, score(is_columns, 80.0)],
+        [noise, shuffled, level, flat_rate, score(is_columns, 80.0)],
     ),
     "structure_falls_faster": (
-        evidence.structure_falls_faster,
+        scores.structure_falls_faster,
         CHOICES,
         score(lambda cell: is_columns(cell) and cell["density"] == 0.001, 40.0),
-        [noise, shuffled, level, score(is_columns, 60.0)],
+        [noise, shuffled, level, flat_rate, score(is_columns, 60.0)],
     ),
     "pretraining_matters": (
-        evidence.pretraining_matters,
+        scores.pretraining_matters,
         STARTS,
         score(is_pretrained, 90.0),
-        [noise, shuffled, level, slow_not_worse],
+        [noise, shuffled, level, flat_rate, slow_not_worse],
     ),
     "data_helps_full": (
-        evidence.data_helps_full,
+        scores.data_helps_full,
         SIZES,
         gains(20, 10),
-        [noise, shuffled, gains(10, 10), gains(10, 20)],
+        [noise, shuffled, flat_rate, gains(10, 10), gains(10, 20)],
     ),
     "sparse_wins_with_few_data": (
-        evidence.sparse_wins_with_few_data,
+        scores.sparse_wins_with_few_data,
         {},
         score(is_mask, 90.0),
-        [noise, shuffled, level, score(is_full, 90.0)],
+        [noise, shuffled, level, flat_rate, score(is_full, 90.0)],
     ),
     "rates_rise": (evidence.rates_rise, {}, world, [noise, shuffled, equal, flat_rate]),
     "masks_match": (
-        partial(evidence.masks_match, density=0.1),
+        partial(scores.masks_match, density=0.1),
         {},
         level,
         [noise, shuffled, score(is_full, 75.0), score(is_mask, 75.0)],
     ),
-    "others_break": (evidence.others_break, {}, world, [noise, flat_rate]),
+    "others_break": (partial(scores.others_break, rate=1e-1), {}, world, [noise, shuffled, equal, flat_rate]),
 }
 CASES = [(name, number) for name, (*_, worlds) in WORLDS.items() for number in range(len(worlds))]
 
@@ -215,6 +222,7 @@ def test_the_check_says_no_where_it_is_false(name, number):
 
 
 OPPOSITE = {
+    "small_rate_catches_up": level,
     "sparse_wins_with_few_data": score(is_full, 90.0),
     "data_helps_full": gains(10, 30),
     "structure_costs": score(is_columns, 90.0),
