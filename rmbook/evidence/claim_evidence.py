@@ -111,8 +111,8 @@ def rates_rise(table: pd.DataFrame) -> Evidence:
     verdicts = {one.verdict(most=-0.5) for one in (found, own)}
     return paired_evidence(
         f"The best learning rate rises from {best.loc[densest, 'learning_rate']:g} at density {densest:g} to "
-        f"{best.loc[sparsest, 'learning_rate']:g} at density {sparsest:g}: slope {{value:.2f}} on logarithmic axes (its "
-        f"interval is a bootstrap's). The {unit}s' own slopes are {own.mean:.2f} on average, {own.low:.2f} to "
+        f"{best.loc[sparsest, 'learning_rate']:g} at density {sparsest:g}: slope {{value:.2f}} on logarithmic axes "
+        f"(its interval is a bootstrap's). The {unit}s' own slopes are {own.mean:.2f} on average, {own.low:.2f} to "
         f"{own.high:.2f} by Student's t, which is wider for so few.",
         found,
         "below -0.5, which is nearer to the law's -1 than to 0 (no relation); by both intervals",

@@ -83,8 +83,8 @@ def data_helps_full(table: pd.DataFrame) -> Evidence:
     least = min(more.values(), key=lambda one: one.mean)
     listed = ", ".join(f"{gain:.1f} ({method})" for method, gain in gains.mean().items())
     return paired_evidence(
-        f"From 50 to 1,297 examples the methods gain {listed} points: full fine-tuning {{value:+.3g}} more than the best "
-        "of the others.",
+        f"From 50 to 1,297 examples the methods gain {listed} points: full fine-tuning {{value:+.3g}} more than the "
+        "best of the others.",
         least,
         "more than 0 against each other method, as 'most' says; corrected by Holm's rule",
         family_verdict(more),
