@@ -1,4 +1,4 @@
-"""Whole jobs side by side: `rmbook train`, and transformers.Trainer with LoRA, SHiRA, all weights, and a random mask.
+"""Whole jobs side by side: `rmbook train`, and transformers.Trainer with peft's random mask, LoRA, SHiRA, all weights.
 
     python benchmarks/end_to_end.py [--steps 24] [--rounds 3] [--threads 1] [--shape opt-125m] [--write]
 
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 BATCH, HELD_OUT, DENSITY = 8, 16, 0.01
-JOBS = ("rmbook train", "Trainer, mask", "Trainer, LoRA r8", "Trainer, SHiRA", "Trainer, full")
+JOBS = ("rmbook train", "Trainer, random mask", "Trainer, LoRA r8", "Trainer, SHiRA", "Trainer, full")
 
 
 def prepare(folder: Path, shape: str, examples: int) -> None:
@@ -45,7 +45,7 @@ def trainer_job(folder: Path, method: str, steps: int, output: Path) -> None:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-    from rmbook import apply_random_mask, save_adapter
+    from rmbook import RandomMaskConfig
     from rmbook.tasks.catalog import find_task
     from rmbook.tasks.splits import draw_splits
     from rmbook.training.objectives import OptionChoice
@@ -63,7 +63,8 @@ def trainer_job(folder: Path, method: str, steps: int, output: Path) -> None:
     elif method == "SHiRA":  # as many entries as the mask has
         rank = round(DENSITY * model.config.hidden_size / 2)
         model = peft.get_peft_model(model, peft.ShiraConfig(r=rank, target_modules=targets))
-    masking = apply_random_mask(model, targets, density=DENSITY) if method == "mask" else None
+    elif method == "random mask":
+        model = peft.get_peft_model(model, RandomMaskConfig(density=DENSITY, target_modules=targets))
 
     class Task(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -97,11 +98,7 @@ def trainer_job(folder: Path, method: str, steps: int, output: Path) -> None:
     trainer.train()
     for start in range(0, len(test), 4 * BATCH):
         objective.evaluate(model.eval(), test[start : start + 4 * BATCH])
-    (output / "saved").mkdir()
-    if masking is not None:
-        save_adapter(masking, output / "saved" / "adapter.safetensors")
-    else:
-        trainer.save_model(str(output / "saved"))
+    trainer.save_model(str(output / "saved"))
     about = {"began": clock.began, "inside": clock.inside}
     (output / "clock.json").write_text(json.dumps(about))
 
@@ -150,14 +147,16 @@ def run_job(job: str, folder: Path, steps: int, threads: int) -> dict[str, float
     }
 
 
-def summary(runs: dict[str, list[dict]], tokens: int) -> dict[str, dict[str, float]]:
-    """Medians of each job's figures, and of its ratio to Trainer with LoRA in the same round."""
-    rows = {}
+def summary(runs: dict[str, list[dict]], tokens: int) -> dict[str, dict]:
+    """Medians of each job's figures, and of its ratio to Trainer with LoRA in the same round, with that one's ends."""
+    rows: dict = {}
     for job, own in runs.items():
         rows[job] = {name: statistics.median(run[name] for run in own) for name in own[0]}
         for name in ("seconds", "processor_seconds"):
             pairs = zip(own, runs["Trainer, LoRA r8"], strict=True)
-            rows[job][f"{name}_to_lora"] = statistics.median(run[name] / lora[name] for run, lora in pairs)
+            relative = [run[name] / lora[name] for run, lora in pairs]
+            rows[job][f"{name}_to_lora"] = statistics.median(relative)
+            rows[job][f"{name}_to_lora_ends"] = [min(relative), max(relative)]
         rows[job]["tokens_per_second"] = tokens / rows[job]["step_seconds"]
     return rows
 

@@ -2,15 +2,16 @@
 
     python benchmarks/peft_method.py [--rounds 40] [--write peft_cpu]
 
-Two cases, one thread, float32: a layer of width 2048 with 512 tokens, and four layers of OPT-125m with 1,024 words
-(query and value matrices, 4 x 64 tokens). LoRA and SHiRA have r = 8, masks the density at which they train as many
-entries. All methods take turns in one process; a figure is the median over rounds of the ratio to another method
-*of the same round*. The clock is this process's processor time: with one thread on an idle machine the same, and less
-disturbed by other programs elsewhere.
+Three cases, one thread, float32: a training step of a layer of width 2048 with 512 tokens; of four layers of OPT-125m
+(query and value matrices, 4 x 64 tokens); and the layer's forward pass of one token, as in generating. LoRA and SHiRA
+have r = 8, masks the density at which they train as many entries. All methods take turns in one process; a figure is
+the median over rounds of the ratio to another method *of the same round*. The clock is this process's processor time:
+with one thread on an idle machine the same, and less disturbed by other programs elsewhere.
 """
 
 import argparse
 import time
+from functools import partial
 
 import torch
 from engine import ratios, time_in_turn
@@ -20,9 +21,15 @@ from recorded import write_result
 RANK = 8
 
 
-def compare(methods: dict, rounds: int) -> dict[str, dict]:
+@torch.no_grad()
+def forward(method):
+    """The forward pass alone."""
+    method.loss(method.model)
+
+
+def compare(methods: dict, rounds: int, run=lambda method: method.step()) -> dict[str, dict]:
     """Milliseconds of each method, and its ratio to the others that matter."""
-    seconds = time_in_turn({name: method.step for name, method in methods.items()}, rounds, time.process_time)
+    seconds = time_in_turn({name: partial(run, own) for name, own in methods.items()}, rounds, time.process_time)
     rows = {name: {"milliseconds": row["milliseconds"]} for name, row in ratios(seconds).items()}
     for other in ("mask", "shira", "lora r8"):
         (full,) = (name for name in seconds if name == other or name.startswith(f"{other} "))
@@ -42,18 +49,19 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tables, cpu = {}, (torch.float32, "cpu")
-    for case, width in (("layer of width 2048", 2048), ("four layers of OPT-125m", 768)):
+    for case, width in (("layer of width 2048", 2048), ("four layers of OPT-125m", 768), ("one token forward", 2048)):
         density = 2 * RANK / width
         only = ["lora r8", *(f"{name} {density:g}" for name in ("mask", "peft mask", "shira"))]
-        if width == 2048:
-            methods = layer_methods(width, density, 512, *cpu, only)
-        else:
+        if width == 768:
             methods = model_methods("opt-125m-4-layers", [density], 4, 64, *cpu, only)
-        tables[case] = compare(methods, options.rounds)
+        else:
+            methods = layer_methods(width, density, 1 if case == "one token forward" else 512, *cpu, only)
+        one_token = {"rounds": 50 * options.rounds, "run": forward} if case == "one token forward" else {}
+        tables[case] = compare(methods, **{"rounds": options.rounds} | one_token)
         print(f"\n{case}")
         for name, row in tables[case].items():
             figures = "  ".join(f"{row[f'to {other}']:.3f} of {other}" for other in ("mask", "shira", "lora r8"))
-            print(f"  {name:<22} {row['milliseconds']:8.2f} ms  {figures}  trained {row['trained']:>9,}", flush=True)
+            print(f"  {name:<22} {row['milliseconds']:8.3f} ms  {figures}  trained {row['trained']:>9,}", flush=True)
     if options.write:
         settings = {"rounds": options.rounds, "rank": RANK, "clock": "process time"}
         write_result(options.write, {"settings": settings, "tables": tables})
