@@ -125,9 +125,11 @@ class CurveExplorer(Figure):
         for value, row in best.iterrows():
             rows.append([f"{value}", f"{row['best']:.3g}", *(f"{row[name]:.4g}" for name in ("value", "low", "high"))])
         if best.empty:
-            rows = [[slider, f"{metric} at {x} {self.x[0]:g}", f"at {self.x[-1]:g}"]]
+            rows = [[slider, f"first {x}", metric, f"last {x}", metric]]
             for value, curve in zip(self.values, self.curves[metric], strict=True):
-                rows.append([f"{value}", *(f"{mean:.4g}" for mean in curve[[0, -1], 0])])
+                means = pd.Series(curve[:, 0], self.x).dropna()
+                points = [(f"{place:g}", f"{mean:.4g}") for place, mean in means.items()]
+                rows.append([f"{value}", *(points[0] + points[-1] if points else ["-"] * 4)])
         return table_html(f"{self.title}. With JavaScript, the curves can be moved through.", rows)
 
     def __repr__(self) -> str:

@@ -145,6 +145,15 @@ def test_predictions_hide_their_answers(notebook):
             assert "remove-input" in cell.metadata["tags"] and cell.metadata["jupyter"]["source_hidden"]
 
 
+def test_nothing_is_chosen_by_test_scores(notebook):
+    """An explorer names a best point only for what is not measured on test data."""
+    for cell in code_cells(notebook)[1:]:  # the first one installs, and is not quite Python
+        for table in (node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Dict)):
+            for name, better in zip(table.keys, table.values, strict=True):
+                if isinstance(name, ast.Constant) and "test" in str(name.value) and isinstance(better, ast.Constant):
+                    assert better.value not in ("higher", "lower"), f"{name.value} has a best point in:\n{cell.source}"
+
+
 def test_drawn_figures_have_alternative_text(notebook):
     """The text is in the cell's metadata: {"mystnb": {"image": {"alt": "..."}}}."""
     for cell in code_cells(notebook):

@@ -26,7 +26,7 @@ OWN = {
     " solution-1-code",
     "clip_at_the_papers_scale": "epochs-solution; head; logits; masks-checks; rate-checks; readings-checks;"
     " zero-checks",
-    "does_randomness_matter": "cell-28; cell-30",
+    "does_randomness_matter": "cell-30",
     "eight_ways": "load-checks; memory-checks; methods-checks; solution-biases-code; where-checks",
     "fine_tuning_llama": "1c11410e; 2be8d751; a8451b54; a96a06ad; c009e786; cell-05; cell-10; cell-16; cell-22;"
     " far-checks; fc279a47; steep-checks",

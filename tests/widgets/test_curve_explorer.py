@@ -74,6 +74,17 @@ def test_the_page_is_complete_small_and_the_same_each_time():
     assert "<th scope" in page.split("</table>")[0]
 
 
+def test_the_table_has_each_curves_own_first_and_last_point():
+    """Densities with rates of their own, as in a sweep around the best one; a curve without a number has dashes."""
+    points = [(1.0, 1e-3, 1.5), (1.0, 1e-2, 2.5), (0.1, 1e-2, 3.5), (0.1, 1e-1, np.nan), (0.01, 1e-1, np.inf)]
+    frame = pd.DataFrame(points, columns=["density", "learning_rate", "distance"])
+    rows = re.findall(r"<tr>(.*?)</tr>", CurveExplorer(frame, {"distance": None}).to_html().split("</table>")[0], re.S)
+    found = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    heads = ["density", "first learning rate", "distance", "last learning rate", "distance"]
+    ends = [["0.01"] + ["-"] * 4, ["0.1", "0.01", "3.5", "0.01", "3.5"], ["1.0", "0.001", "1.5", "0.01", "2.5"]]
+    assert found == [heads, *ends]
+
+
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_slider_and_the_list_show_what_python_computes(tmp_path, scheme):
