@@ -86,11 +86,12 @@ def test_what_is_unchanged_is_not_run_again_and_what_fails_is_named(tmp_path, ca
     assert filled.metadata.mystnb.image.alt == "Rises to 48.0." and filled.outputs[0].data["text/plain"] == "48"
     assert filled.execution_count == filled.outputs[0].execution_count == 1
 
-    changed.cells.append(nbformat.v4.new_markdown_cell("It is 7<!--{x}-->, half of it 3.5<!--{x / 2:.1f}-->; 7 stays."))
+    text = "It is (7<!--{x}-->), half of it 3.5<!--{x / 2:.1f}-->, less 1e-3<!--{-x:.0e}-->; 7 stays."
+    changed.cells.append(nbformat.v4.new_markdown_cell(text))
     nbformat.write(changed, path)  # so do numbers of the prose
     assert asyncio.run(execute.run_all([path], 1, folder)) == []
     prose = nbformat.read(folder / "one.ipynb", as_version=4).cells[-1].source
-    assert prose == "It is 48<!--{x}-->, half of it 24.0<!--{x / 2:.1f}-->; 7 stays."
+    assert prose == "It is (48<!--{x}-->), half of it 24.0<!--{x / 2:.1f}-->, less -5e+01<!--{-x:.0e}-->; 7 stays."
 
     assert run(one=("6 * 8", "# Another title")) == [] and runs() == 3
     assert nbformat.read(folder / "one.ipynb", as_version=4).cells[1].outputs[0].data["text/plain"] == "48"
