@@ -10,10 +10,11 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, Auxil
 from torch import nn
 
 from rmbook.adapters.shira_folder import PREFIX
-from rmbook.engine.sharded import spread_state
+from rmbook.engine.sharded import GradientAverage, spread_state
 from rmbook.engine.targets import plain_names, refuse_tied
 from rmbook.integrations.peft_checks import MaskMismatchError, check_stored, check_target, checked_mask, matrix_shape
 from rmbook.integrations.peft_layer import Drawn, RandomMaskLayer
+from rmbook.integrations.peft_shards import values_of
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import ratio_to_density
 
@@ -30,6 +31,7 @@ class RandomMaskModel(BaseTuner):
     tuner_layer_cls = RandomMaskLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     _surveyed: str | None = None  # the adapter whose targets were found and checked last
+    _average: GradientAverage | None = None
 
     def __init__(self, model: nn.Module, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
@@ -68,6 +70,9 @@ class RandomMaskModel(BaseTuner):
         drawn = Drawn(mask, peft_config.factor(), peft_config.backend)
         layer.add(adapter_name, drawn, values, peft_config.store_positions, peft_config.inference_mode)
         if layer is not target:
+            self._average = self._average or GradientAverage(self.model, [], values_of)
+            self._average.layers.append(layer)
+            layer.average = self._average
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
+from peft import get_peft_model
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -28,7 +29,7 @@ from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from rmbook import apply_random_mask, load_adapter, save_adapter
+from rmbook import RandomMaskConfig, apply_random_mask, load_adapter, save_adapter
 from rmbook.adapters.base import base_fingerprint
 from rmbook.engine.shards import local, whole
 
@@ -108,6 +109,22 @@ def mask_of(model, kind, density, scale=1.0, unused="warn"):
     return apply_random_mask(model, MODELS[kind][1], density=density, seed=3, scale=scale, unused=unused)
 
 
+class PeftMask:
+    """The same mask in peft, seen as a `RandomMask`."""
+
+    def __init__(self, model, kind, density, scale):
+        config = RandomMaskConfig(target_modules=MODELS[kind][1], density=density, seed=3, scale=scale)
+        self.model = get_peft_model(model, config)
+
+    def named_parameters(self):
+        for name, parameter in self.model.named_parameters():
+            if ".rmbook_values." in name:
+                yield name.removeprefix("base_model.model.").partition(".rmbook")[0] + ".values", parameter
+
+    def parameters(self):
+        return (values for _, values in self.named_parameters())
+
+
 def steps_of(model, masking, kind, dtype, take, accumulate=1, evaluate=False, resume=None):
     """Train; `take(batch, number)` is this process's part number of a batch. Returns losses."""
     optimizer, losses = torch.optim.AdamW(list(masking.parameters()), lr=2e-2), []
@@ -164,7 +181,7 @@ def shard(model, mesh, ignored, reshard=True, flat=False, offload=False, placeme
 
 def sharded(kind="toy", dtype=torch.float64, density=0.2, scale=1.0, owner="nobody", hsdp=False, checkpointing=False,
             accumulate=1, evaluate=False, policy=None, unused="warn", skip_head=False, compiled=False,
-            **how):  # fmt: skip
+            peft=False, **how):  # fmt: skip
     """Train on shards; owner of the values: "nobody" (ignored), "fsdp", "later" (masked after sharding)."""
     rank, world = dist.get_rank(), dist.get_world_size()
     names = ("replicate", "shard")
@@ -178,9 +195,9 @@ def sharded(kind="toy", dtype=torch.float64, density=0.2, scale=1.0, owner="nobo
         model.model.gradient_checkpointing_enable({"use_reentrant": False})
     if owner == "later":
         shard(model, mesh, set(), policy=policy, **how)
-        masking = mask_of(model, kind, density, scale, unused)
-    else:
-        masking = mask_of(model, kind, density, scale, unused)
+    masking = PeftMask(model, kind, density, scale) if peft else mask_of(model, kind, density, scale, unused)
+    model = masking.model
+    if owner != "later":
         shard(model, mesh, set(masking.parameters()) if owner == "nobody" else set(), policy=policy, **how)
 
     def take(batch, number):
@@ -234,7 +251,17 @@ ROWS = {
     "CPU offload, values are FSDP's": {"offload": True, "owner": "fsdp"},
     "columns sharded": {"placement": True},
 }
+ROWS |= {
+    f"peft, {name}": {"peft": True} | ROWS[name]
+    for name in (
+        *("float64", "float32", "values are FSDP's", "masked after fully_shard", "reshard_after_forward=False"),
+        *("one group, evaluation between", "empty masks", "empty masks, values are FSDP's", "checkpointing"),
+        *("accumulation", "accumulation, values are FSDP's", "CPU offload", "CPU offload, values are FSDP's"),
+        *("columns sharded", "scale"),
+    )
+}
 UNEVEN = ("float64", "float32", "values are FSDP's", "empty masks", "accumulation", "CPU offload", "columns sharded")
+UNEVEN += ("peft, float64", "peft, empty masks, values are FSDP's")
 EVEN = {"HSDP 2 x 2": {"hsdp": True}, "HSDP 2 x 2, values are FSDP's": {"hsdp": True, "owner": "fsdp"}}
 SLOW = {  # "inductor" takes a C++ compiler
     f"torch.compile, {backend}{more}": {"compiled": backend, "owner": owner}
