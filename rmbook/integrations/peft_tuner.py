@@ -21,6 +21,10 @@ from rmbook.masks.sample import ratio_to_density
 DEFAULT_RATIO = 1e-3  # peft wants a configuration that gives nothing but targets to work
 
 
+class DensityOfRatio(float):
+    """A density that a configuration's ratio came to in one model; in another one the ratio comes to another."""
+
+
 class RandomMaskModel(BaseTuner):
     """The tuner of `RandomMaskConfig`; use `peft.get_peft_model`.
 
@@ -46,10 +50,13 @@ class RandomMaskModel(BaseTuner):
             )
         yield
 
-    def inject_adapter(self, *args, **kwargs) -> None:
+    def inject_adapter(self, model, adapter_name: str, *args, **kwargs) -> None:
         """Put an adapter on the model; all its targets are checked before the first one changes."""
-        self._surveyed = None
-        super().inject_adapter(*args, **kwargs)
+        self._surveyed, config = None, self.peft_config[adapter_name]
+        if isinstance(config.density, DensityOfRatio):  # the configuration is another model's, which may be saved yet
+            self.peft_config[adapter_name] = config = copy.copy(config)
+            config.density = None
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(
         self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None, **kwargs
@@ -93,7 +100,7 @@ class RandomMaskModel(BaseTuner):
             total = sum(parameter.numel() for parameter in _base_parameters(self.model))
             held = sum(layer.weight.numel() for layer in targets.values())
             ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
-            config.ratio, config.density = ratio, ratio_to_density(ratio, total, held)
+            config.ratio, config.density = ratio, DensityOfRatio(ratio_to_density(ratio, total, held))
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Values are float32 from the start. autocast_adapter_dtype=False asks for the base's dtype.

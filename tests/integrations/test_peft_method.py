@@ -1,9 +1,11 @@
 """Random masks in peft: the same numbers as `apply_random_mask`, and a base that is W whenever nobody computes."""
 
 import copy
+import dataclasses
 import pickle
 import threading
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -290,6 +292,32 @@ def test_switching_and_summing_adapters_equal_the_adapter_bank(tmp_path):
 def test_wrong_settings(changed, message):
     with pytest.raises(ConfigError, match=message):
         RandomMaskConfig(**changed)
+
+
+def test_numbers_of_numpy_and_any_list_of_layers_are_taken(tmp_path):
+    lists = (range(2), (0, 1), [np.int64(0), 1], np.arange(2))
+    configs = [RandomMaskConfig(ratio=np.float64(1e-3), layers_to_transform=each) for each in lists]
+    assert all(each.layers_to_transform == [0, 1] and each.ratio == 1e-3 for each in configs)
+    RandomMaskConfig(density=np.float32(0.25), scale=np.float32(2), seed=np.int64(3)).save_pretrained(tmp_path)
+    assert RandomMaskConfig.from_pretrained(tmp_path).scale == 2
+    with pytest.raises(ConfigError, match="layers_to_transform"):
+        RandomMaskConfig(layers_to_transform=["0", True])
+
+
+def test_a_ratio_is_one_of_each_model_that_uses_the_configuration(tmp_path):
+    config, saved = RandomMaskConfig(target_modules=["0"], ratio=0.01), []
+    models = [get_peft_model(nn.Sequential(*(nn.Linear(64, 64) for _ in range(n))), config) for n in (2, 20, 2)]
+    for place, model in enumerate(models):
+        model.save_pretrained(tmp_path / str(place))
+        saved.append(RandomMaskConfig.from_pretrained(tmp_path / str(place)))
+    counts = [model.get_nb_trainable_parameters()[0] for model in models]
+    assert counts[0] == counts[2] and 8 < counts[1] / counts[0] < 12
+    assert saved[0].density == saved[2].density and saved[1].density == pytest.approx(10 * saved[0].density)
+    other = dataclasses.replace(config, seed=1)
+    assert (other.ratio, other.density) == (0.01, None)
+    model = models[1]
+    model.add_adapter("other", dataclasses.replace(model.peft_config["default"], seed=1))
+    assert model.peft_config["other"].density == model.peft_config["default"].density == saved[1].density
 
 
 @pytest.mark.parametrize(
