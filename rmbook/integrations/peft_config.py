@@ -41,8 +41,8 @@ class RandomMaskConfig(PeftConfig):
         target_modules: names, a regular expression, or "all-linear"; if None, those of LoRA for this kind of model.
         exclude_modules, layers_to_transform, layers_pattern, modules_to_save: as for LoRA.
         ratio: wanted trainable entries / all parameters of the model. Give this or density; 1e-3 if neither is given.
-        density: probability that an entry of a target matrix is trained. If a ratio is given, a model fills in what it comes
-            to there, which is saved; another model with the same configuration starts from the ratio again.
+        density: probability that an entry of a target matrix is trained. A model fills in what a ratio comes to there,
+            which is saved; another model with the same configuration starts from the ratio again.
         seed: of the masks; each layer's mask depends on it and on the layer's name alone.
         structure: "entries", "leading_columns" or "random_columns"; see `rmbook.masks.recipe.MaskRecipe`.
         scale: S = scale * values; "inverse_density" is 1 / density, as for `rmbook.apply_random_mask`.

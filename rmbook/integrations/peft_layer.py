@@ -118,10 +118,9 @@ class RandomMaskLayer(MergingLayer):
             self.unmerge()
         if self._disable_adapters or self.merged_adapters or self._together is None:
             return self.base_layer(x, *args, **kwargs)
-        if not torch.compiler.is_compiling():
-            for name in self._names:
-                if self.rmbook_digest[name] is not self._checked[name]:
-                    self.check(name)  # transformers puts tensors in their places without any call to the layer
+        for name in self._names:
+            if self.rmbook_digest[name] is not self._checked[name]:
+                self.check(name)  # transformers puts tensors in their places without any call to the layer
         if self._together.positions.device != x.device:  # FSDP moves weights past the layer
             self._move_masks(x.device)
         delta = self._together.delta([self.delta(name) for name in self._names])
@@ -217,6 +216,7 @@ class RandomMaskLayer(MergingLayer):
         self.rmbook_drawn = moved  # a new one: replicas on other devices share the old one
         self._plan()
 
+    @torch.compiler.disable(reason="loaded values are compared with the mask first: call the model once uncompiled")
     def check(self, adapter_name: str) -> None:
         """Compare what was loaded with what was drawn here; see `rmbook.integrations.peft_checks.check_loaded`."""
         positions = self.rmbook_positions[adapter_name] if adapter_name in self.rmbook_positions else None
@@ -225,6 +225,7 @@ class RandomMaskLayer(MergingLayer):
         if mask is not drawn.mask:
             self.rmbook_drawn[adapter_name] = replace(drawn, mask=mask.to(self.base_layer.weight.device))
             self._plan()
+        average_gradients(self)
         self._checked[adapter_name] = self.rmbook_digest[adapter_name]
 
     def __repr__(self) -> str:
