@@ -27,7 +27,7 @@ from rmbook.integrations.peft_checks import (
     matrix_shape,
 )
 from rmbook.integrations.peft_merging import MergingLayer
-from rmbook.integrations.peft_shards import average_gradients
+from rmbook.integrations.peft_shards import average_gradients, check_gathered
 from rmbook.masks.sample import Mask
 
 
@@ -118,6 +118,8 @@ class RandomMaskLayer(MergingLayer):
             self.unmerge()
         if self._disable_adapters or self.merged_adapters or self._together is None:
             return self.base_layer(x, *args, **kwargs)
+        if not torch.compiler.is_compiling():
+            check_gathered(self.base_layer.weight)
         for name in self._names:
             if self.rmbook_digest[name] is not self._checked[name]:
                 self.check(name)  # transformers puts tensors in their places without any call to the layer

@@ -10,13 +10,24 @@ from typing import Any
 import torch
 
 from rmbook.engine.sharded import GradientAverage, announce
-from rmbook.engine.shards import is_sharded
+from rmbook.engine.shards import FSDP1, is_flattened, is_sharded
 
 
 def values_of(layer: Any) -> tuple[Any, Iterable[torch.Tensor]]:
     """Return the mesh of a layer's weight, None if it is not sharded now, and the values of its adapters."""
     weight = layer.base_layer.weight
     return weight.device_mesh if is_sharded(weight) else None, layer.rmbook_values.values()
+
+
+def check_gathered(weight: torch.Tensor) -> None:
+    """Raise RuntimeError if a weight is a shard in the forward pass, or FSDP1's."""
+    if is_flattened(weight):
+        raise RuntimeError(f"the weight of a layer with a random mask is held by {FSDP1}.")
+    if is_sharded(weight):
+        raise RuntimeError(
+            "the weight of a layer with a random mask is sharded and not gathered: call the model through the module "
+            "that was given to fully_shard, which must be no base_layer itself. Tensor parallelism is not supported."
+        )
 
 
 def average_gradients(layer: Any) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from rmbook.adapters.shira_folder import PREFIX
 from rmbook.engine.sharded import GradientAverage, spread_state
-from rmbook.engine.targets import plain_names, refuse_tied
+from rmbook.engine.targets import plain_names, refuse_parallel, refuse_tied
 from rmbook.integrations.peft_checks import MaskMismatchError, check_stored, check_target, checked_mask, matrix_shape
 from rmbook.integrations.peft_layer import Drawn, RandomMaskLayer
 from rmbook.integrations.peft_shards import values_of
@@ -94,6 +94,7 @@ class RandomMaskModel(BaseTuner):
                 inside = (*inside, f"{name}.")
             if name and self._check_target_module_exists(config, name):
                 targets[name] = _base_layer(module)
+        refuse_parallel(self.model, targets)
         for name, layer in targets.items():
             check_target(layer, name)
         if config.density is None:

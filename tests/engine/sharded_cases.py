@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -392,6 +393,28 @@ def check_refusals():
     refuses(lambda: old(*batch), "FSDP1", "fully_shard")
     old = FullyShardedDataParallel(Toy(torch.float32), use_orig_params=True, device_id=torch.device("cpu"))
     refuses(lambda: mask_of(old, "toy", 0.2), "FSDP1", "fully_shard")
+    inner = ["blocks.0.inner"]
+    peft = RandomMaskConfig(target_modules=inner, density=0.2)
+    for model in (old, old.module):  # the module that FSDP1 wraps has flat parameters
+        refuses(lambda model=model: get_peft_model(model, peft), "FSDP1", "fully_shard")
+    wrapped = get_peft_model(Toy(torch.float32), peft)
+    old = FullyShardedDataParallel(wrapped, use_orig_params=True, device_id=torch.device("cpu"))
+    refuses(lambda: old(*batch), "FSDP1", "fully_shard")
+    mesh, plan = init_device_mesh("cpu", (dist.get_world_size(),)), {inner[0]: ColwiseParallel()}
+    ways = (lambda m: apply_random_mask(m, inner, density=0.2), lambda m: get_peft_model(m, peft))
+    for put in ways:  # before anything has changed; a layer that was masked before says so when it is called
+        model = parallelize_module(Toy(torch.float32), mesh, plan)
+        refuses(lambda put=put, model=model: put(model), "tensor parallelism", inner[0])
+        assert type(model.blocks[0].inner) is nn.Linear and all(p.requires_grad for p in model.parameters())
+        model = Toy(torch.float32)
+        fully_shard(model.blocks[0].inner, mesh=mesh)
+        refuses(lambda put=put, model=model: put(model), "fully_shard itself", "block around")
+    model = Toy(torch.float32)
+    apply_random_mask(model, inner, density=0.2)
+    refuses(lambda: parallelize_module(model, mesh, plan)(*batch), "Tensor parallelism")
+    model = get_peft_model(Toy(torch.float32), peft)
+    parallelize_module(model.get_base_model(), mesh, {inner[0] + ".base_layer": ColwiseParallel()})
+    refuses(lambda: model(*batch), "Tensor parallelism")
     for owner in ("nobody", "fsdp"):
         refuses(lambda owner=owner: sharded(owner=owner, unused="error", skip_head=True), "no gradient reached", "head")
     _, _, model, masking = sharded(owner="fsdp", dtype=torch.float32)

@@ -8,12 +8,13 @@ import threading
 import numpy as np
 import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, disk_offload
 from conftest import LargestTensor
 from peft import LoraConfig, get_peft_model
 from peft_models import IDS, TARGETS, base_bits, config, gradients, layers, logits, loss, same, shaken, tiny
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 from rmbook import AdapterBank, RandomMaskConfig, TargetError, apply_random_mask, save_adapter
 from rmbook.errors import ConfigError
@@ -376,6 +377,15 @@ def test_a_quantised_layer_is_refused_by_name(library):
         quantize_(base, Int8WeightOnlyConfig())
     with pytest.raises(TargetError, match=f"{library} has quantised .*apply_random_mask"):
         get_peft_model(base, RandomMaskConfig(target_modules=["0"]))
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("disk", [False, True])
+def test_an_offloaded_layer_is_refused_by_name(tmp_path, kind, disk):
+    model = nn.Sequential(kind(4, 4))
+    disk_offload(model, tmp_path, execution_device="cpu") if disk else cpu_offload(model, execution_device="cpu")
+    with pytest.raises(TargetError, match="offloads its weight"):
+        get_peft_model(model, RandomMaskConfig(target_modules=["0"]))
 
 
 def test_a_mask_that_is_offloaded_later_says_so():
