@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rmbook.adapters.adapter_header import plausible_count
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
-from rmbook.engine.maskable import check_maskable
+from rmbook.engine.maskable import check_maskable, refuse_offloaded
 from rmbook.engine.shards import is_sharded, read_entries, working_device
 from rmbook.engine.targets import TargetError
 from rmbook.masks.recipe import MaskRecipe
@@ -41,7 +41,9 @@ def check_target(layer: nn.Module, name: str) -> None:
             )
         if type(layer) is not Conv1D:
             check_maskable(layer)
-        elif layer.weight.is_meta or not layer.weight.is_contiguous() or not layer.weight.is_floating_point():
+            return
+        refuse_offloaded(layer)
+        if layer.weight.is_meta or not layer.weight.is_contiguous() or not layer.weight.is_floating_point():
             raise ValueError("its weight is not a plain contiguous tensor of floats in memory.")
     except (TypeError, ValueError) as error:
         raise TargetError(f"cannot mask target module {name!r}: {error}") from None

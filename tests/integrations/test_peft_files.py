@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Trai
 
 from rmbook import (
     AdapterError,
+    RandomMaskConfig,
     apply_masks,
     apply_random_mask,
     load_adapter,
@@ -178,6 +180,19 @@ def test_nothing_is_drawn_for_a_forged_density(folder):
         PeftModel.from_pretrained(tiny(), folder)
 
 
+def test_nor_of_one_on_the_hub(tmp_path, folder):
+    snapshot = tmp_path / "hub" / "models--someone--adapter" / "snapshots" / ("a" * 40)  # as the hub's cache has it
+    snapshot.parent.parent.joinpath("refs").mkdir(parents=True)
+    snapshot.parent.parent.joinpath("refs", "main").write_text("a" * 40)
+    shutil.copytree(folder, snapshot / "inner")
+    place = {"cache_dir": tmp_path / "hub", "local_files_only": True, "subfolder": "inner"}
+    stored = RandomMaskConfig.from_pretrained("someone/adapter", **place).stored
+    assert stored == RandomMaskConfig.from_pretrained(folder).stored and len(stored) == 4
+    rewrite(snapshot / "inner", density=1.0)
+    with pytest.raises(AdapterCorruptError, match="not what density 1 draws"):
+        PeftModel.from_pretrained(tiny(), "someone/adapter", **place)
+
+
 # -- rmbook's own files --------------------------------------------------------------------------------------------
 
 
@@ -276,6 +291,24 @@ def test_transformers_loading_notices_other_positions_when_they_are_used(tmp_pat
     again.to(torch.float64)
     with pytest.raises(MaskMismatchError):
         logits(again)
+
+
+def test_a_compiled_layer_notices_them_too(tmp_path, base):
+    torch._dynamo.reset()
+    model, x = AutoModelForCausalLM.from_pretrained(base), torch.ones(3, 32)
+    model.add_adapter(config(structure="random_columns", density=0.25))
+    shaken(model).save_pretrained(tmp_path / "one")
+    expected = next(iter(layers(model).values()))(x)
+    for seed in (0, 1):
+        rewrite(tmp_path / "one", seed=seed)
+        again = AutoModelForCausalLM.from_pretrained(base)
+        again.load_adapter(str(tmp_path / "one"))
+        compiled = torch.compile(next(iter(layers(again).values())), backend="eager")
+        if seed:
+            with pytest.raises(MaskMismatchError):
+                compiled(x)
+        else:
+            torch.testing.assert_close(compiled(x), expected)
 
 
 class Rows(torch.utils.data.Dataset):
