@@ -1,4 +1,6 @@
-"""The two ways of a masked layer on a quantised base, without gradients: what rmbook.engine.quantised chooses between.
+"""The two ways of a masked layer on a quantised base, without gradients.
+
+rmbook.engine.quantised_product chooses between them.
 
     python benchmarks/quantised_rule.py [--kinds nf4 torchao] [--rounds 15] [--write]
 
@@ -27,7 +29,8 @@ from scipy.optimize import least_squares
 from torch import nn
 
 from rmbook import sample_mask
-from rmbook.engine.quantised import QuantisedLinear, cheapest_way
+from rmbook.engine.quantised import QuantisedLinear
+from rmbook.engine.quantised_product import added, cheapest_way, merged_copy
 
 WIDTHS, DENSITIES, TOKENS = (1024, 2048), (1e-2, 1e-3, 1e-4), (1, 4, 16, 64)
 
@@ -36,8 +39,8 @@ def ways_of(layer: QuantisedLinear, base: nn.Module, x: torch.Tensor) -> dict:
     """The base alone and both ways, as functions."""
     return {
         "base": lambda: base(x),
-        "merge": lambda: nn.functional.linear(x, layer.merged_copy(x.dtype, layer.delta), layer.bias),
-        "add": lambda: layer._added(x, layer.delta),
+        "merge": lambda: nn.functional.linear(x, merged_copy(layer, x.dtype, layer.delta, layer), layer.bias),
+        "add": lambda: added(x, layer, layer.delta, layer),
     }
 
 

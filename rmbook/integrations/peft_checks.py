@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -10,8 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 from rmbook.adapters.adapter_header import plausible_count
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
+from rmbook.engine.dequantise import weight_shape
 from rmbook.engine.maskable import check_maskable
-from rmbook.engine.shards import is_sharded, read_entries, working_device
+from rmbook.engine.quantised import base_entries
+from rmbook.engine.shards import is_sharded, working_device
 from rmbook.engine.targets import TargetError
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask
@@ -21,24 +24,34 @@ HASH_BYTES = 32
 DIGEST_BYTES = 2 * HASH_BYTES
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The mask of one adapter in one layer.
+
+    Attributes:
+        mask: on the weight's device.
+        scale: S = scale * values.
+        backend: as asked for; see `rmbook.engine.backends`.
+    """
+
+    mask: Mask
+    scale: float
+    backend: str
+
+
 class MaskMismatchError(AdapterError):
     """Values are for other positions or other layers than this model has: nothing may be computed with them."""
 
 
 def matrix_shape(layer: nn.Module) -> tuple[int, int]:
     """Shape (out, in) of the matrix of a linear layer or a `Conv1D`."""
-    shape = tuple(layer.weight.shape)
+    shape = weight_shape(layer)
     return shape[::-1] if isinstance(layer, Conv1D) else shape
 
 
 def check_target(layer: nn.Module, name: str) -> None:
-    """Raise TargetError if a layer cannot have a mask: it is no plain `nn.Linear` or `Conv1D`, or holds no numbers."""
+    """Raise TargetError unless a layer is a plain or quantised `nn.Linear`, or a plain `Conv1D`, and holds numbers."""
     try:
-        if library := _quantised_by(layer):
-            raise TypeError(
-                f"{library} has quantised its weight, which a mask in peft writes to: use rmbook.apply_random_mask, "
-                "which masks quantised layers, and rmbook.save_adapter."
-            )
         if type(layer) is not Conv1D:
             check_maskable(layer)
         elif layer.weight.is_meta or not layer.weight.is_contiguous() or not layer.weight.is_floating_point():
@@ -47,14 +60,9 @@ def check_target(layer: nn.Module, name: str) -> None:
         raise TargetError(f"cannot mask target module {name!r}: {error}") from None
 
 
-def _quantised_by(layer: nn.Module) -> str | None:
-    kinds = (type(layer).__module__, type(getattr(getattr(layer, "weight", None), "data", None)).__module__)
-    return next((name for name in ("bitsandbytes", "torchao") if any(kind.startswith(name) for kind in kinds)), None)
-
-
 def entries_of(layer: nn.Module, mask: Mask) -> torch.Tensor | None:
-    """Entries of the layer's weight at the mask's positions, (nnz,); a collective if sharded; None on meta."""
-    return None if layer.weight.is_meta else read_entries(layer.weight.detach(), mask, isinstance(layer, Conv1D))
+    """Entries of the layer's W at the mask's positions, (nnz,); a collective if sharded; None on meta."""
+    return None if layer.weight.is_meta else base_entries(layer, mask, isinstance(layer, Conv1D))
 
 
 def digest(mask: Mask, entries: torch.Tensor | None) -> torch.Tensor:

@@ -7,7 +7,7 @@ is W + S, and W's entries are kept.
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -17,11 +17,14 @@ from transformers.pytorch_utils import Conv1D
 
 from rmbook.engine.backends import choose_backend
 from rmbook.engine.borrowed import BorrowedMask, add_entries, masked_linear
+from rmbook.engine.dequantise import quantisation
+from rmbook.engine.quantised_product import quantised_linear, refuse_merge
 from rmbook.engine.shards import is_sharded
 from rmbook.engine.tap import write_entries
 from rmbook.integrations.peft_checks import (
     DIGEST_BYTES,
     KEPT,
+    Drawn,
     check_loaded,
     digest,
     entries_of,
@@ -29,29 +32,13 @@ from rmbook.integrations.peft_checks import (
     leave_out,
     matrix_shape,
 )
-from rmbook.masks.sample import Mask
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The mask of one adapter in one layer.
-
-    Attributes:
-        mask: on the weight's device.
-        scale: S = scale * values.
-        backend: as asked for; see `rmbook.engine.backends`.
-    """
-
-    mask: Mask
-    scale: float
-    backend: str
 
 
 class RandomMaskLayer(nn.Module, BaseTunerLayer):
     """y = x (W + sum over the active adapters of strength * scale * values)^T + b.
 
     Args:
-        base_layer: `nn.Linear` or GPT-2's `Conv1D`.
+        base_layer: `nn.Linear`, also a quantised one, or GPT-2's `Conv1D`.
         name: of the layer in its model, for messages.
 
     Attributes:
@@ -68,7 +55,7 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, name: str):
         super().__init__()
         self.base_layer, self.name = base_layer, name
-        self.transposed = isinstance(base_layer, Conv1D)
+        self.transposed, self.quantised = isinstance(base_layer, Conv1D), quantisation(base_layer) is not None
         self.out_features, self.in_features = matrix_shape(base_layer)
         self.rmbook_values = nn.ParameterDict()
         self.rmbook_digest, self.rmbook_positions = BufferDict(persistent=True), BufferDict(persistent=True)
@@ -117,7 +104,8 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         if self._together.positions.device != x.device:  # FSDP moves weights past the layer
             self._move_masks(x.device)
         delta = self._together.delta([self.delta(name) for name in self._names])
-        return masked_linear(x, self.base_layer.weight, self.base_layer.bias, delta, self._together)
+        product = quantised_linear if self.quantised else masked_linear
+        return product(x, self.base_layer, delta, self._together)
 
     def delta(self, adapter_name: str) -> torch.Tensor:
         """Entries of S of one adapter, (nnz,)."""
@@ -174,12 +162,14 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         Several are summed in the order of their names, whatever the order of the calls, and rounded once.
 
         Raises:
-            RuntimeError: the weight is sharded.
+            RuntimeError: the weight is sharded or quantised.
             ValueError: `safe_merge`, and the result would not be finite; nothing has changed then.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.rmbook_drawn]
         if not names:
             return
+        if self.quantised:
+            refuse_merge()
         if is_sharded(self.base_layer.weight):
             raise RuntimeError("FSDP holds the base model: save the adapter, and merge it in one process.")
         before, together = self.merged_adapters, sorted({*self.merged_adapters, *names})
@@ -241,7 +231,7 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
 
         self.rmbook_values._apply(keep)
         weight = self.base_layer.weight
-        if weight.is_cpu and weight.is_shared():
+        if not self.quantised and weight.is_cpu and weight.is_shared():
             raise RuntimeError(
                 "a layer with a random mask writes to its weight while it computes, so processes cannot share the "
                 "weight's memory (share_memory): merge the adapter first (merge_and_unload)."

@@ -336,20 +336,6 @@ def test_a_module_with_two_names_is_merged_under_one():
     assert torch.equal(merged(x), expected) and torch.equal(merged.second.weight, plain)
 
 
-@pytest.mark.parametrize("library", ["bitsandbytes", "torchao"])
-def test_a_quantised_layer_is_refused_by_name(library):
-    module = pytest.importorskip(library)
-    base = nn.Sequential(nn.Linear(64, 64))
-    if library == "bitsandbytes":
-        base[0] = module.nn.Linear4bit(64, 64, quant_type="nf4").to("cpu")
-    else:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-        quantize_(base, Int8WeightOnlyConfig())
-    with pytest.raises(TargetError, match=f"{library} has quantised .*apply_random_mask"):
-        get_peft_model(base, RandomMaskConfig(target_modules=["0"]))
-
-
 def test_a_mask_that_is_offloaded_later_says_so():
     model = cpu_offload(shaken(get_peft_model(tiny(), config())), execution_device="cpu")
     with pytest.raises(RuntimeError, match="accelerate offloads"):
