@@ -141,6 +141,12 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         if adapter in self.rmbook_strength:
             self.rmbook_strength[adapter] = float(scale)
 
+    def train(self, mode: bool = True) -> "RandomMaskLayer":
+        """Set the mode; on a quantised base, also make float32 again of values that trl has cast to bfloat16."""
+        for values in self.rmbook_values.values() if self.quantised else ():  # small steps would be rounded away
+            values.data = values.data.to(torch.promote_types(values.dtype, torch.float32))
+        return super().train(mode)
+
     def _plan(self) -> None:
         self._names = sorted(name for name in self.active_adapters if name in self.rmbook_drawn)
         self._together = self._borrowed(self._names)

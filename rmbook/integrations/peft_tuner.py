@@ -105,7 +105,7 @@ class RandomMaskModel(BaseTuner):
         layers = [] if autocast_adapter_dtype else _layers(self.model, adapter_name).values()
         for layer in layers:
             values, dtype = layer.rmbook_values[adapter_name], layer.base_layer.weight.dtype
-            values.data = values.data.to(dtype if dtype.is_floating_point else values.dtype)
+            values.data = values.data.to(values.dtype if layer.quantised else dtype)
 
     # A tied weight can be borrowed, since W is back before anybody else reads it; merging would change the others.
 

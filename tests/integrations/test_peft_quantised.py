@@ -15,7 +15,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from rmbook import RandomMaskConfig, TargetError, apply_random_mask
+from rmbook.adapters.errors import AdapterBaseError
 from rmbook.engine.dequantise import dequantise
+from rmbook.integrations.peft_folder import load_from_peft, save_as_peft
 
 some_kinds = pytest.mark.parametrize("kind", list(map(needs, ["nf4", "int8", "torchao int8"])))
 nf4 = pytest.mark.parametrize("kind", [needs("nf4")])
@@ -134,6 +136,22 @@ def test_a_layer_without_numbers_and_a_replaced_weight_are_refused_by_name(kind)
         model(torch.randn(2, 96))
 
 
+@every_kind
+def test_adapters_travel_between_peft_and_apply_random_mask(kind, tmp_path):
+    model, x = masked(one_layer(kind)), torch.randn(4, 96)
+    model.save_pretrained(tmp_path / "a")
+    theirs = one_layer(kind)
+    save_as_peft(load_from_peft(theirs, tmp_path / "a"), tmp_path / "b")
+    assert torch.equal(theirs(x), model(x))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "adapter .* was trained on a base")
+        assert torch.equal(PeftModel.from_pretrained(one_layer(kind), tmp_path / "b")(x), model(x))
+    other = nn.Sequential(nn.Linear(96, 64))
+    with pytest.raises(AdapterBaseError, match="other weights"):
+        load_from_peft(other, tmp_path / "b")
+    assert type(other[0]) is nn.Linear
+
+
 # -- whole models --------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +172,20 @@ def test_trainer_trains_it_and_the_adapter_loads(kind, base, tmp_path):
     for name, layer in layers(model.base_model.model).items():
         fresh = dequantise(quantised(base, kind).get_submodule(name), torch.float32)
         assert torch.equal(dequantise(layer.base_layer, torch.float32), fresh)
+
+
+@nf4
+def test_sft_trainer_leaves_the_values_in_float32(kind, base, tmp_path):  # it casts LoRA's to bfloat16
+    trl = pytest.importorskip("trl")
+    from test_trl import SETTINGS, letters, rows
+
+    settings = trl.SFTConfig(str(tmp_path), **SETTINGS, max_steps=2, per_device_train_batch_size=2, max_length=16)
+    given = {"train_dataset": rows(text=["random masks", "are enough"]), "processing_class": letters()}
+    trainer = trl.SFTTrainer(quantised(base, kind), settings, peft_config=config(), **given)
+    trainer.train()
+    for layer in layers(trainer.model).values():
+        values = layer.rmbook_values["default"]
+        assert values.dtype == torch.float32 and values.any() and not torch.equal(values, values.bfloat16().float())
 
 
 @some_kinds
