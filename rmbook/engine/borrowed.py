@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rmbook.engine.maskable import refuse_partitioned
 from rmbook.engine.tap import compact_columns, tapped, write_entries
 from rmbook.masks.sample import Mask
 
@@ -67,9 +68,10 @@ def masked_linear(input: torch.Tensor, layer: nn.Module, delta: torch.Tensor, ma
         (..., out). Differentiating twice raises RuntimeError.
 
     Raises:
-        RuntimeError: the weight holds no numbers.
+        RuntimeError: the weight holds no numbers, or is partitioned.
     """
     weight, bias = layer.weight, layer.bias
+    refuse_partitioned(weight)
     if weight.is_meta and not input.is_meta:
         raise RuntimeError(
             "the weight of a layer with a random mask is on the meta device: accelerate offloads it, or it was never "

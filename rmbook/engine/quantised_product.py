@@ -19,6 +19,7 @@ from torch import nn
 
 from rmbook.engine.borrowed import add_entries
 from rmbook.engine.dequantise import dequantise
+from rmbook.engine.maskable import refuse_partitioned
 from rmbook.engine.product_torch import expand_rows
 from rmbook.engine.tap import compute_product, refuse_second_derivative
 
@@ -82,6 +83,7 @@ def quantised_linear(input: torch.Tensor, layer: nn.Linear, delta: torch.Tensor,
     Returns:
         (..., out), in the input's dtype, or autocast's. Differentiating twice raises RuntimeError.
     """
+    refuse_partitioned(layer.weight)
     wanted, kind = compute_dtype(layer, input), input.device.type
     autocast = torch.is_autocast_enabled(kind) and input.dtype != torch.float64
     x = input.to(wanted)

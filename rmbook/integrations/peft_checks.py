@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from rmbook.adapters.adapter_header import plausible_count
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
 from rmbook.engine.dequantise import weight_shape
-from rmbook.engine.maskable import check_maskable
+from rmbook.engine.maskable import check_maskable, refuse_partitioned
 from rmbook.engine.quantised import base_entries
 from rmbook.engine.shards import is_sharded, working_device
 from rmbook.engine.targets import TargetError
@@ -54,7 +54,9 @@ def check_target(layer: nn.Module, name: str) -> None:
     try:
         if type(layer) is not Conv1D:
             check_maskable(layer)
-        elif layer.weight.is_meta or not layer.weight.is_contiguous() or not layer.weight.is_floating_point():
+            return
+        refuse_partitioned(layer.weight, ValueError)
+        if layer.weight.is_meta or not layer.weight.is_contiguous() or not layer.weight.is_floating_point():
             raise ValueError("its weight is not a plain contiguous tensor of floats in memory.")
     except (TypeError, ValueError) as error:
         raise TargetError(f"cannot mask target module {name!r}: {error}") from None

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+import warnings
 
 import pytest
 import torch
@@ -311,6 +312,44 @@ def test_wrong_targets_leave_the_model_as_it_was(changed, error, message):
 def test_a_layer_of_another_method_is_refused():
     with pytest.raises((TargetError, TypeError)):
         get_peft_model(tiny(), LoraConfig(target_modules=TARGETS)).base_model.add_adapter("mask", config())
+
+
+@pytest.mark.parametrize("masked_by", ["peft", "rmbook"])
+def test_zero_3_is_refused_by_name_before_and_after_masking(masked_by):
+    def mask(model):
+        if masked_by == "peft":
+            return get_peft_model(model, RandomMaskConfig(target_modules=["0"], density=0.5))
+        return apply_random_mask(model, ["0"], density=0.5).model
+
+    base, other = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))
+    base[0].weight.data, base[0].weight.ds_id = torch.empty(0), 3  # DeepSpeed's name for a parameter that it partitions
+    with pytest.raises(TargetError, match="ZeRO-3 partitions its weight.*FSDP2"):
+        mask(base)
+    weight, model = other[0].weight, mask(other)
+    model(torch.ones(1, 4)).sum().backward()
+    weight.ds_id = 3
+    with pytest.raises(RuntimeError, match="ZeRO-3 partitions its weight.*FSDP2"):
+        model(torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("targets", [["k_proj"], TARGETS])
+@pytest.mark.parametrize("trained", [False, True])
+def test_lora_on_a_masked_model_says_once_that_it_has_stopped_the_mask(targets, trained):
+    base = tiny()
+    masking = apply_random_mask(base, TARGETS, density=0.05)
+    if trained:
+        loss(base).backward()
+    model = get_peft_model(base, LoraConfig(target_modules=targets, task_type="CAUSAL_LM"))
+    logits(model)  # a model that does not train has nothing to be told
+    with pytest.warns(UserWarning, match="values of this model's random mask do not train.*peft"):
+        loss(model.train())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the values of this")
+        loss(model)
+        for values in masking.parameters():
+            values.requires_grad_(True)
+        loss(model).backward()
+    assert all(values.grad is not None for values in masking.parameters())
 
 
 def test_another_adapter_for_each_row_is_refused():
