@@ -53,7 +53,7 @@ def scale_factor(scale: float | str, density: float | None) -> float:
     """
     if scale == "inverse_density" and density is not None:
         return 1 / density if density else 1.0
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale <= sys.float_info.max:
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale <= sys.float_info.max:
         raise ValueError(f'scale must be a positive number, or "inverse_density" of drawn masks, got {scale!r}.')
     return float(scale)
 

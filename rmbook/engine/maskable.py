@@ -25,6 +25,11 @@ def check_maskable(linear: nn.Module) -> None:
     if getattr(linear, "is_masked", False):
         raise TypeError("the layer is masked already; remove the first mask (RandomMask.remove) before adding another.")
     quantised = can_dequantise(linear)
+    if kind.__name__.startswith("FSDP") and kind.__module__.startswith("torch.distributed.fsdp"):
+        raise TypeError(
+            "it was given to fully_shard itself, which gathers its weight only when this very layer is called: mask "
+            "the model before fully_shard, or give fully_shard the block around the layer."
+        )
     if kind is not nn.Linear and not quantised:
         raise TypeError(
             f"expected a plain torch.nn.Linear, or a quantised one of bitsandbytes or torchao that holds its numbers, "
@@ -36,12 +41,7 @@ def check_maskable(linear: nn.Module) -> None:
         raise TypeError(
             "its forward was replaced on this one instance, so the masked layer would never run; restore it first."
         )
-    hook = getattr(linear, "_hf_hook", None)
-    if any(getattr(one, "offload", False) for one in (hook, *getattr(hook, "hooks", ()))):
-        raise ValueError(
-            "accelerate offloads its weight to the CPU or the disk, and fetches a copy of it for each forward pass; "
-            "load the model with a device_map that keeps this layer on a device."
-        )
+    refuse_offloaded(linear)
     weight = linear.weight
     refuse_partitioned(weight, ValueError)
     if weight.is_meta:
@@ -65,6 +65,16 @@ def refuse_partitioned(weight: torch.Tensor, error: type[Exception] = RuntimeErr
         )
 
 
+def refuse_offloaded(layer: nn.Module) -> None:
+    """Raise ValueError if accelerate keeps the weight of a layer on the CPU or the disk."""
+    hook = getattr(layer, "_hf_hook", None)
+    if any(getattr(one, "offload", False) for one in (hook, *getattr(hook, "hooks", ()))):
+        raise ValueError(
+            "accelerate offloads its weight to the CPU or the disk, and fetches a copy of it for each forward pass; "
+            "load the model with a device_map that keeps this layer on a device."
+        )
+
+
 def check_same(weight: torch.Tensor, masked: torch.Tensor) -> None:
     """Raise RuntimeError if a layer's weight is no longer the tensor that was masked, whose memory holds W + S."""
     refuse_partitioned(weight)
@@ -76,5 +86,6 @@ def check_same(weight: torch.Tensor, masked: torch.Tensor) -> None:
             f"the weight of this masked layer was replaced by another {type(weight.data).__name__}, but W + S "
             "lives in the memory of the weight that was masked. FSDP1 (FullyShardedDataParallel) does that: use "
             "FSDP2 (fully_shard; in accelerate fsdp_version: 2) or DistributedDataParallel. So does accelerate's "
-            "offloading: keep masked layers on a device. If you replaced it yourself, remove the mask first."
+            "offloading: keep masked layers on a device. Tensor parallelism is not supported. If you replaced it "
+            "yourself, remove the mask first."
         )

@@ -2,10 +2,13 @@
 
 For y = x (W + S)^T + b there are two exact ways, W being what the quantised numbers stand for:
 
-- **merge**: dequantise W into a buffer that lives for this product alone, write W + S, multiply once; the backward pass
-  does so again. bitsandbytes itself dequantises in each backward pass, so this adds the write of S alone.
-- **add**: the base's own product for W, plus a sparse product for S. For a few tokens without gradients, where the
-  base has a kernel that does not dequantise (torchao's int8); `cheapest_way` says from where on.
+- **merge**: dequantise W into a buffer that lives for this product alone, write W + S, multiply once.
+- **add**: the base's own product for W, plus a sparse product for S. For few tokens or few entries, where the base has
+  a kernel that does not dequantise (torchao's int8); `cheapest_way` says from where on. On torchao's int8 of width 2048
+  with 512 tokens, its forward pass takes 0.91 of merge's at density 1e-4, and 1.31 at 1e-3.
+
+The forward pass takes the cheaper way, and the backward pass merges: bitsandbytes itself dequantises in each backward
+pass, so that the write of S is all that comes on top.
 
 Both forms of the masked layer compute here: `rmbook.engine.quantised`, and `rmbook.integrations.peft_layer`. Their
 *operands* have `mask`, `row_starts`, `columns`, `touched` and `backend`, as `rmbook.engine.tap.tapped` wants them.
@@ -34,7 +37,7 @@ DEQUANTISE = {"bitsandbytes": 0.0, "torchao": 1.5e-9}  # a number that merge deq
 
 
 def cheapest_way(shape: tuple[int, int], tokens: int, nnz: int, library: str) -> str:
-    """Return "merge" or "add", whichever costs less without gradients. Sizes alone decide, never timing.
+    """Return "merge" or "add", whichever costs less in the forward pass. Sizes alone decide, never timing.
 
     Args:
         shape: (out, in).
@@ -46,10 +49,13 @@ def cheapest_way(shape: tuple[int, int], tokens: int, nnz: int, library: str) ->
     return "add" if CALL + (ENTRY + ADD * tokens) * nnz < merge else "merge"
 
 
-class _MergedProduct(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, delta, bias, layer, operands):
-        output = F.linear(input, merged_copy(layer, input.dtype, delta, operands), bias)
+    def forward(ctx, input, delta, bias, layer, operands, way):
+        if way == "add":
+            output = added(input, layer, delta, operands)
+        else:
+            output = F.linear(input, merged_copy(layer, input.dtype, delta, operands), bias)
         kept = input if operands.touched is None else input.index_select(-1, operands.touched)
         ctx.save_for_backward(delta, kept)
         ctx.layer, ctx.operands, ctx.dtype = layer, operands, input.dtype
@@ -67,12 +73,12 @@ class _MergedProduct(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             given = flat, kept.reshape(-1, kept.shape[-1]), operands.row_starts, operands.columns
             grad_delta = compute_product(*given, operands.backend).to(delta.dtype)
-        return grad_input, grad_delta, flat.sum(0) if ctx.needs_input_grad[2] else None, None, None
+        return grad_input, grad_delta, flat.sum(0) if ctx.needs_input_grad[2] else None, None, None, None
 
 
 @torch.compiler.disable  # the libraries' own products break a graph, too
 def quantised_linear(input: torch.Tensor, layer: nn.Linear, delta: torch.Tensor, operands: Any) -> torch.Tensor:
-    """y = x (W + S)^T + b, with gradients of x, S and b; by the cheaper way if nothing needs a gradient.
+    """y = x (W + S)^T + b, with gradients of x, S and b; the forward pass takes the cheaper way.
 
     Args:
         input: (..., in).
@@ -86,16 +92,12 @@ def quantised_linear(input: torch.Tensor, layer: nn.Linear, delta: torch.Tensor,
     refuse_partitioned(layer.weight)
     wanted, kind = compute_dtype(layer, input), input.device.type
     autocast = torch.is_autocast_enabled(kind) and input.dtype != torch.float64
-    x = input.to(wanted)
-    bias = None if layer.bias is None else layer.bias.to(wanted)
+    x, mask = input.to(wanted), operands.mask
+    bias, tokens = None if layer.bias is None else layer.bias.to(wanted), x.numel() // max(1, x.shape[-1])
+    own = tokens and has_own_product(layer, wanted)
+    way = cheapest_way(mask.shape, tokens, mask.nnz, _library(layer)) if own else "merge"
     with torch.autocast(kind, enabled=False):
-        trained = (x, delta) if bias is None else (x, delta, bias)
-        needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in trained)
-        tokens, mask = x.numel() // max(1, x.shape[-1]), operands.mask
-        if not needs_gradient and tokens and has_own_product(layer, wanted):
-            if cheapest_way(mask.shape, tokens, mask.nnz, _library(layer)) == "add":
-                return added(x, layer, delta, operands).to(input.dtype)
-        return _MergedProduct.apply(x, delta, bias, layer, operands).to(wanted if autocast else input.dtype)
+        return _Product.apply(x, delta, bias, layer, operands, way).to(wanted if autocast else input.dtype)
 
 
 @torch.no_grad()

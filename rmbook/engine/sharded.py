@@ -55,9 +55,8 @@ def begin(layer: Any) -> None:
         layer.values.requires_grad_(False)  # FSDP cannot reduce an empty gradient
     layer.backend, layer.backend_reason = choose_backend(layer.wanted_backend, weight)
     layer.average = layer.average or GradientAverage(None, [layer])  # None: of a copy, or masked on its own
-    if layer.mask.nnz and not is_sharded(layer.values):  # if FSDP takes them, none comes here
-        found: Callable[[], Any] = weakref.ref(layer)  # the garbage collector does not see through hooks
-        layer.values.register_post_accumulate_grad_hook(lambda _: found().average.arrived())
+    if layer.mask.nnz and not is_sharded(layer.values):
+        announce(layer, layer.values)
 
 
 def write_original(layer: Any, original: torch.Tensor | None, was_meta: bool) -> None:
@@ -140,6 +139,24 @@ def writing_once(layers: Iterable[Any]) -> Iterator[bool]:
             dist.barrier()
 
 
+def announce(layer: Any, values: torch.Tensor) -> None:
+    """Tell `layer.average` whenever values get a gradient; those that FSDP takes get none here."""
+    found: Callable[[], Any] = weakref.ref(layer)  # the garbage collector does not see through hooks
+
+    def arrived(_: torch.Tensor) -> None:
+        if (owner := found()) is not None and owner.average is not None:
+            owner.average.arrived()
+
+    trained = values.requires_grad
+    values.requires_grad_(True).register_post_accumulate_grad_hook(arrived)  # torch wants it so
+    values.requires_grad_(trained)
+
+
+def own_values(layer: Any) -> tuple[Any, Iterable[torch.Tensor]]:
+    """Return the mesh of a masked layer's weight, None if it is not sharded, and the layer's values."""
+    return layer.mesh, [layer.values]
+
+
 class GradientAverage:
     """The average over all processes of the gradients of values that FSDP does not have.
 
@@ -148,11 +165,13 @@ class GradientAverage:
 
     Args:
         model: FSDP's; None if it is not known: then there is no waiting for FSDP.
-        layers: its masked layers.
+        layers: its masked layers, to which more may be added.
+        values_of: what `own_values` is for `MaskedLinear`.
     """
 
-    def __init__(self, model: nn.Module | None, layers: list):
-        self._model, self._layers, self._queued = model, layers, False
+    def __init__(self, model: nn.Module | None, layers: list, values_of: Callable = own_values):
+        self._model, self.layers, self._values_of = model, layers, values_of
+        self._task, self._mesh = -1, None
 
     def __deepcopy__(self, memo):
         return None  # whoever copies one layer does not mean the model
@@ -162,8 +181,9 @@ class GradientAverage:
 
     def arrived(self) -> None:
         """Take note that one of the values has got its gradient: the backward pass has begun."""
-        if not self._queued and self._wanted():
-            self._queued = True
+        task = torch._C._current_graph_task_id()  # not a flag: a backward pass that fails calls nothing back
+        if task != self._task and dist.is_available() and dist.is_initialized():
+            self._task = task
             torch.autograd.Variable._execution_engine.queue_callback(self._average)
 
     def _wanted(self) -> bool:
@@ -177,11 +197,12 @@ class GradientAverage:
 
     @torch.no_grad()
     def _average(self) -> None:
-        self._queued = False
-        layers = [layer for layer in self._layers if layer.sharded and layer.mask.nnz and not is_sharded(layer.values)]
-        values = [layer.values for layer in layers]
+        found = [self._values_of(layer) for layer in self.layers]
+        mesh = self._mesh = next((mesh for mesh, _ in found if mesh is not None), self._mesh)
+        values = [v for _, own in found for v in own if v.requires_grad and v.numel() and not is_sharded(v)]
+        if mesh is None or not values or not self._wanted():
+            return
         flat = torch.cat([v.new_zeros(v.numel()) if v.grad is None else v.grad for v in values])
-        mesh = layers[0].mesh
         for number in range(mesh.ndim):
             dist.all_reduce(flat, group=mesh.get_group(number))
         flat /= mesh.size()

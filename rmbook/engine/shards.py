@@ -11,6 +11,16 @@ import torch.distributed as dist
 
 from rmbook.masks.sample import Mask
 
+FSDP1 = (
+    "FSDP1 (FullyShardedDataParallel), which is not supported: use FSDP2 (fully_shard; in accelerate fsdp_version: 2) "
+    "or DistributedDataParallel"
+)
+
+
+def is_flattened(tensor: Any) -> bool:
+    """Tell whether FSDP1 has a tensor: as a parameter of its own, or as a view of its one flat parameter."""
+    return getattr(tensor, "_fsdp_flattened", False) or getattr(getattr(tensor, "_base", None), "_is_flat_param", False)
+
 
 def is_sharded(tensor: Any) -> bool:
     """Tell whether a tensor is a DTensor, of which this process holds a part."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.maskable import check_maskable
+from rmbook.engine.shards import FSDP1, is_flattened, is_sharded
 from rmbook.errors import RmbookError, closest
 
 WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -97,13 +98,29 @@ def refuse_tied(model: nn.Module, layers: dict[str, nn.Module]) -> None:
             )
 
 
+def refuse_parallel(model: nn.Module, layers: dict[str, nn.Module]) -> None:
+    """Raise TargetError if FSDP1 has the model, or anything but FSDP2 has sharded the weight of one of `layers`."""
+    weights = {name: getattr(layer, "weight", None) for name, layer in layers.items()}
+    flattened = any(is_flattened(weight) for weight in weights.values())
+    if flattened or any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise TargetError(f"the model is wrapped in {FSDP1}.")
+    if not any(is_sharded(weight) for weight in weights.values()):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    gathers = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    gathered = {id(inner) for module in gathers for inner in module.modules()}
+    if others := [name for name in layers if is_sharded(weights[name]) and id(layers[name]) not in gathered]:
+        raise TargetError(
+            f"the weight of {others[0]!r} is sharded, and no module around it in this model was given to fully_shard "
+            "(FSDP2): tensor parallelism (parallelize_module, tp_plan) is not supported. Under FSDP2, give the whole "
+            "model."
+        )
+
+
 def check_targets(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     """Raise TargetError unless every one of `layers` of `model` can be masked, and none is."""
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise TargetError(
-            "the model is wrapped in FSDP1 (FullyShardedDataParallel), which is not supported: use FSDP2 (fully_shard; "
-            "in accelerate fsdp_version: 2) or DistributedDataParallel."
-        )
+    refuse_parallel(model, layers)
     for name, layer in layers.items():
         try:
             check_maskable(layer)

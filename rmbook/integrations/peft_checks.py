@@ -2,7 +2,6 @@
 
 import hashlib
 import warnings
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from rmbook.adapters.adapter_header import plausible_count
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
 from rmbook.engine.dequantise import weight_shape
-from rmbook.engine.maskable import check_maskable, refuse_partitioned
+from rmbook.engine.maskable import check_maskable, refuse_offloaded, refuse_partitioned
 from rmbook.engine.quantised import base_entries
 from rmbook.engine.shards import is_sharded, working_device
 from rmbook.engine.targets import TargetError
@@ -22,21 +21,6 @@ from rmbook.masks.sample import Mask
 KEPT = ("rmbook_digest", "rmbook_positions")  # buffers that stay off the meta device
 HASH_BYTES = 32
 DIGEST_BYTES = 2 * HASH_BYTES
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The mask of one adapter in one layer.
-
-    Attributes:
-        mask: on the weight's device.
-        scale: S = scale * values.
-        backend: as asked for; see `rmbook.engine.backends`.
-    """
-
-    mask: Mask
-    scale: float
-    backend: str
 
 
 class MaskMismatchError(AdapterError):
@@ -55,6 +39,7 @@ def check_target(layer: nn.Module, name: str) -> None:
         if type(layer) is not Conv1D:
             check_maskable(layer)
             return
+        refuse_offloaded(layer)
         refuse_partitioned(layer.weight, ValueError)
         if layer.weight.is_meta or not layer.weight.is_contiguous() or not layer.weight.is_floating_point():
             raise ValueError("its weight is not a plain contiguous tensor of floats in memory.")

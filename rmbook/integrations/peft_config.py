@@ -10,7 +10,9 @@ adapter is loaded in a new process, or peft stops with KeyError: 'RMBOOK'.
 """
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from peft import PeftConfig
@@ -23,7 +25,7 @@ from rmbook.checks import check_density, check_seed, scale_factor
 from rmbook.engine.backends import BACKENDS
 from rmbook.errors import ConfigError, closest, shown
 from rmbook.files import UnreadableFileError
-from rmbook.integrations.peft_tuner import RandomMaskModel
+from rmbook.integrations.peft_tuner import DensityOfRatio, RandomMaskModel
 from rmbook.masks.recipe import STRUCTURES
 from rmbook.tensor_files import Layout, read_header
 from rmbook.version import __version__
@@ -39,7 +41,8 @@ class RandomMaskConfig(PeftConfig):
         target_modules: names, a regular expression, or "all-linear"; if None, those of LoRA for this kind of model.
         exclude_modules, layers_to_transform, layers_pattern, modules_to_save: as for LoRA.
         ratio: wanted trainable entries / all parameters of the model. Give this or density; 1e-3 if neither is given.
-        density: probability that an entry of a target matrix is trained; filled in when a ratio is given, and saved.
+        density: probability that an entry of a target matrix is trained. A model fills in what a ratio comes to there,
+            which is saved; another model with the same configuration starts from the ratio again.
         seed: of the masks; each layer's mask depends on it and on the layer's name alone.
         structure: "entries", "leading_columns" or "random_columns"; see `rmbook.masks.recipe.MaskRecipe`.
         scale: S = scale * values; "inverse_density" is 1 / density, as for `rmbook.apply_random_mask`.
@@ -72,6 +75,8 @@ class RandomMaskConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = peft_types.PeftType[NAME.upper()]
+        if self.ratio is not None and isinstance(self.density, DensityOfRatio):
+            self.density = None  # of the model for which `dataclasses.replace` found it
         if self.ratio is not None and self.density is not None:
             raise ConfigError(
                 f"give either ratio (share of all parameters) or density (probability inside a target matrix), got "
@@ -80,11 +85,12 @@ class RandomMaskConfig(PeftConfig):
         try:
             self.density = None if self.density is None else check_density(self.density)
             self.seed = check_seed(self.seed)
-            scale_factor(self.scale, 1.0)
+            self.scale = self.scale if self.scale == "inverse_density" else scale_factor(self.scale, 1.0)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        sound = self.ratio is None or (type(self.ratio) in (int, float) and 0 <= self.ratio <= 1)
-        _require(sound, "ratio", self.ratio, "a number in [0, 1]")
+        sound = isinstance(self.ratio, Real) and not isinstance(self.ratio, bool) and 0 <= self.ratio <= 1
+        _require(sound or self.ratio is None, "ratio", self.ratio, "a number in [0, 1]")
+        self.ratio = None if self.ratio is None else float(self.ratio)
         _require(abs(self.seed) < LARGEST_SEED, "seed", self.seed, "an integer of at most 256 bits")
         for field, known in (("structure", STRUCTURES), ("backend", BACKENDS)):
             value = getattr(self, field)
@@ -97,9 +103,13 @@ class RandomMaskConfig(PeftConfig):
             names = isinstance(value, list | tuple | set) and all(isinstance(name, str) for name in value)
             _require(value is None or text or names, field, value, "names of modules")
             setattr(self, field, set(value) if names and field.endswith("e_modules") else value)
-        layers = self.layers_to_transform
-        sound = type(layers) in (int, type(None)) or (isinstance(layers, list) and all(type(n) is int for n in layers))
+        layers: Any = self.layers_to_transform
+        several = isinstance(layers, Iterable) and not isinstance(layers, str | bytes | Mapping)
+        numbers = list(layers) if several else [] if layers is None else [layers]
+        sound = all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers)
         _require(sound, "layers_to_transform", layers, "a number of a layer, or a list of them")
+        numbers = [int(number) for number in numbers]  # as JSON has them
+        self.layers_to_transform = numbers if several else numbers[0] if numbers else None
 
     def factor(self) -> float:
         """Return the scale as a number; the density must be known."""

@@ -6,25 +6,21 @@ is W + S, and W's entries are kept.
 """
 
 import math
-import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rmbook.engine.backends import choose_backend
-from rmbook.engine.borrowed import BorrowedMask, add_entries, masked_linear
+from rmbook.engine.borrowed import BorrowedMask, masked_linear
 from rmbook.engine.dequantise import quantisation
-from rmbook.engine.quantised_product import quantised_linear, refuse_merge
-from rmbook.engine.shards import is_sharded
-from rmbook.engine.tap import write_entries
+from rmbook.engine.quantised_product import quantised_linear
+from rmbook.engine.sharded import GradientAverage
 from rmbook.integrations.peft_checks import (
     DIGEST_BYTES,
     KEPT,
-    Drawn,
     check_loaded,
     digest,
     entries_of,
@@ -32,9 +28,27 @@ from rmbook.integrations.peft_checks import (
     leave_out,
     matrix_shape,
 )
+from rmbook.integrations.peft_merging import MergingLayer
+from rmbook.integrations.peft_shards import average_gradients, check_gathered
+from rmbook.masks.sample import Mask
 
 
-class RandomMaskLayer(nn.Module, BaseTunerLayer):
+@dataclass(frozen=True)
+class Drawn:
+    """The mask of one adapter in one layer.
+
+    Attributes:
+        mask: on the weight's device.
+        scale: S = scale * values.
+        backend: as asked for; see `rmbook.engine.backends`.
+    """
+
+    mask: Mask
+    scale: float
+    backend: str
+
+
+class RandomMaskLayer(MergingLayer):
     """y = x (W + sum over the active adapters of strength * scale * values)^T + b.
 
     Args:
@@ -64,8 +78,10 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         self._checked: dict[str, torch.Tensor] = {}  # digests that were compared; loading replaces a buffer or fills it
         self._together: BorrowedMask | None = None  # of the active adapters
         self._names: list[str] = []  # theirs, sorted
-        # While merged: positions, and W's entries there.
-        self._unmerged: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.frozen_peft_weight_names = {}
+        self.average: GradientAverage | None = None
+        self.announced: dict[str, int] = {}  # ids of values that tell it of their gradients
+        self._unmerged = None
         self._disable_adapters, self.merged_adapters, self._active_adapter = False, [], []
         self.register_load_state_dict_pre_hook(fill_in)
         self.register_load_state_dict_post_hook(_check_loaded)
@@ -82,11 +98,18 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         self.set_mask(adapter_name, drawn, values)
         self.set_adapter(self.active_adapters or [adapter_name], inference_mode=frozen)
 
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self.announced = {}  # a copied parameter has no hooks
+        average_gradients(self)
+
     def set_mask(self, adapter_name: str, drawn: Drawn, values: torch.Tensor) -> None:
         """Set what an adapter has in this layer: where, and which values (nnz,)."""
         device = self.base_layer.weight.device
         self.rmbook_drawn[adapter_name] = replace(drawn, mask=drawn.mask.to(device))
         self.rmbook_values[adapter_name] = nn.Parameter(values.to(device))
+        # FSDP cannot reduce an empty gradient.
+        self.frozen_peft_weight_names[adapter_name] = () if drawn.mask.nnz else ("rmbook_values",)
         entries = None if self.merged else entries_of(self.base_layer, drawn.mask)
         self.rmbook_digest[adapter_name].copy_(digest(drawn.mask, entries))
         self._checked[adapter_name] = self.rmbook_digest[adapter_name]
@@ -98,9 +121,10 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         if self._disable_adapters or self.merged_adapters or self._together is None:
             return self.base_layer(x, *args, **kwargs)
         if not torch.compiler.is_compiling():
-            for name in self._names:
-                if self.rmbook_digest[name] is not self._checked[name]:
-                    self.check(name)  # transformers puts tensors in their places without any call to the layer
+            check_gathered(self.base_layer.weight)
+        for name in self._names:
+            if self.rmbook_digest[name] is not self._checked[name]:
+                self.check(name)  # transformers puts tensors in their places without any call to the layer
         if self._together.positions.device != x.device:  # FSDP moves weights past the layer
             self._move_masks(x.device)
         delta = self._together.delta([self.delta(name) for name in self._names])
@@ -150,6 +174,7 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
     def _plan(self) -> None:
         self._names = sorted(name for name in self.active_adapters if name in self.rmbook_drawn)
         self._together = self._borrowed(self._names)
+        average_gradients(self)
 
     def _borrowed(self, names: list[str]) -> BorrowedMask | None:
         weight, drawn = self.base_layer.weight, [self.rmbook_drawn[name] for name in names]
@@ -158,60 +183,6 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode cannot be trained with
             masks = [each.mask for each in drawn]
             return BorrowedMask(masks, self.transposed, choose_backend(drawn[0].backend, weight)[0])
-
-    # -- merging --
-
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Leave W + S in the weight, for the adapters named or for the active ones.
-
-        Several are summed in the order of their names, whatever the order of the calls, and rounded once.
-
-        Raises:
-            RuntimeError: the weight is sharded or quantised.
-            ValueError: `safe_merge`, and the result would not be finite; nothing has changed then.
-        """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.rmbook_drawn]
-        if not names:
-            return
-        if self.quantised:
-            refuse_merge()
-        if is_sharded(self.base_layer.weight):
-            raise RuntimeError("FSDP holds the base model: save the adapter, and merge it in one process.")
-        before, together = self.merged_adapters, sorted({*self.merged_adapters, *names})
-        self._restore()
-        weight, borrowed = self.base_layer.weight, self._borrowed(together)
-        assert borrowed is not None  # merging is for layers that are loaded
-        delta = borrowed.delta([self.delta(name) for name in together])
-        positions = borrowed.positions
-        self._unmerged = positions, add_entries(weight, positions, delta)
-        self.merged_adapters = [*before, *(name for name in names if name not in before)]
-        if safe_merge and not weight.data.view(-1)[positions].isfinite().all():
-            self._restore()
-            self.merged_adapters = []
-            if before:
-                self.merge(adapter_names=before)
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken")
-
-    def unmerge(self) -> None:
-        """Restore W bit for bit."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        self._restore()
-        self.merged_adapters = []
-
-    def _restore(self) -> None:
-        if self._unmerged is not None:
-            write_entries(self.base_layer.weight, *self._unmerged)
-            self._unmerged = None
-
-    def unload_and_optionally_merge_module(self, merge: bool, safe_merge: bool, adapter_names) -> nn.Module:
-        """Return the plain layer: with W + S if `merge`, otherwise with W bit for bit."""
-        if merge:
-            self.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-        else:
-            self._restore()
-        return self.base_layer
 
     # -- what moves, casts and loads --
 
@@ -256,6 +227,7 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         self.rmbook_drawn = moved  # a new one: replicas on other devices share the old one
         self._plan()
 
+    @torch.compiler.disable(reason="loaded values are compared with the mask first: call the model once uncompiled")
     def check(self, adapter_name: str) -> None:
         """Compare what was loaded with what was drawn here; see `rmbook.integrations.peft_checks.check_loaded`."""
         positions = self.rmbook_positions[adapter_name] if adapter_name in self.rmbook_positions else None
@@ -264,6 +236,7 @@ class RandomMaskLayer(nn.Module, BaseTunerLayer):
         if mask is not drawn.mask:
             self.rmbook_drawn[adapter_name] = replace(drawn, mask=mask.to(self.base_layer.weight.device))
             self._plan()
+        average_gradients(self)
         self._checked[adapter_name] = self.rmbook_digest[adapter_name]
 
     def __repr__(self) -> str:

@@ -13,21 +13,19 @@ from torch import nn
 from rmbook.adapters.shira_folder import PREFIX
 from rmbook.engine.dequantise import count_parameters
 from rmbook.engine.quantised_product import refuse_merge
-from rmbook.engine.sharded import spread_state
-from rmbook.engine.targets import plain_names, refuse_tied
-from rmbook.integrations.peft_checks import (
-    Drawn,
-    MaskMismatchError,
-    check_stored,
-    check_target,
-    checked_mask,
-    matrix_shape,
-)
-from rmbook.integrations.peft_layer import RandomMaskLayer
+from rmbook.engine.sharded import GradientAverage, spread_state
+from rmbook.engine.targets import plain_names, refuse_parallel, refuse_tied
+from rmbook.integrations.peft_checks import MaskMismatchError, check_stored, check_target, checked_mask, matrix_shape
+from rmbook.integrations.peft_layer import Drawn, RandomMaskLayer
+from rmbook.integrations.peft_shards import values_of
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import ratio_to_density
 
 DEFAULT_RATIO = 1e-3  # peft wants a configuration that gives nothing but targets to work
+
+
+class DensityOfRatio(float):
+    """A density that a configuration's ratio came to in one model; in another one the ratio comes to another."""
 
 
 class RandomMaskModel(BaseTuner):
@@ -40,6 +38,7 @@ class RandomMaskModel(BaseTuner):
     tuner_layer_cls = RandomMaskLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     _surveyed: str | None = None  # the adapter whose targets were found and checked last
+    _average: GradientAverage | None = None
 
     def __init__(self, model: nn.Module, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
@@ -54,10 +53,13 @@ class RandomMaskModel(BaseTuner):
             )
         yield
 
-    def inject_adapter(self, *args, **kwargs) -> None:
+    def inject_adapter(self, model, adapter_name: str, *args, **kwargs) -> None:
         """Put an adapter on the model; all its targets are checked before the first one changes."""
-        self._surveyed = None
-        super().inject_adapter(*args, **kwargs)
+        self._surveyed, config = None, self.peft_config[adapter_name]
+        if isinstance(config.density, DensityOfRatio):  # the configuration is another model's, which may be saved yet
+            self.peft_config[adapter_name] = config = copy.copy(config)
+            config.density = None
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(
         self, peft_config, adapter_name, target, target_name, parent, current_key, parameter_name=None, **kwargs
@@ -78,6 +80,9 @@ class RandomMaskModel(BaseTuner):
         drawn = Drawn(mask, peft_config.factor(), peft_config.backend)
         layer.add(adapter_name, drawn, values, peft_config.store_positions, peft_config.inference_mode)
         if layer is not target:
+            self._average = self._average or GradientAverage(self.model, [], values_of)
+            self._average.layers.append(layer)
+            layer.average = self._average
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
@@ -92,13 +97,14 @@ class RandomMaskModel(BaseTuner):
                 inside = (*inside, f"{name}.")
             if name and self._check_target_module_exists(config, name):
                 targets[name] = _base_layer(module)
+        refuse_parallel(self.model, targets)
         for name, layer in targets.items():
             check_target(layer, name)
         if config.density is None:
             total = count_parameters(self.model, _base_parameters(self.model))
             held = sum(math.prod(matrix_shape(layer)) for layer in targets.values())
             ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
-            config.ratio, config.density = ratio, ratio_to_density(ratio, total, held)
+            config.ratio, config.density = ratio, DensityOfRatio(ratio_to_density(ratio, total, held))
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Values are float32 from the start. autocast_adapter_dtype=False asks for the base's dtype.

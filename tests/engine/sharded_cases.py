@@ -20,15 +20,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
+from peft import get_peft_model
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from rmbook import (
+    RandomMaskConfig,
     apply_random_mask,
     load_adapter,
     load_from_peft,
@@ -116,6 +119,22 @@ def mask_of(model, kind, density, scale=1.0, unused="warn"):
     return apply_random_mask(model, MODELS[kind][1], density=density, seed=3, scale=scale, unused=unused)
 
 
+class PeftMask:
+    """The same mask in peft, seen as a `RandomMask`."""
+
+    def __init__(self, model, kind, density, scale):
+        config = RandomMaskConfig(target_modules=MODELS[kind][1], density=density, seed=3, scale=scale)
+        self.model = get_peft_model(model, config)
+
+    def named_parameters(self):
+        for name, parameter in self.model.named_parameters():
+            if ".rmbook_values." in name:
+                yield name.removeprefix("base_model.model.").partition(".rmbook")[0] + ".values", parameter
+
+    def parameters(self):
+        return (values for _, values in self.named_parameters())
+
+
 def steps_of(model, masking, kind, dtype, take, accumulate=1, evaluate=False, resume=None):
     """Train; `take(batch, number)` is this process's part number of a batch. Returns losses."""
     optimizer, losses = torch.optim.AdamW(list(masking.parameters()), lr=2e-2), []
@@ -172,7 +191,7 @@ def shard(model, mesh, ignored, reshard=True, flat=False, offload=False, placeme
 
 def sharded(kind="toy", dtype=torch.float64, density=0.2, scale=1.0, owner="nobody", hsdp=False, checkpointing=False,
             accumulate=1, evaluate=False, policy=None, unused="warn", skip_head=False, compiled=False,
-            **how):  # fmt: skip
+            peft=False, **how):  # fmt: skip
     """Train on shards; owner of the values: "nobody" (ignored), "fsdp", "later" (masked after sharding)."""
     rank, world = dist.get_rank(), dist.get_world_size()
     names = ("replicate", "shard")
@@ -186,9 +205,9 @@ def sharded(kind="toy", dtype=torch.float64, density=0.2, scale=1.0, owner="nobo
         model.model.gradient_checkpointing_enable({"use_reentrant": False})
     if owner == "later":
         shard(model, mesh, set(), policy=policy, **how)
-        masking = mask_of(model, kind, density, scale, unused)
-    else:
-        masking = mask_of(model, kind, density, scale, unused)
+    masking = PeftMask(model, kind, density, scale) if peft else mask_of(model, kind, density, scale, unused)
+    model = masking.model
+    if owner != "later":
         shard(model, mesh, set(masking.parameters()) if owner == "nobody" else set(), policy=policy, **how)
 
     def take(batch, number):
@@ -242,7 +261,17 @@ ROWS = {
     "CPU offload, values are FSDP's": {"offload": True, "owner": "fsdp"},
     "columns sharded": {"placement": True},
 }
+ROWS |= {
+    f"peft, {name}": {"peft": True} | ROWS[name]
+    for name in (
+        *("float64", "float32", "values are FSDP's", "masked after fully_shard", "reshard_after_forward=False"),
+        *("one group, evaluation between", "empty masks", "empty masks, values are FSDP's", "checkpointing"),
+        *("accumulation", "accumulation, values are FSDP's", "CPU offload", "CPU offload, values are FSDP's"),
+        *("columns sharded", "scale"),
+    )
+}
 UNEVEN = ("float64", "float32", "values are FSDP's", "empty masks", "accumulation", "CPU offload", "columns sharded")
+UNEVEN += ("peft, float64", "peft, empty masks, values are FSDP's")
 EVEN = {"HSDP 2 x 2": {"hsdp": True}, "HSDP 2 x 2, values are FSDP's": {"hsdp": True, "owner": "fsdp"}}
 SLOW = {  # "inductor" takes a C++ compiler
     f"torch.compile, {backend}{more}": {"compiled": backend, "owner": owner}
@@ -380,6 +409,28 @@ def check_refusals():
     refuses(lambda: old(*batch), "FSDP1", "fully_shard")
     old = FullyShardedDataParallel(Toy(torch.float32), use_orig_params=True, device_id=torch.device("cpu"))
     refuses(lambda: mask_of(old, "toy", 0.2), "FSDP1", "fully_shard")
+    inner = ["blocks.0.inner"]
+    peft = RandomMaskConfig(target_modules=inner, density=0.2)
+    for model in (old, old.module):  # the module that FSDP1 wraps has flat parameters
+        refuses(lambda model=model: get_peft_model(model, peft), "FSDP1", "fully_shard")
+    wrapped = get_peft_model(Toy(torch.float32), peft)
+    old = FullyShardedDataParallel(wrapped, use_orig_params=True, device_id=torch.device("cpu"))
+    refuses(lambda: old(*batch), "FSDP1", "fully_shard")
+    mesh, plan = init_device_mesh("cpu", (dist.get_world_size(),)), {inner[0]: ColwiseParallel()}
+    ways = (lambda m: apply_random_mask(m, inner, density=0.2), lambda m: get_peft_model(m, peft))
+    for put in ways:  # before anything has changed; a layer that was masked before says so when it is called
+        model = parallelize_module(Toy(torch.float32), mesh, plan)
+        refuses(lambda put=put, model=model: put(model), "tensor parallelism", inner[0])
+        assert type(model.blocks[0].inner) is nn.Linear and all(p.requires_grad for p in model.parameters())
+        model = Toy(torch.float32)
+        fully_shard(model.blocks[0].inner, mesh=mesh)
+        refuses(lambda put=put, model=model: put(model), "fully_shard itself", "block around")
+    model = Toy(torch.float32)
+    apply_random_mask(model, inner, density=0.2)
+    refuses(lambda: parallelize_module(model, mesh, plan)(*batch), "Tensor parallelism")
+    model = get_peft_model(Toy(torch.float32), peft)
+    parallelize_module(model.get_base_model(), mesh, {inner[0] + ".base_layer": ColwiseParallel()})
+    refuses(lambda: model(*batch), "Tensor parallelism")
     for owner in ("nobody", "fsdp"):
         refuses(lambda owner=owner: sharded(owner=owner, unused="error", skip_head=True), "no gradient reached", "head")
     _, _, model, masking = sharded(owner="fsdp", dtype=torch.float32)

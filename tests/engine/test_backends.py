@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 import transformers
-from accelerate import cpu_offload, dispatch_model
+from accelerate import cpu_offload, disk_offload, dispatch_model
 from conftest import TwoLayers, state_bytes
 
 from rmbook import MaskedLinear, apply_random_mask, sample_mask
@@ -110,14 +110,18 @@ def test_a_weight_that_is_replaced_is_refused_and_one_that_is_loaded_is_not():
     assert masking.trainable
 
 
-def test_an_offloaded_weight_is_refused_by_name():
+@pytest.mark.parametrize("disk", [False, True])
+def test_an_offloaded_weight_is_refused_by_name(tmp_path, disk):
+    def offload(model):  # as device_map="auto" does with what does not fit
+        disk_offload(model, tmp_path, execution_device="cpu") if disk else cpu_offload(model, execution_device="cpu")
+
     model = TwoLayers()
-    cpu_offload(model, execution_device="cpu")  # as device_map="auto" does with what does not fit
+    offload(model)
     with pytest.raises(TargetError, match="offloads"):
         apply_random_mask(model, ["first"], density=0.1)
     model = TwoLayers()
     apply_random_mask(model, ["first"], density=0.1)
-    cpu_offload(model, execution_device="cpu")
+    offload(model)
     with pytest.raises(RuntimeError, match="offloading"):
         model(torch.randn(2, 24))
 

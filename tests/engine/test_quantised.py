@@ -75,6 +75,28 @@ def test_forward_and_gradients_equal_the_dense_reference(kind, dtype, density):
             assert near(added(x, layer, layer.delta, layer), layer(x), max(limit, 1e-6))
 
 
+@pytest.mark.parametrize("kind", [needs("torchao int8")])
+def test_gradients_of_the_additive_way_are_those_of_the_merged_one(kind):
+    mask = sample_mask((512, 512), 5e-5, 0, "w")
+    assert mask.nnz and cheapest_way(mask.shape, 6, mask.nnz, "torchao") == "add"
+    torch.manual_seed(1)
+    layer, x = QuantisedLinear.attach(quantise(nn.Linear(512, 512), kind), mask), torch.randn(2, 3, 512)
+    layer.values.data.normal_()
+    layer.bias.requires_grad_(True)
+    dense, gradient = dequantise(layer, torch.float32).view(-1), torch.randn(2, 3, 512)
+    weight = dense.index_add(0, mask.positions.long(), layer.values.detach()).view(512, 512).requires_grad_()
+    found, wanted = [], []
+    for outputs, weights, function in (
+        (found, layer.values, layer),
+        (wanted, weight, lambda x: F.linear(x, weight, layer.bias)),
+    ):
+        own = x.clone().requires_grad_()
+        output = function(own)
+        outputs += [output, *torch.autograd.grad(output, (own, weights, layer.bias), gradient)]
+    wanted[2] = wanted[2].view(-1)[mask.positions.long()]
+    assert all(near(*pair, 1e-6) for pair in zip(found, wanted, strict=True))
+
+
 @every_kind
 def test_training_is_that_of_the_dense_model_and_the_base_stays_as_it_is(kind, tmp_path):
     model, plain = Quantised(kind), dense_of(Quantised(kind))

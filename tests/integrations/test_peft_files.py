@@ -278,6 +278,24 @@ def test_transformers_loading_notices_other_positions_when_they_are_used(tmp_pat
         logits(again)
 
 
+def test_a_compiled_layer_notices_them_too(tmp_path, base):
+    torch._dynamo.reset()
+    model, x = AutoModelForCausalLM.from_pretrained(base), torch.ones(3, 32)
+    model.add_adapter(config(structure="random_columns", density=0.25))
+    shaken(model).save_pretrained(tmp_path / "one")
+    expected = next(iter(layers(model).values()))(x)
+    for seed in (0, 1):
+        rewrite(tmp_path / "one", seed=seed)
+        again = AutoModelForCausalLM.from_pretrained(base)
+        again.load_adapter(str(tmp_path / "one"))
+        compiled = torch.compile(next(iter(layers(again).values())), backend="eager")
+        if seed:
+            with pytest.raises(MaskMismatchError):
+                compiled(x)
+        else:
+            torch.testing.assert_close(compiled(x), expected)
+
+
 class Rows(torch.utils.data.Dataset):
     def __len__(self):
         return 16

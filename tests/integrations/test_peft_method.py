@@ -1,18 +1,21 @@
 """Random masks in peft: the same numbers as `apply_random_mask`, and a base that is W whenever nobody computes."""
 
 import copy
+import dataclasses
 import pickle
 import threading
 import warnings
 
+import numpy as np
 import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, disk_offload
 from conftest import LargestTensor
 from peft import LoraConfig, get_peft_model
 from peft_models import IDS, TARGETS, base_bits, config, gradients, layers, logits, loss, same, shaken, tiny
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 from rmbook import AdapterBank, RandomMaskConfig, TargetError, apply_random_mask, save_adapter
 from rmbook.errors import ConfigError
@@ -293,6 +296,32 @@ def test_wrong_settings(changed, message):
         RandomMaskConfig(**changed)
 
 
+def test_numbers_of_numpy_and_any_list_of_layers_are_taken(tmp_path):
+    lists = (range(2), (0, 1), [np.int64(0), 1], np.arange(2))
+    configs = [RandomMaskConfig(ratio=np.float64(1e-3), layers_to_transform=each) for each in lists]
+    assert all(each.layers_to_transform == [0, 1] and each.ratio == 1e-3 for each in configs)
+    RandomMaskConfig(density=np.float32(0.25), scale=np.float32(2), seed=np.int64(3)).save_pretrained(tmp_path)
+    assert RandomMaskConfig.from_pretrained(tmp_path).scale == 2
+    with pytest.raises(ConfigError, match="layers_to_transform"):
+        RandomMaskConfig(layers_to_transform=["0", True])
+
+
+def test_a_ratio_is_one_of_each_model_that_uses_the_configuration(tmp_path):
+    config, saved = RandomMaskConfig(target_modules=["0"], ratio=0.01), []
+    models = [get_peft_model(nn.Sequential(*(nn.Linear(64, 64) for _ in range(n))), config) for n in (2, 20, 2)]
+    for place, model in enumerate(models):
+        model.save_pretrained(tmp_path / str(place))
+        saved.append(RandomMaskConfig.from_pretrained(tmp_path / str(place)))
+    counts = [model.get_nb_trainable_parameters()[0] for model in models]
+    assert counts[0] == counts[2] and 8 < counts[1] / counts[0] < 12
+    assert saved[0].density == saved[2].density and saved[1].density == pytest.approx(10 * saved[0].density)
+    other = dataclasses.replace(config, seed=1)
+    assert (other.ratio, other.density) == (0.01, None)
+    model = models[1]
+    model.add_adapter("other", dataclasses.replace(model.peft_config["default"], seed=1))
+    assert model.peft_config["other"].density == model.peft_config["default"].density == saved[1].density
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
@@ -373,6 +402,15 @@ def test_a_module_with_two_names_is_merged_under_one():
     x, plain = torch.ones(2, 8), model.base_model.model.second.weight.detach().clone()
     expected, merged = model(x), model.merge_and_unload()
     assert torch.equal(merged(x), expected) and torch.equal(merged.second.weight, plain)
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("disk", [False, True])
+def test_an_offloaded_layer_is_refused_by_name(tmp_path, kind, disk):
+    model = nn.Sequential(kind(4, 4))
+    disk_offload(model, tmp_path, execution_device="cpu") if disk else cpu_offload(model, execution_device="cpu")
+    with pytest.raises(TargetError, match="offloads its weight"):
+        get_peft_model(model, RandomMaskConfig(target_modules=["0"]))
 
 
 def test_a_mask_that_is_offloaded_later_says_so():
