@@ -5,12 +5,11 @@
 A step is a forward pass and a backward pass with the gradient of the input. All methods take turns; a figure is the
 median over rounds of the ratio to LoRA of rank 8 on the same base in the same round. `kept_bytes` are what a
 forward pass keeps for its backward pass, beside the quantised base. `peak_bytes` are what a step needs at its peak
-beside the base, the adapter and the input: a dequantised copy of the weight, gradients and buffers; of each method in a
-process of its own. LoRA is peft's, which is QLoRA's layer on nf4. Needs Linux, and bitsandbytes (nf4, int8) or torchao.
+beside the base, the adapter and the input: a dequantised copy of the weight, gradients and buffers. LoRA is peft's,
+which is QLoRA's layer on nf4. Needs Linux, and bitsandbytes (nf4, int8) or torchao.
 """
 
 import argparse
-import gc
 import importlib.metadata
 import json
 import os
@@ -93,28 +92,28 @@ def kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
         return sum(found.values()) + 0 * output.numel()
 
 
-def peak_bytes(kind: str, name: str, width: int, tokens: int) -> int:
-    """Bytes that a step of one method adds at its peak to what lives between steps, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", name, "--kinds", kind, "--width", str(width), "--tokens", str(tokens)]
+def peak_bytes(kind: str, width: int, tokens: int) -> dict[str, int]:
+    """Bytes that a step of each method adds at its peak to what lives between steps, measured in another process."""
+    command = [sys.executable, __file__, "--peak", "--kinds", kind, "--width", str(width), "--tokens", str(tokens)]
     # What is freed goes back to the system at once, so that the process is as large as what it uses.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def print_peak(kind: str, name: str, width: int, tokens: int) -> None:
+def print_peaks(kind: str, width: int, tokens: int) -> None:
     """Print what `peak_bytes` reads."""
-    layer = make_methods(kind, width)[name]
-    gc.collect()
-    x, gradient = torch.randn(tokens, width, requires_grad=True), torch.randn(tokens, width)
-    for number in range(4):
-        x.grad = None
-        layer.zero_grad()
-        if number == 3:  # the others have made what stays, and the libraries' workspaces
-            before = resident_bytes("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        layer(x).backward(gradient)
-    print(json.dumps(resident_bytes("VmHWM") - before))
+    x, gradient, found = torch.randn(tokens, width, requires_grad=True), torch.randn(tokens, width), {}
+    for name, layer in make_methods(kind, width).items():
+        for number in range(3):
+            x.grad = None
+            layer.zero_grad()
+            if number == 2:  # the others have made what stays, and the libraries' workspaces
+                before = resident_bytes("VmRSS")
+                Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            layer(x).backward(gradient)
+        found[name] = resident_bytes("VmHWM") - before
+    print(json.dumps(found))
 
 
 def measure(kind: str, width: int, tokens: int, rounds: int) -> dict[str, dict]:
@@ -134,7 +133,7 @@ def measure(kind: str, width: int, tokens: int, rounds: int) -> dict[str, dict]:
             if number:
                 steps[name].append(middle - start)
                 single[name].append(time.process_time() - middle)
-    rows = {}
+    rows, peaks = {}, peak_bytes(kind, width, tokens)
     for name, layer in layers.items():
         relative = [own / limit for own, limit in zip(steps[name], steps["LoRA r8"], strict=True)]
         rows[name] = {
@@ -144,7 +143,7 @@ def measure(kind: str, width: int, tokens: int, rounds: int) -> dict[str, dict]:
             "one_token_milliseconds": 1e3 * statistics.median(single[name]),
             "trained": sum(p.numel() for p in layer.parameters() if p.requires_grad),
             "kept_bytes": kept_bytes(layer, x),
-            "peak_bytes": peak_bytes(kind, name, width, tokens),
+            "peak_bytes": peaks[name],
         }
         print(f"{kind:8} {name:16} " + "  ".join(f"{k} {v:,.4g}" for k, v in rows[name].items()), flush=True)
     start = time.process_time()
@@ -160,12 +159,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.peak:
-        return print_peak(given.kinds[0], given.peak, given.width, given.tokens)
+        return print_peaks(given.kinds[0], given.width, given.tokens)
     sizes = {"width": given.width, "tokens": given.tokens, "rounds": given.rounds}
     rows = {kind: measure(kind, **sizes) for kind in given.kinds}
     if given.write:

@@ -15,6 +15,7 @@ torchao.
 """
 
 import argparse
+import importlib.metadata
 import itertools
 import math
 import statistics
@@ -106,7 +107,8 @@ def main() -> None:
     found = {kind: summary(own) for kind, own in rows.items()}
     print(found)
     if given.write:
-        write_result("quantised_rule_cpu", {"constants": found, "rows": rows})
+        versions = {name: importlib.metadata.version(name) for name in ("bitsandbytes", "torchao")}
+        write_result("quantised_rule_cpu", {"constants": found, "rows": rows}, **versions)
 
 
 if __name__ == "__main__":
