@@ -1,7 +1,6 @@
 """Checks of arguments that several rooms share: each returns the value in its plain type, or raises ValueError."""
 
 import math
-import sys
 from numbers import Integral, Real
 
 import numpy as np
@@ -53,9 +52,13 @@ def scale_factor(scale: float | str, density: float | None) -> float:
     """
     if scale == "inverse_density" and density is not None:
         return 1 / density if density else 1.0
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale <= sys.float_info.max:
+    try:
+        factor = float(scale) if isinstance(scale, Real) and not isinstance(scale, bool) else 0.0
+    except OverflowError:
+        factor = math.inf
+    if not 0 < factor < math.inf:
         raise ValueError(f'scale must be a positive number, or "inverse_density" of drawn masks, got {scale!r}.')
-    return float(scale)
+    return factor
 
 
 def check_scale(value: float, name: str) -> float:

@@ -9,12 +9,15 @@ peft has no way to find a method of another package by itself: `import rmbook` a
 adapter is loaded in a new process, or peft stops with KeyError: 'RMBOOK'.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, peft_types
 
@@ -126,13 +129,17 @@ class RandomMaskConfig(PeftConfig):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> Any:
-        """Read a configuration, as peft does, and with it the sizes of the values in a local folder.
+        """Read a configuration, as peft does, and with it the sizes of the values, which are loaded later.
 
         Raises:
             AdapterCorruptError: the values' file is damaged.
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         weights = os.path.join(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
+        if not os.path.isfile(weights):  # on the hub: peft loads it from there, or from the cache, right afterwards
+            place = {"subfolder": subfolder} | cls._split_kwargs(kwargs)[0]
+            with contextlib.suppress(HfHubHTTPError, OSError, ValueError):
+                weights = hf_hub_download(pretrained_model_name_or_path, SAFETENSORS_WEIGHTS_NAME, **place)
         if os.path.isfile(weights):
             config.stored = _stored_values(weights)
         return config

@@ -191,7 +191,7 @@ def shard(model, mesh, ignored, reshard=True, flat=False, offload=False, placeme
 
 def sharded(kind="toy", dtype=torch.float64, density=0.2, scale=1.0, owner="nobody", hsdp=False, checkpointing=False,
             accumulate=1, evaluate=False, policy=None, unused="warn", skip_head=False, compiled=False,
-            peft=False, **how):  # fmt: skip
+            peft=False, apart=False, **how):  # fmt: skip
     """Train on shards; owner of the values: "nobody" (ignored), "fsdp", "later" (masked after sharding)."""
     rank, world = dist.get_rank(), dist.get_world_size()
     names = ("replicate", "shard")
@@ -208,13 +208,16 @@ def sharded(kind="toy", dtype=torch.float64, density=0.2, scale=1.0, owner="nobo
     masking = PeftMask(model, kind, density, scale) if peft else mask_of(model, kind, density, scale, unused)
     model = masking.model
     if owner != "later":
-        shard(model, mesh, set(masking.parameters()) if owner == "nobody" else set(), policy=policy, **how)
+        ignored = {*masking.parameters(), *(model.head.parameters() if apart else ())} if owner == "nobody" else set()
+        shard(model, mesh, ignored, policy=policy, **how)
 
     def take(batch, number):
         size = BATCH // (world * accumulate)
         start = (number * world + rank) * size
         return tuple(tensor[start : start + size] for tensor in batch)
 
+    if compiled:
+        torch._dynamo.reset()  # which counts what it has compiled, and then stops
     try:
         called = torch.compile(model, backend=compiled) if compiled else model
         losses = steps_of(called, masking, kind, dtype, take, accumulate, evaluate)
@@ -260,6 +263,7 @@ ROWS = {
     "CPU offload": {"offload": True},
     "CPU offload, values are FSDP's": {"offload": True, "owner": "fsdp"},
     "columns sharded": {"placement": True},
+    "one layer apart": {"apart": True},
 }
 ROWS |= {
     f"peft, {name}": {"peft": True} | ROWS[name]
@@ -267,17 +271,20 @@ ROWS |= {
         *("float64", "float32", "values are FSDP's", "masked after fully_shard", "reshard_after_forward=False"),
         *("one group, evaluation between", "empty masks", "empty masks, values are FSDP's", "checkpointing"),
         *("accumulation", "accumulation, values are FSDP's", "CPU offload", "CPU offload, values are FSDP's"),
-        *("columns sharded", "scale"),
+        *("columns sharded", "scale", "one layer apart"),
     )
 }
 UNEVEN = ("float64", "float32", "values are FSDP's", "empty masks", "accumulation", "CPU offload", "columns sharded")
 UNEVEN += ("peft, float64", "peft, empty masks, values are FSDP's")
 EVEN = {"HSDP 2 x 2": {"hsdp": True}, "HSDP 2 x 2, values are FSDP's": {"hsdp": True, "owner": "fsdp"}}
+EVEN |= {f"peft, {name}": {"peft": True} | row for name, row in EVEN.items()}
+REPLICAS = ("HSDP 2 x 2, values are FSDP's", "peft, HSDP 2 x 2")
 SLOW = {  # "inductor" takes a C++ compiler
     f"torch.compile, {backend}{more}": {"compiled": backend, "owner": owner}
     for backend in ("aot_eager", "inductor")
     for more, owner in (("", "nobody"), (", values are FSDP's", "fsdp"))
 }
+SLOW |= {f"peft, {name}": {"peft": True} | row for name, row in SLOW.items()}
 
 
 def check_row(name, kind="toy", report=lambda *_: None):
@@ -484,15 +491,15 @@ def save_values_of_ddp(folder):
 
 
 def check_all(folder):
-    """Every row and every check on the toy; on three processes, those that are about uneven shards."""
-    even = dist.get_world_size() == 2
-    for name in ROWS if even else UNEVEN:
+    """Every row and every check on the toy; on three processes, those that are about uneven shards, on four HSDP."""
+    world = dist.get_world_size()
+    for name in {2: ROWS, 3: UNEVEN, 4: REPLICAS}[world]:
         check_row(name)
-    if even:
+    if world == 2:
         check_mixed_precision()
         check_memory()
         check_refusals()
-    else:
+    elif world == 3:
         check_files(folder)
 
 

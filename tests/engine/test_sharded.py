@@ -4,6 +4,6 @@ import pytest
 from sharded_cases import check_all, run_processes
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, 3, 4])
 def test_training_on_shards_equals_training_in_one_process(world, tmp_path):
     run_processes(world, check_all, tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Trai
 
 from rmbook import (
     AdapterError,
+    RandomMaskConfig,
     apply_masks,
     apply_random_mask,
     load_adapter,
@@ -176,6 +178,19 @@ def test_nothing_is_drawn_for_a_forged_density(folder):
     rewrite(folder, density="0.05")
     with pytest.raises(ValueError, match="density must be a number"):
         PeftModel.from_pretrained(tiny(), folder)
+
+
+def test_nor_of_one_on_the_hub(tmp_path, folder):
+    snapshot = tmp_path / "hub" / "models--someone--adapter" / "snapshots" / ("a" * 40)  # as the hub's cache has it
+    snapshot.parent.parent.joinpath("refs").mkdir(parents=True)
+    snapshot.parent.parent.joinpath("refs", "main").write_text("a" * 40)
+    shutil.copytree(folder, snapshot / "inner")
+    place = {"cache_dir": tmp_path / "hub", "local_files_only": True, "subfolder": "inner"}
+    stored = RandomMaskConfig.from_pretrained("someone/adapter", **place).stored
+    assert stored == RandomMaskConfig.from_pretrained(folder).stored and len(stored) == 4
+    rewrite(snapshot / "inner", density=1.0)
+    with pytest.raises(AdapterCorruptError, match="not what density 1 draws"):
+        PeftModel.from_pretrained(tiny(), "someone/adapter", **place)
 
 
 # -- rmbook's own files --------------------------------------------------------------------------------------------

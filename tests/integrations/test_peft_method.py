@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import os
 import pickle
+import shutil
 import threading
 import warnings
 
@@ -103,8 +105,14 @@ def test_gradient_checkpointing(reentrant):
     assert same(gradients(model), gradients(plain)) and gradients(model)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_a_compiled_model_trains_alike(autocast):
+COMPILER = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler")
+
+
+@pytest.mark.parametrize(
+    ("autocast", "backend"),
+    [(False, "aot_eager"), (True, "aot_eager"), pytest.param(False, "inductor", marks=COMPILER)],
+)
+def test_a_compiled_model_trains_alike(autocast, backend):
     def masked():
         torch.manual_seed(0)
         base = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))
@@ -112,7 +120,7 @@ def test_a_compiled_model_trains_alike(autocast):
 
     torch._dynamo.reset()
     eager, model, x = masked(), masked(), torch.randn(5, 16)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     close = {"atol": 2e-2, "rtol": 5e-2} if autocast else {"atol": 1e-5, "rtol": 1e-5}
     for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
