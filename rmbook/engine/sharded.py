@@ -140,13 +140,16 @@ def writing_once(layers: Iterable[Any]) -> Iterator[bool]:
 
 
 def announce(layer: Any, values: torch.Tensor) -> None:
-    """Tell `layer.average` whenever values get a gradient; those that FSDP takes get none here."""
+    """Have `layer.average` told whenever values get a gradient, unless it is; those that FSDP takes get none here."""
+    if any(getattr(hook, "announces", False) for hook in (values._post_accumulate_grad_hooks or {}).values()):
+        return
     found: Callable[[], Any] = weakref.ref(layer)  # the garbage collector does not see through hooks
 
     def arrived(_: torch.Tensor) -> None:
         if (owner := found()) is not None and owner.average is not None:
             owner.average.arrived()
 
+    arrived.announces = True  # type: ignore[attr-defined]
     trained = values.requires_grad
     values.requires_grad_(True).register_post_accumulate_grad_hook(arrived)  # torch wants it so
     values.requires_grad_(trained)

@@ -80,7 +80,6 @@ class RandomMaskLayer(MergingLayer):
         self._names: list[str] = []  # theirs, sorted
         self.frozen_peft_weight_names = {}
         self.average: GradientAverage | None = None
-        self.announced: dict[str, int] = {}  # ids of values that tell it of their gradients
         self._unmerged = None
         self._disable_adapters, self.merged_adapters, self._active_adapter = False, [], []
         self.register_load_state_dict_pre_hook(fill_in)
@@ -100,8 +99,7 @@ class RandomMaskLayer(MergingLayer):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        self.announced = {}  # a copied parameter has no hooks
-        average_gradients(self)
+        average_gradients(self)  # a copied parameter has no hooks
 
     def set_mask(self, adapter_name: str, drawn: Drawn, values: torch.Tensor) -> None:
         """Set what an adapter has in this layer: where, and which values (nnz,)."""

@@ -37,7 +37,6 @@ def average_gradients(layer: Any) -> None:
     the end of a backward pass, when weights are sharded again.
     """
     layer.average = layer.average or GradientAverage(None, [layer], values_of)  # None: of a copy
-    for name, values in layer.rmbook_values.items():
-        if layer.announced.get(name) != id(values) and not (is_sharded(values) or values.is_inference()):
+    for values in layer.rmbook_values.values():
+        if not (is_sharded(values) or values.is_inference()):
             announce(layer, values)
-            layer.announced[name] = id(values)
