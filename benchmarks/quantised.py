@@ -1,22 +1,31 @@
 """One linear layer on a quantised base, in the processor time of one thread: masks beside peft's LoRA and SHiRA.
 
-    python benchmarks/quantised.py [--kinds nf4 int8 torchao] [--width 2048] [--tokens 512] [--rounds 20] [--write]
+    python benchmarks/quantised.py [--kinds nf4 int8 torchao] [--width 2048] [--tokens 512] [--rounds 12] [--write]
 
 A step is a forward pass and a backward pass with the gradient of the input. All methods take turns; a figure is the
 median over rounds of the ratio to LoRA of rank 8 on the same base in the same round. `kept_bytes` are what a
-forward pass keeps for its backward pass, beside the quantised base. Needs bitsandbytes (nf4, int8) or torchao.
+forward pass keeps for its backward pass, beside the quantised base. `peak_bytes` are what a step needs at its peak
+beside the base, the adapter and the input: a dequantised copy of the weight, gradients and buffers. LoRA is peft's,
+which is QLoRA's layer on nf4. Needs Linux, and bitsandbytes (nf4, int8) or torchao.
 """
 
 import argparse
+import importlib.metadata
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import peft
 import torch
+from engine import resident_bytes
 from recorded import write_result
 from torch import nn
 
-from rmbook import sample_mask
+from rmbook import RandomMaskConfig, sample_mask
 from rmbook.engine.dequantise import dequantise
 from rmbook.engine.quantised import QuantisedLinear
 
@@ -50,7 +59,8 @@ def make_methods(kind: str, width: int) -> dict[str, nn.Module]:
         mask = sample_mask((width, width), density, 0, "w")
         layers[f"mask {density:g}"] = QuantisedLinear.attach(make_base(kind, width), mask)
         nn.init.normal_(layers[f"mask {density:g}"].values, std=0.01)
-    configs = {"LoRA r8": peft.LoraConfig(r=8, target_modules=["0"])}
+    configs = {"mask 0.001, peft": RandomMaskConfig(density=1e-3, target_modules=["0"])}
+    configs["LoRA r8"] = peft.LoraConfig(r=8, target_modules=["0"])
     if kind != "torchao":  # which peft refuses
         configs["SHiRA r1"] = peft.ShiraConfig(r=1, target_modules=["0"])
     for name, config in configs.items():
@@ -82,6 +92,30 @@ def kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
         return sum(found.values()) + 0 * output.numel()
 
 
+def peak_bytes(kind: str, width: int, tokens: int) -> dict[str, int]:
+    """Bytes that a step of each method adds at its peak to what lives between steps, measured in another process."""
+    command = [sys.executable, __file__, "--peak", "--kinds", kind, "--width", str(width), "--tokens", str(tokens)]
+    # What is freed goes back to the system at once, so that the process is as large as what it uses.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_peaks(kind: str, width: int, tokens: int) -> None:
+    """Print what `peak_bytes` reads."""
+    x, gradient, found = torch.randn(tokens, width, requires_grad=True), torch.randn(tokens, width), {}
+    for name, layer in make_methods(kind, width).items():
+        for number in range(3):
+            x.grad = None
+            layer.zero_grad()
+            if number == 2:  # the others have made what stays, and the libraries' workspaces
+                before = resident_bytes("VmRSS")
+                Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            layer(x).backward(gradient)
+        found[name] = resident_bytes("VmHWM") - before
+    print(json.dumps(found))
+
+
 def measure(kind: str, width: int, tokens: int, rounds: int) -> dict[str, dict]:
     """Step times and memory of all methods on one kind of base."""
     layers = make_methods(kind, width)
@@ -99,7 +133,7 @@ def measure(kind: str, width: int, tokens: int, rounds: int) -> dict[str, dict]:
             if number:
                 steps[name].append(middle - start)
                 single[name].append(time.process_time() - middle)
-    rows = {}
+    rows, peaks = {}, peak_bytes(kind, width, tokens)
     for name, layer in layers.items():
         relative = [own / limit for own, limit in zip(steps[name], steps["LoRA r8"], strict=True)]
         rows[name] = {
@@ -109,28 +143,34 @@ def measure(kind: str, width: int, tokens: int, rounds: int) -> dict[str, dict]:
             "one_token_milliseconds": 1e3 * statistics.median(single[name]),
             "trained": sum(p.numel() for p in layer.parameters() if p.requires_grad),
             "kept_bytes": kept_bytes(layer, x),
+            "peak_bytes": peaks[name],
         }
-        print(f"{kind:8} {name:12} " + "  ".join(f"{k} {v:,.4g}" for k, v in rows[name].items()), flush=True)
+        print(f"{kind:8} {name:16} " + "  ".join(f"{k} {v:,.4g}" for k, v in rows[name].items()), flush=True)
     start = time.process_time()
     dequantise(layers["base alone"], torch.float32)
-    print(f"{kind:8} dequantise   {1e3 * (time.process_time() - start):.1f} ms")
+    print(f"{kind:8} dequantise       {1e3 * (time.process_time() - start):.1f} ms")
     return rows
 
 
 def main() -> None:
     """Measure, print, and with --write store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", default=["nf4", "int8"])
+    parser.add_argument("--kinds", nargs="+", default=["nf4", "int8", "torchao"])
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.peak:
+        return print_peaks(given.kinds[0], given.width, given.tokens)
     sizes = {"width": given.width, "tokens": given.tokens, "rounds": given.rounds}
     rows = {kind: measure(kind, **sizes) for kind in given.kinds}
     if given.write:
-        write_result("quantised_cpu", sizes | {"kinds": rows})
+        libraries = {"torchao" if kind == "torchao" else "bitsandbytes" for kind in given.kinds}
+        versions = {name: importlib.metadata.version(name) for name in sorted(libraries)}
+        write_result("quantised_cpu", sizes | {"kinds": rows}, **versions)
 
 
 if __name__ == "__main__":

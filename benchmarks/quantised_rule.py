@@ -1,4 +1,6 @@
-"""The two ways of a masked layer on a quantised base, without gradients: what rmbook.engine.quantised chooses between.
+"""The two ways of a masked layer on a quantised base, without gradients.
+
+rmbook.engine.quantised_product chooses between them.
 
     python benchmarks/quantised_rule.py [--kinds nf4 torchao] [--rounds 15] [--write]
 
@@ -13,6 +15,7 @@ torchao.
 """
 
 import argparse
+import importlib.metadata
 import itertools
 import math
 import statistics
@@ -27,7 +30,8 @@ from scipy.optimize import least_squares
 from torch import nn
 
 from rmbook import sample_mask
-from rmbook.engine.quantised import QuantisedLinear, cheapest_way
+from rmbook.engine.quantised import QuantisedLinear
+from rmbook.engine.quantised_product import added, cheapest_way, merged_copy
 
 WIDTHS, DENSITIES, TOKENS = (1024, 2048), (1e-2, 1e-3, 1e-4), (1, 4, 16, 64)
 
@@ -36,8 +40,8 @@ def ways_of(layer: QuantisedLinear, base: nn.Module, x: torch.Tensor) -> dict:
     """The base alone and both ways, as functions."""
     return {
         "base": lambda: base(x),
-        "merge": lambda: nn.functional.linear(x, layer.merged_copy(x.dtype, layer.delta), layer.bias),
-        "add": lambda: layer._added(x, layer.delta),
+        "merge": lambda: nn.functional.linear(x, merged_copy(layer, x.dtype, layer.delta, layer), layer.bias),
+        "add": lambda: added(x, layer, layer.delta, layer),
     }
 
 
@@ -103,7 +107,8 @@ def main() -> None:
     found = {kind: summary(own) for kind, own in rows.items()}
     print(found)
     if given.write:
-        write_result("quantised_rule_cpu", {"constants": found, "rows": rows})
+        versions = {name: importlib.metadata.version(name) for name in ("bitsandbytes", "torchao")}
+        write_result("quantised_rule_cpu", {"constants": found, "rows": rows}, **versions)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from rmbook.engine.conv1d import is_conv1d
 from rmbook.engine.dequantise import weight_shape
 from rmbook.engine.masking import RandomMask, apply_masks
 from rmbook.engine.quantised import base_entries
+from rmbook.engine.sharded import writing_once
+from rmbook.engine.shards import whole
 from rmbook.engine.targets import check_targets, named_layers
 from rmbook.masks.sample import Mask, positions_dtype
 
@@ -31,6 +33,8 @@ def save_as_shira(masking: RandomMask, folder: str | os.PathLike[str]) -> int:
 
     Load the folder with `peft.PeftModel.from_pretrained`, not with transformers' own `model.load_adapter`, which drops
     SHiRA's positions: the adapter then fails at the model's first call (KeyError), rather than give other outputs.
+
+    If the base model is sharded, all processes call it together.
 
     Args:
         masking: what `apply_random_mask` or `apply_masks` returned; it stays as it is.
@@ -57,7 +61,7 @@ def save_as_shira(masking: RandomMask, folder: str | os.PathLike[str]) -> int:
     rank, entries = _common_rank(masking), {}
     for name, layer in masking.layers.items():
         out, columns = layer.mask.shape
-        values = layer.delta.detach().cpu()
+        values = (layer.scale * whole(layer.values.detach())).cpu()
         if not values.isfinite().all():
             raise ShiraError(f"{name!r} has values that are not finite: its training diverged; nothing was written.")
         positions = _padded(layer.mask, rank * (out + columns))
@@ -67,7 +71,9 @@ def save_as_shira(masking: RandomMask, folder: str | os.PathLike[str]) -> int:
     counts = {name: layer.mask.nnz for name, layer in masking.layers.items()}
     origin = Origin(base_fingerprint(masking.model), masking.recipe, counts)
     contents = ShiraFolder(rank, frozenset(entries), True, entries, origin)
-    write_folder(folder, contents, base_model_name=getattr(masking.model, "name_or_path", None) or None)
+    with writing_once(masking.layers.values()) as writes:
+        if writes:
+            write_folder(folder, contents, base_model_name=getattr(masking.model, "name_or_path", None) or None)
     return rank
 
 

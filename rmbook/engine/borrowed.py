@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from rmbook.engine.maskable import refuse_partitioned
 from rmbook.engine.tap import compact_columns, tapped, write_entries
 from rmbook.masks.sample import Mask
 
@@ -27,6 +29,7 @@ class BorrowedMask:
         backend: what computes the values' gradient; not "auto".
 
     Attributes:
+        mask: of one layer; the union of several.
         nnz: number of positions.
         positions: (nnz,) int64 flat positions in the weight's memory.
     """
@@ -36,7 +39,7 @@ class BorrowedMask:
         if len(masks) > 1:
             union, places = torch.unique(torch.cat([mask.positions for mask in masks]), return_inverse=True)
             mask, self._places = Mask(mask.shape, union), places.split([mask.nnz for mask in masks])
-        self.nnz, self.transposed, self.backend = mask.nnz, transposed, backend
+        self.mask, self.nnz, self.transposed, self.backend = mask, mask.nnz, transposed, backend
         self.row_starts = mask.row_starts
         self.columns, self.touched = compact_columns(mask)
         self.positions = mask.columns.long() * mask.shape[0] + mask.rows if transposed else mask.positions.long()
@@ -51,15 +54,13 @@ class BorrowedMask:
         return total
 
 
-def masked_linear(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, delta: torch.Tensor, mask: BorrowedMask
-) -> torch.Tensor:
+def masked_linear(input: torch.Tensor, layer: nn.Module, delta: torch.Tensor, mask: BorrowedMask) -> torch.Tensor:
     """y = x (W + S)^T + b, with gradients of x, of S, and of W and b should they be trained.
 
     Args:
         input: (..., in).
-        weight: (out, in), or (in, out) if the mask is transposed; contiguous. It holds W again on return.
-        bias: (out,) or None.
+        layer: has the weight (out, in), or (in, out) if the mask is transposed, contiguous, and the bias (out,) or
+            None. The weight holds W again on return.
         delta: (nnz,) entries of S, at least of the weight's precision.
         mask: where.
 
@@ -67,8 +68,10 @@ def masked_linear(
         (..., out). Differentiating twice raises RuntimeError.
 
     Raises:
-        RuntimeError: the weight holds no numbers.
+        RuntimeError: the weight holds no numbers, or is partitioned.
     """
+    weight, bias = layer.weight, layer.bias
+    refuse_partitioned(weight)
     if weight.is_meta and not input.is_meta:
         raise RuntimeError(
             "the weight of a layer with a random mask is on the meta device: accelerate offloads it, or it was never "

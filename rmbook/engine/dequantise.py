@@ -1,6 +1,7 @@
 """Linear layers whose weight is quantised, by bitsandbytes or torchao: which these are, and their dense weight."""
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,10 +36,10 @@ def weight_shape(layer: nn.Linear) -> tuple[int, int]:
     return (layer.out_features, layer.in_features) if packed else tuple(layer.weight.shape)
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of a model's parameters, tied ones counted once, and several in one byte as several."""
+def count_parameters(model: nn.Module, parameters: Iterable[nn.Parameter] | None = None) -> int:
+    """Number of a model's parameters, or of some: tied ones counted once, and several in one byte as several."""
     packed = {id(m.weight): m.out_features * m.in_features for m in model.modules() if quantisation(m) is not None}
-    return sum(packed.get(id(parameter), parameter.numel()) for parameter in model.parameters())
+    return sum(packed.get(id(parameter), parameter.numel()) for parameter in parameters or model.parameters())
 
 
 def _state(layer: nn.Module):
@@ -63,4 +64,9 @@ def dequantise(layer: nn.Module, dtype: torch.dtype) -> torch.Tensor:
         codes = next(c for c in (layer.weight.CB, state.CB, layer.weight.data) if c is not None)
         scales = next(s for s in (layer.weight.SCB, state.SCB) if s is not None)
         return codes.to(dtype, copy=True).mul_(scales.to(dtype).unsqueeze(1).mul(1 / 127.0))
+    if not type(layer.weight.data).__module__.startswith("torchao."):
+        raise TypeError(
+            f"the quantised weight was replaced by a {name}: FSDP cannot shard a quantised layer that is masked, keep "
+            "it out by ignored_params."
+        )
     return layer.weight.dequantize().to(dtype).contiguous()

@@ -1,11 +1,12 @@
-"""The check that every masked layer gets a gradient: one that does not would stay as it is, and nobody would notice."""
+"""The checks that masked layers train: one that does not would stay as it is, and nobody would notice."""
 
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rmbook.engine.layer import MaskedLinear
@@ -93,6 +94,21 @@ class GradientCheck:
         _PENDING.discard(self)
         for hook in self._hooks:
             hook.remove()
+
+
+def tell_frozen(model: nn.Module, layers: Iterable[nn.Module]) -> bool:
+    """Warn if something else in a model trains, and the values of none of its masked layers; tell whether it did."""
+    values = [layer.values for layer in layers if isinstance(layer, MaskedLinear) and layer.mask.nnz]
+    frozen = model.training and values and not any(one.requires_grad for one in values)
+    if not frozen or not any(parameter.requires_grad for parameter in model.parameters()):
+        return False
+    warnings.warn(
+        "the values of this model's random mask do not train: their requires_grad was switched off. peft does so when "
+        "it puts LoRA or another of its methods on a masked model. If the mask is to train as well, switch them on "
+        "again: for values in masking.parameters(): values.requires_grad_(True).",
+        stacklevel=2,
+    )
+    return True
 
 
 def _look(optimizer: torch.optim.Optimizer, *_: object) -> None:

@@ -43,6 +43,7 @@ def check_maskable(linear: nn.Module) -> None:
         )
     refuse_offloaded(linear)
     weight = linear.weight
+    refuse_partitioned(weight, ValueError)
     if weight.is_meta:
         raise ValueError("its weight is on the meta device and holds no numbers; load the weights before masking.")
     if quantised:
@@ -53,6 +54,15 @@ def check_maskable(linear: nn.Module) -> None:
         check_placements(weight)
     elif type(weight.data) is not torch.Tensor or weight.layout is not torch.strided or not weight.is_contiguous():
         raise ValueError("its weight is not a plain contiguous tensor (quantised or sparse); it is unsupported.")
+
+
+def refuse_partitioned(weight: torch.Tensor, error: type[Exception] = RuntimeError) -> None:
+    """Raise an error if DeepSpeed's ZeRO-3 has partitioned a weight: a mask cannot follow it."""
+    if hasattr(weight, "ds_id"):
+        raise error(
+            "DeepSpeed's ZeRO-3 partitions its weight, which a masked layer does not support: use FSDP2 (fully_shard; "
+            "in accelerate fsdp_version: 2), or ZeRO-2, which partitions no weights."
+        )
 
 
 def refuse_offloaded(layer: nn.Module) -> None:
@@ -67,6 +77,7 @@ def refuse_offloaded(layer: nn.Module) -> None:
 
 def check_same(weight: torch.Tensor, masked: torch.Tensor) -> None:
     """Raise RuntimeError if a layer's weight is no longer the tensor that was masked, whose memory holds W + S."""
+    refuse_partitioned(weight)
     # FSDP1 and offloading hand the layer a rebuilt copy at each forward, in which a merge would be lost.
     if weight is not masked and (
         type(weight.data) is not torch.Tensor or weight.data_ptr() != masked.data_ptr() or weight.is_meta

@@ -57,8 +57,8 @@ def apply_random_mask(
             do not take).
 
     Raises:
-        TargetError: no layer matches, or a match is not a plain linear layer, shares its weight with another
-            parameter (tied weights), is on the meta device or quantised; or the model is masked already.
+        TargetError: no layer matches, or a match is no linear layer, plain or quantised, shares its weight with another
+            parameter (tied weights) or is on the meta device; or the model is masked already.
         ValueError: ratio or density out of range, or both or neither given; an unknown structure or backend.
         ImportError: the backend's library is missing.
 

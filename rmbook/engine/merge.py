@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from rmbook.engine.gradient_check import GradientCheck
+from rmbook.engine.gradient_check import GradientCheck, tell_frozen
 from rmbook.engine.layer import MaskedLinear
 from rmbook.engine.sharded import spread_state
 from rmbook.engine.tap import HAS_TRITON
@@ -26,7 +26,7 @@ class Refresh:
 
     def __init__(self, model: nn.Module, layers: Iterable[MaskedLinear], check: GradientCheck | None = None):
         self._layers = list(layers)
-        self._check = check
+        self._check, self._told = check, False
         self._up_to_date: set[int] = set()  # shared with the layers
         self._state: list[tuple] | None = None  # of the layers when they were arranged
         for layer in self._layers:
@@ -46,11 +46,14 @@ class Refresh:
             hook.remove()
 
     @torch.no_grad()
-    def _open(self, *_) -> None:
+    def _open(self, model: nn.Module, *_) -> None:
         if torch.compiler.is_compiling():  # a compiled graph holds the merge of each layer
             return
         if self._check is not None and self._check.finished():
             self._check = None
+        first = self._layers[0]._parameters.get("values")
+        if not self._told and first is not None and not first.requires_grad:
+            self._told = tell_frozen(model, self._layers)
         state = [_state(layer) for layer in self._layers]
         if state != self._state:
             self._arrange()

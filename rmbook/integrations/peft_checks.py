@@ -10,8 +10,10 @@ from transformers.pytorch_utils import Conv1D
 
 from rmbook.adapters.adapter_header import plausible_count
 from rmbook.adapters.errors import AdapterCorruptError, AdapterError
-from rmbook.engine.maskable import check_maskable, refuse_offloaded
-from rmbook.engine.shards import is_sharded, read_entries, working_device
+from rmbook.engine.dequantise import weight_shape
+from rmbook.engine.maskable import check_maskable, refuse_offloaded, refuse_partitioned
+from rmbook.engine.quantised import base_entries
+from rmbook.engine.shards import is_sharded, working_device
 from rmbook.engine.targets import TargetError
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask
@@ -27,36 +29,27 @@ class MaskMismatchError(AdapterError):
 
 def matrix_shape(layer: nn.Module) -> tuple[int, int]:
     """Shape (out, in) of the matrix of a linear layer or a `Conv1D`."""
-    shape = tuple(layer.weight.shape)
+    shape = weight_shape(layer)
     return shape[::-1] if isinstance(layer, Conv1D) else shape
 
 
 def check_target(layer: nn.Module, name: str) -> None:
-    """Raise TargetError if a layer cannot have a mask: it is no plain `nn.Linear` or `Conv1D`, or holds no numbers."""
+    """Raise TargetError unless a layer is a plain or quantised `nn.Linear`, or a plain `Conv1D`, and holds numbers."""
     try:
-        if library := _quantised_by(layer):
-            raise TypeError(
-                f"{library} has quantised its weight, which a mask in peft writes to: use rmbook.apply_random_mask, "
-                "which masks quantised layers, and rmbook.save_adapter."
-            )
         if type(layer) is not Conv1D:
             check_maskable(layer)
             return
         refuse_offloaded(layer)
+        refuse_partitioned(layer.weight, ValueError)
         if layer.weight.is_meta or not layer.weight.is_contiguous() or not layer.weight.is_floating_point():
             raise ValueError("its weight is not a plain contiguous tensor of floats in memory.")
     except (TypeError, ValueError) as error:
         raise TargetError(f"cannot mask target module {name!r}: {error}") from None
 
 
-def _quantised_by(layer: nn.Module) -> str | None:
-    kinds = (type(layer).__module__, type(getattr(getattr(layer, "weight", None), "data", None)).__module__)
-    return next((name for name in ("bitsandbytes", "torchao") if any(kind.startswith(name) for kind in kinds)), None)
-
-
 def entries_of(layer: nn.Module, mask: Mask) -> torch.Tensor | None:
-    """Entries of the layer's weight at the mask's positions, (nnz,); a collective if sharded; None on meta."""
-    return None if layer.weight.is_meta else read_entries(layer.weight.detach(), mask, isinstance(layer, Conv1D))
+    """Entries of the layer's W at the mask's positions, (nnz,); a collective if sharded; None on meta."""
+    return None if layer.weight.is_meta else base_entries(layer, mask, isinstance(layer, Conv1D))
 
 
 def digest(mask: Mask, entries: torch.Tensor | None) -> torch.Tensor:

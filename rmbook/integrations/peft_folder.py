@@ -12,8 +12,11 @@ from rmbook.adapters.adapter_file import read_contents
 from rmbook.adapters.base import check_sum
 from rmbook.adapters.errors import AdapterBaseError, AdapterCorruptError, AdapterError
 from rmbook.adapters.shira_folder import PREFIX
+from rmbook.engine.dequantise import quantisation, weight_shape
 from rmbook.engine.masking import RandomMask, apply_masks
 from rmbook.engine.quantised import base_entries
+from rmbook.engine.sharded import writing_once
+from rmbook.engine.shards import whole
 from rmbook.engine.targets import check_targets, named_layers
 from rmbook.errors import reason
 from rmbook.files import replacing_folder
@@ -37,7 +40,7 @@ PARTS = ("rmbook_values", "rmbook_digest", "rmbook_positions")
 def save_as_peft(
     masking: RandomMask, folder: str | os.PathLike[str], *, task_type: str | None = None, store_positions: bool = False
 ) -> None:
-    """Write an adapter as a folder that `peft` loads, completely or not at all.
+    """Write an adapter as a folder that `peft` loads, completely or not at all; for shards all processes call it.
 
     Args:
         masking: what `apply_random_mask` or `load_adapter` returned.
@@ -68,15 +71,19 @@ def save_as_peft(
     )
     tensors = {}
     for name, layer in layers.items():
-        if not layer.values.isfinite().all():
+        values = whole(layer.values.detach()).cpu().contiguous()
+        if not values.isfinite().all():
             raise ValueError(f"the values of {name!r} are not all finite: the training diverged; nothing was written.")
-        tensors[f"{PREFIX}{name}.rmbook_values"] = layer.values.detach().cpu().contiguous()
-        tensors[f"{PREFIX}{name}.rmbook_digest"] = digest(layer.mask, layer.original)
+        entries = base_entries(layer, layer.mask) if quantisation(layer) else layer.original
+        tensors[f"{PREFIX}{name}.rmbook_values"] = values
+        tensors[f"{PREFIX}{name}.rmbook_digest"] = digest(layer.mask, entries)
         if store_positions:
             tensors[f"{PREFIX}{name}.rmbook_positions"] = layer.mask.positions.cpu().contiguous()
-    with replacing_folder(folder) as temporary:
-        config.save_pretrained(str(temporary))
-        (temporary / SAFETENSORS_WEIGHTS_NAME).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
+    with writing_once(layers.values()) as writes:
+        if writes:
+            with replacing_folder(folder) as temporary:
+                config.save_pretrained(str(temporary))
+                (temporary / SAFETENSORS_WEIGHTS_NAME).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
 
 
 def load_from_peft(model: nn.Module, folder: str | os.PathLike[str]) -> RandomMask:
@@ -140,7 +147,7 @@ def _mask(
     name: str, layer: nn.Module, tensors: dict[str, torch.Tensor], config: RandomMaskConfig, recipe: MaskRecipe
 ) -> Mask:
     # The mask of a layer, from the file or drawn, if it is the one that the values are for.
-    shape, values = tuple(layer.weight.shape), tensors[f"{name}.rmbook_values"]
+    shape, values = weight_shape(layer), tensors[f"{name}.rmbook_values"]
     positions, saved = tensors.get(f"{name}.rmbook_positions"), tensors.get(f"{name}.rmbook_digest")
     sound = values.dim() == 1 and values.is_floating_point() and values.isfinite().all()
     if not sound or saved is None or saved.shape != (DIGEST_BYTES,) or saved.dtype != torch.uint8:

@@ -15,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from rmbook.engine.backends import choose_backend
 from rmbook.engine.borrowed import BorrowedMask, masked_linear
+from rmbook.engine.dequantise import quantisation
+from rmbook.engine.quantised_product import quantised_linear
 from rmbook.engine.sharded import GradientAverage
 from rmbook.integrations.peft_checks import (
     DIGEST_BYTES,
@@ -50,7 +52,7 @@ class RandomMaskLayer(MergingLayer):
     """y = x (W + sum over the active adapters of strength * scale * values)^T + b.
 
     Args:
-        base_layer: `nn.Linear` or GPT-2's `Conv1D`.
+        base_layer: `nn.Linear`, also a quantised one, or GPT-2's `Conv1D`.
         name: of the layer in its model, for messages.
 
     Attributes:
@@ -67,7 +69,7 @@ class RandomMaskLayer(MergingLayer):
     def __init__(self, base_layer: nn.Module, name: str):
         super().__init__()
         self.base_layer, self.name = base_layer, name
-        self.transposed = isinstance(base_layer, Conv1D)
+        self.transposed, self.quantised = isinstance(base_layer, Conv1D), quantisation(base_layer) is not None
         self.out_features, self.in_features = matrix_shape(base_layer)
         self.rmbook_values = nn.ParameterDict()
         self.rmbook_digest, self.rmbook_positions = BufferDict(persistent=True), BufferDict(persistent=True)
@@ -124,7 +126,8 @@ class RandomMaskLayer(MergingLayer):
         if self._together.positions.device != x.device:  # FSDP moves weights past the layer
             self._move_masks(x.device)
         delta = self._together.delta([self.delta(name) for name in self._names])
-        return masked_linear(x, self.base_layer.weight, self.base_layer.bias, delta, self._together)
+        product = quantised_linear if self.quantised else masked_linear
+        return product(x, self.base_layer, delta, self._together)
 
     def delta(self, adapter_name: str) -> torch.Tensor:
         """Entries of S of one adapter, (nnz,)."""
@@ -159,6 +162,12 @@ class RandomMaskLayer(MergingLayer):
             raise ValueError(f"the strength of an adapter must be finite, got {scale}.")
         if adapter in self.rmbook_strength:
             self.rmbook_strength[adapter] = float(scale)
+
+    def train(self, mode: bool = True) -> "RandomMaskLayer":
+        """Set the mode; on a quantised base, also make float32 again of values that trl has cast to bfloat16."""
+        for values in self.rmbook_values.values() if self.quantised else ():  # small steps would be rounded away
+            values.data = values.data.to(torch.promote_types(values.dtype, torch.float32))
+        return super().train(mode)
 
     def _plan(self) -> None:
         self._names = sorted(name for name in self.active_adapters if name in self.rmbook_drawn)
@@ -197,7 +206,7 @@ class RandomMaskLayer(MergingLayer):
 
         self.rmbook_values._apply(keep)
         weight = self.base_layer.weight
-        if weight.is_cpu and weight.is_shared():
+        if not self.quantised and weight.is_cpu and weight.is_shared():
             raise RuntimeError(
                 "a layer with a random mask writes to its weight while it computes, so processes cannot share the "
                 "weight's memory (share_memory): merge the adapter first (merge_and_unload)."

@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from rmbook.engine.borrowed import BorrowedMask, add_entries
+from rmbook.engine.quantised_product import refuse_merge
 from rmbook.engine.shards import is_sharded
 from rmbook.engine.tap import write_entries
 
@@ -17,6 +18,7 @@ class MergingLayer(nn.Module, BaseTunerLayer):
     """A layer whose weight holds W between calls, and W + S while adapters are merged."""
 
     base_layer: Any
+    quantised: bool
     rmbook_drawn: Mapping[str, Any]
     merged_adapters: list[str]
     _unmerged: tuple[torch.Tensor, torch.Tensor] | None  # while merged: positions, and W's entries there
@@ -35,12 +37,14 @@ class MergingLayer(nn.Module, BaseTunerLayer):
         Several are summed in the order of their names, whatever the order of the calls, and rounded once.
 
         Raises:
-            RuntimeError: the weight is sharded.
+            RuntimeError: the weight is sharded or quantised.
             ValueError: `safe_merge`, and the result would not be finite; nothing has changed then.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.rmbook_drawn]
         if not names:
             return
+        if self.quantised:
+            refuse_merge()
         if is_sharded(self.base_layer.weight):
             raise RuntimeError("FSDP holds the base model: save the adapter, and merge it in one process.")
         before, together = self.merged_adapters, sorted({*self.merged_adapters, *names})

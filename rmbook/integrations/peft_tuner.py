@@ -1,6 +1,7 @@
 """What `peft` calls to put random masks on the layers of a model, and to load values into them."""
 
 import copy
+import math
 from collections import Counter
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, Auxil
 from torch import nn
 
 from rmbook.adapters.shira_folder import PREFIX
+from rmbook.engine.dequantise import count_parameters
+from rmbook.engine.quantised_product import refuse_merge
 from rmbook.engine.sharded import GradientAverage, spread_state
 from rmbook.engine.targets import plain_names, refuse_parallel, refuse_tied
 from rmbook.integrations.peft_checks import MaskMismatchError, check_stored, check_target, checked_mask, matrix_shape
@@ -98,8 +101,8 @@ class RandomMaskModel(BaseTuner):
         for name, layer in targets.items():
             check_target(layer, name)
         if config.density is None:
-            total = sum(parameter.numel() for parameter in _base_parameters(self.model))
-            held = sum(layer.weight.numel() for layer in targets.values())
+            total = count_parameters(self.model, _base_parameters(self.model))
+            held = sum(math.prod(matrix_shape(layer)) for layer in targets.values())
             ratio = DEFAULT_RATIO if config.ratio is None else config.ratio
             config.ratio, config.density = ratio, DensityOfRatio(ratio_to_density(ratio, total, held))
 
@@ -107,19 +110,25 @@ class RandomMaskModel(BaseTuner):
         # Values are float32 from the start. autocast_adapter_dtype=False asks for the base's dtype.
         layers = [] if autocast_adapter_dtype else _layers(self.model, adapter_name).values()
         for layer in layers:
-            values = layer.rmbook_values[adapter_name]
-            values.data = values.data.to(layer.base_layer.weight.dtype)
+            values, dtype = layer.rmbook_values[adapter_name], layer.base_layer.weight.dtype
+            values.data = values.data.to(values.dtype if layer.quantised else dtype)
 
     # A tied weight can be borrowed, since W is back before anybody else reads it; merging would change the others.
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
+        self._refuse_quantised()
         refuse_tied(self.model, {f"{name}.base_layer": layer.base_layer for name, layer in _layers(self.model).items()})
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs) -> nn.Module:
         if merge:
+            self._refuse_quantised()  # before anything is untied
             self._untie()
         return super()._unload_and_optionally_merge(merge=merge, **kwargs)
+
+    def _refuse_quantised(self) -> None:
+        if any(layer.quantised for layer in _layers(self.model).values()):
+            refuse_merge()
 
     def _untie(self) -> None:
         uses = Counter(id(parameter) for _, parameter in self.model.named_parameters(remove_duplicate=False))

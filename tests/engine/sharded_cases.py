@@ -30,7 +30,16 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from rmbook import RandomMaskConfig, apply_random_mask, load_adapter, save_adapter
+from rmbook import (
+    RandomMaskConfig,
+    apply_random_mask,
+    load_adapter,
+    load_from_peft,
+    load_from_shira,
+    save_adapter,
+    save_as_peft,
+    save_as_shira,
+)
 from rmbook.adapters.base import base_fingerprint
 from rmbook.engine.shards import local, whole
 
@@ -304,6 +313,13 @@ def check_files(folder):
         _, values, model, masking = sharded(owner=owner, dtype=torch.float32)
         assert base_fingerprint(model) == base_fingerprint(Toy(torch.float32))
         save_adapter(masking, folder / f"{owner}.safetensors")
+        sparser = sharded(owner=owner, dtype=torch.float32, density=0.1)  # SHiRA's least r holds no more
+        forms = {"peft": (save_as_peft, load_from_peft, values, masking)}
+        forms["shira"] = save_as_shira, load_from_shira, sparser[1], sparser[3]
+        for form, (save, load, expected, trained) in forms.items():
+            save(trained, folder / f"{owner}-{form}")
+            for name, own in load(Toy(torch.float32), folder / f"{owner}-{form}").named_parameters():
+                assert torch.equal(own, expected[name]), (form, name)
         plain = Toy(torch.float32)
         loaded = load_adapter(plain, folder / f"{owner}.safetensors")
         for name, own in loaded.named_parameters():

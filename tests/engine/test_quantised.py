@@ -1,55 +1,24 @@
 """Masks on quantised bases, against the dense layer that the quantised numbers stand for."""
 
 import copy
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import state_bytes
+from quantised_layers import every_kind, near, needs, quantise
 from torch import nn
 
 from rmbook import apply_random_mask, load_adapter, sample_mask, save_adapter
 from rmbook.adapters.errors import AdapterBaseError
 from rmbook.engine.dequantise import count_parameters, dequantise, quantisation
-from rmbook.engine.quantised import QuantisedLinear, cheapest_way
+from rmbook.engine.quantised import QuantisedLinear
+from rmbook.engine.quantised_product import added, cheapest_way, has_own_product
 from rmbook.engine.targets import TargetError
 from rmbook.evidence.recording import load_recorded
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
-KINDS = ["nf4", "fp4", "nf4 double", "int8", "torchao int8", "torchao int4"]
-
-
-def needs(kind):
-    library = "torchao" if kind.startswith("torchao") else "bitsandbytes"
-    return pytest.param(kind, marks=pytest.mark.skipif(not find_spec(library), reason=f"{library} is not installed"))
-
-
-every_kind = pytest.mark.parametrize("kind", list(map(needs, KINDS)))
-
-
-def quantise(linear, kind):
-    """What the libraries make of a linear layer."""
-    if kind.startswith("torchao"):
-        from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
-        from torchao.quantization.granularity import PerGroup
-
-        int4 = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(8))
-        holder = nn.Sequential(linear)
-        quantize_(holder, int4 if "int4" in kind else Int8WeightOnlyConfig())
-        return holder[0].requires_grad_(False)
-    import bitsandbytes
-
-    sizes, bias = (linear.in_features, linear.out_features), linear.bias is not None
-    if kind == "int8":
-        layer = bitsandbytes.nn.Linear8bitLt(*sizes, bias, has_fp16_weights=False)
-    else:
-        kinds = {"quant_type": kind[:3], "compress_statistics": "double" in kind}
-        layer = bitsandbytes.nn.Linear4bit(*sizes, bias, **kinds)
-    layer.load_state_dict({name: value.clone() for name, value in linear.state_dict().items()})
-    return layer.to("cpu")
-
 
 class Quantised(nn.Module):
     """Two quantised targets and a plain layer."""
@@ -78,10 +47,6 @@ def dense_of(model):
     return plain
 
 
-def near(got, wanted, limit):
-    return (got.double() - wanted.double()).norm() <= limit * wanted.double().norm()
-
-
 @every_kind
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("density", [0.0, 0.002, 0.2])
@@ -105,9 +70,31 @@ def test_forward_and_gradients_equal_the_dense_reference(kind, dtype, density):
     assert near(layer.values.grad, exact.view(-1)[layer.mask.positions.long()], max(limit, 1e-6))
     with torch.no_grad():  # both ways
         assert near(layer(x), wanted, limit)
-        if layer.has_own_product(dtype):
+        if has_own_product(layer, dtype):
             x = x.detach()
-            assert near(layer._added(x, layer.delta), layer(x), max(limit, 1e-6))
+            assert near(added(x, layer, layer.delta, layer), layer(x), max(limit, 1e-6))
+
+
+@pytest.mark.parametrize("kind", [needs("torchao int8")])
+def test_gradients_of_the_additive_way_are_those_of_the_merged_one(kind):
+    mask = sample_mask((512, 512), 5e-5, 0, "w")
+    assert mask.nnz and cheapest_way(mask.shape, 6, mask.nnz, "torchao") == "add"
+    torch.manual_seed(1)
+    layer, x = QuantisedLinear.attach(quantise(nn.Linear(512, 512), kind), mask), torch.randn(2, 3, 512)
+    layer.values.data.normal_()
+    layer.bias.requires_grad_(True)
+    dense, gradient = dequantise(layer, torch.float32).view(-1), torch.randn(2, 3, 512)
+    weight = dense.index_add(0, mask.positions.long(), layer.values.detach()).view(512, 512).requires_grad_()
+    found, wanted = [], []
+    for outputs, weights, function in (
+        (found, layer.values, layer),
+        (wanted, weight, lambda x: F.linear(x, weight, layer.bias)),
+    ):
+        own = x.clone().requires_grad_()
+        output = function(own)
+        outputs += [output, *torch.autograd.grad(output, (own, weights, layer.bias), gradient)]
+    wanted[2] = wanted[2].view(-1)[mask.positions.long()]
+    assert all(near(*pair, 1e-6) for pair in zip(found, wanted, strict=True))
 
 
 @every_kind

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -350,6 +351,44 @@ def test_a_layer_of_another_method_is_refused():
         get_peft_model(tiny(), LoraConfig(target_modules=TARGETS)).base_model.add_adapter("mask", config())
 
 
+@pytest.mark.parametrize("masked_by", ["peft", "rmbook"])
+def test_zero_3_is_refused_by_name_before_and_after_masking(masked_by):
+    def mask(model):
+        if masked_by == "peft":
+            return get_peft_model(model, RandomMaskConfig(target_modules=["0"], density=0.5))
+        return apply_random_mask(model, ["0"], density=0.5).model
+
+    base, other = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))
+    base[0].weight.data, base[0].weight.ds_id = torch.empty(0), 3  # DeepSpeed's name for a parameter that it partitions
+    with pytest.raises(TargetError, match="ZeRO-3 partitions its weight.*FSDP2"):
+        mask(base)
+    weight, model = other[0].weight, mask(other)
+    model(torch.ones(1, 4)).sum().backward()
+    weight.ds_id = 3
+    with pytest.raises(RuntimeError, match="ZeRO-3 partitions its weight.*FSDP2"):
+        model(torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("targets", [["k_proj"], TARGETS])
+@pytest.mark.parametrize("trained", [False, True])
+def test_lora_on_a_masked_model_says_once_that_it_has_stopped_the_mask(targets, trained):
+    base = tiny()
+    masking = apply_random_mask(base, TARGETS, density=0.05)
+    if trained:
+        loss(base).backward()
+    model = get_peft_model(base, LoraConfig(target_modules=targets, task_type="CAUSAL_LM"))
+    logits(model)  # a model that does not train has nothing to be told
+    with pytest.warns(UserWarning, match="values of this model's random mask do not train.*peft"):
+        loss(model.train())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the values of this")
+        loss(model)
+        for values in masking.parameters():
+            values.requires_grad_(True)
+        loss(model).backward()
+    assert all(values.grad is not None for values in masking.parameters())
+
+
 def test_another_adapter_for_each_row_is_refused():
     model = get_peft_model(tiny(), config(), adapter_name="a")
     model.add_adapter("b", config(seed=1))
@@ -371,20 +410,6 @@ def test_a_module_with_two_names_is_merged_under_one():
     x, plain = torch.ones(2, 8), model.base_model.model.second.weight.detach().clone()
     expected, merged = model(x), model.merge_and_unload()
     assert torch.equal(merged(x), expected) and torch.equal(merged.second.weight, plain)
-
-
-@pytest.mark.parametrize("library", ["bitsandbytes", "torchao"])
-def test_a_quantised_layer_is_refused_by_name(library):
-    module = pytest.importorskip(library)
-    base = nn.Sequential(nn.Linear(64, 64))
-    if library == "bitsandbytes":
-        base[0] = module.nn.Linear4bit(64, 64, quant_type="nf4").to("cpu")
-    else:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-        quantize_(base, Int8WeightOnlyConfig())
-    with pytest.raises(TargetError, match=f"{library} has quantised .*apply_random_mask"):
-        get_peft_model(base, RandomMaskConfig(target_modules=["0"]))
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
