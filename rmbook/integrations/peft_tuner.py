@@ -57,8 +57,11 @@ class RandomMaskModel(BaseTuner):
         """Put an adapter on the model; all its targets are checked before the first one changes."""
         self._surveyed, config = None, self.peft_config[adapter_name]
         if isinstance(config.density, DensityOfRatio):  # the configuration is another model's, which may be saved yet
-            self.peft_config[adapter_name] = config = copy.copy(config)
-            config.density = None
+            own = copy.copy(config)
+            own.density = None
+            self._survey(own)
+            if own.density != config.density:
+                self.peft_config[adapter_name] = own
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(

@@ -20,6 +20,7 @@ What does not apply is skipped by peft's own conditions, or, where it needs the 
 | one test of Llama and Gemma                       | peft skips them for all methods but its own BEFT              |
 | two active adapters with `modules_to_save`        | peft has no such thing                                        |
 | adapters of LoRA that lie on the hub              | they are no masks, and there is no hub                        |
+| FSDP1 around a model (`fsdp_wrapped`)             | rmbook refuses FSDP1 by name; FSDP2 has tests of its own      |
 """
 
 import importlib.metadata
@@ -188,7 +189,7 @@ def main() -> int:
     except SourceMissing as error:
         raise SystemExit(str(error)) from None
     make_models(folder / "hf" / "hub")
-    arguments = sys.argv[1:] or [*(f"tests/test_{name}.py" for name in FILES), "-k", "RandomMask"]
+    arguments = sys.argv[1:] or [*(f"tests/test_{name}.py" for name in FILES), "-k", "RandomMask and not fsdp_wrapped"]
     arguments += [f"--deselect={test}" for test in DOES_NOT_APPLY]
     environment = os.environ | {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
