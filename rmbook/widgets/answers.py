@@ -69,6 +69,8 @@ ANSWERS = {
         "t = {0}, beta1 = {1} and beta2 = {2}",
     ),
     "ex-misprint": Exercise(lambda: 138),
+    "ex-token-rate": Exercise(lambda: 10**-6.4 * count_parameters("Llama-2-7b")[0] / (2 * 4096), tolerance=0.02),
+    "ex-ratio-density": Exercise(lambda: 1e-5 * 12_853_473_280 / (2 * 40 * 5120**2)),
     "ex-clip-equal-count": Exercise(lambda: 8 * (768 + 3072) / (768 * 3072)),
     "ex-opt-price": Exercise(lambda: 9 * 11 * 6 * 3 * 125 * 5 * 0.25 / 86_400, tolerance=0.02),
     "ex-llama-two-bytes": Exercise(lambda: 8 * count_parameters("Llama-2-7b")[0] / 1e9, tolerance=0.02),

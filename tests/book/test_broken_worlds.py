@@ -58,7 +58,6 @@ NOT_ASKED = {
         "'theory' not in cycle": "it is about the package's sources, to which no world adds an import",
     },
     "sparse_delta_layers": {"layer.weight.grad is None": A_CLASS},
-    "tables_reread": {"cell-09": "it is arithmetic with a size of the published test set"},
 }
 
 

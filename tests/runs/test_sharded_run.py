@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import sharded_run
-from accelerate import DistributedType
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from tiny_runs import rows
 from torch.distributed.fsdp import CPUOffloadPolicy
+from transformers.models.llama import modeling_llama
 
 from rmbook.adapters.adapter_file import read_adapter
 from rmbook.errors import ConfigError
@@ -45,3 +49,20 @@ def test_fsdp1_is_refused_by_name():
     with pytest.raises(ConfigError, match="FSDP1.*fsdp_version: 2"):
         refuse_fsdp1(SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=False))
     refuse_fsdp1(SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True))
+
+
+def test_accelerate_reads_the_configuration_of_the_chapter_on_llama_as_fsdp2(monkeypatch, tmp_path):
+    """What `accelerate launch` would put into the environment makes the plugin with which runs on shards are tested."""
+    cells = json.loads((Path(__file__).parents[2] / "book/fine_tuning_llama.ipynb").read_text())["cells"]
+    (printed,) = re.findall(r"```yaml\n(.+?)```", "\n".join("".join(cell["source"]) for cell in cells), re.DOTALL)
+    (tmp_path / "fsdp.yaml").write_text(printed)
+    command = ["--config_file", str(tmp_path / "fsdp.yaml"), "-m", "rmbook", "train"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command))
+    environment = prepare_multi_gpu_env(arguments)
+    assert environment["ACCELERATE_USE_FSDP"] == "true" and arguments.num_processes == 4
+    for name, value in environment.items():
+        if name.startswith("FSDP_"):
+            monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and not plugin.cpu_ram_efficient_loading
+    assert all(hasattr(modeling_llama, name) for name in plugin.transformer_cls_names_to_wrap)
