@@ -24,7 +24,7 @@ from rmbook.engine.borrowed import add_entries
 from rmbook.engine.dequantise import dequantise
 from rmbook.engine.maskable import refuse_partitioned
 from rmbook.engine.product_torch import expand_rows
-from rmbook.engine.tap import compute_product, refuse_second_derivative
+from rmbook.engine.tap import compute_product, outside_graphs, refuse_second_derivative
 
 # Seconds on one core of a CPU, at widths 1024 and 2048, densities 1e-4 to 1e-2 and 1 to 64 tokens, of nf4 and of
 # torchao's int8: rounded means of what benchmarks/quantised_rule.py has fitted to both (its record has them). There
@@ -76,7 +76,7 @@ class _Product(torch.autograd.Function):
         return grad_input, grad_delta, flat.sum(0) if ctx.needs_input_grad[2] else None, None, None, None
 
 
-@torch.compiler.disable  # the libraries' own products break a graph, too
+@outside_graphs  # the libraries' own products break a graph, too
 def quantised_linear(input: torch.Tensor, layer: nn.Linear, delta: torch.Tensor, operands: Any) -> torch.Tensor:
     """y = x (W + S)^T + b, with gradients of x, S and b; the forward pass takes the cheaper way.
 

@@ -3,12 +3,14 @@
 Both are also registered as operations of torch (`torch.ops.rmbook`), so that torch.compile keeps them whole.
 """
 
+import functools
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._compile import _disable_dynamo
 
 from rmbook.engine import backends
 from rmbook.masks.sample import Mask
@@ -156,6 +158,20 @@ def overwrite(weight, values, original, positions) -> None:
     # From the saved originals, added in the higher of the two precisions and rounded once: nothing accumulates, so
     # nothing drifts or is lost in bf16.
     write_entries(weight, positions, (original + values).to(weight.dtype))
+
+
+def outside_graphs(function: Callable) -> Callable:
+    """Return a function that torch.compile leaves out of its graphs, as `torch.compiler.disable` does.
+
+    That one loads the compiler at once, which takes half a second of every start; torch's own decorator waits.
+    """
+    left_out = _disable_dynamo(function)
+
+    @functools.wraps(function)
+    def call(*arguments):
+        return (left_out if torch.compiler.is_compiling() else function)(*arguments)
+
+    return call
 
 
 def write_entries(weight: torch.Tensor, positions: torch.Tensor, entries: torch.Tensor) -> None:

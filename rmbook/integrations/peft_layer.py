@@ -18,6 +18,7 @@ from rmbook.engine.borrowed import BorrowedMask, masked_linear
 from rmbook.engine.dequantise import quantisation
 from rmbook.engine.quantised_product import quantised_linear
 from rmbook.engine.sharded import GradientAverage
+from rmbook.engine.tap import outside_graphs
 from rmbook.integrations.peft_checks import (
     DIGEST_BYTES,
     KEPT,
@@ -225,7 +226,7 @@ class RandomMaskLayer(MergingLayer):
         self.rmbook_drawn = moved  # a new one: replicas on other devices share the old one
         self._plan()
 
-    @torch.compiler.disable(reason="loaded values are compared with the mask first: call the model once uncompiled")
+    @outside_graphs  # a whole graph (fullgraph=True) needs the model to be called once uncompiled
     def check(self, adapter_name: str) -> None:
         """Compare what was loaded with what was drawn here; see `rmbook.integrations.peft_checks.check_loaded`."""
         positions = self.rmbook_positions[adapter_name] if adapter_name in self.rmbook_positions else None
