@@ -20,7 +20,9 @@ from broken_records import RECORDS, Records, lost, unbroken
 
 # Cells, or parts of asserts, about what the chapter computes by itself, or from fixed data: no library reaches them.
 OWN = {
-    "a_step_measured": "cell-41; cell-43; cell-45; cell-49; cell-56; cell-62; file-sizes; layer-checks",
+    "a_step_measured": "cell-41; cell-43; cell-45; cell-49; cell-56; cell-62; file-sizes; layer-checks;"
+    " kept['LoRA r8'] > 15; kept['mask 0.001'] < 1;"
+    " peak.loc['nf4', 'mask 0.001'] < 0.9 * peak.loc['nf4', 'LoRA r8']",
     "a_step_on_a_gpu": "gpu-10; gpu-3; gpu-5; gpu-8",
     "benchmark_reread": "check-bfloat; check-confounds; check-family; check-law; check-loss; check-table;"
     " solution-1-code",
@@ -33,7 +35,7 @@ OWN = {
     "from_example_to_score": "01d11d91; 4a3f711e; 4ac86cbe; cell-15; cell-28; cell-37; superglue-checks",
     "further_from_home": "cell-08; check-real",
     "how_the_package_is_built": "50f3d0bd; built-10; built-17; built-20; built-26; built-29",
-    "in_the_tools_you_already_use": "base; folder",
+    "in_the_tools_you_already_use": "base; check-compare; check-trl; folder",
     "it_is_the_pretraining": "len(gaps) == 2; count['bits'].min() > 3 * labels",
     "masks_merged_and_mixed": "claim-bank-exact; claim-other-task-as-large; claim-signs-matter-when-dense",
     "one_learning_rate": "claim-clipping-is-the-difference",
