@@ -19,6 +19,8 @@ from engine_methods import layer_methods, model_methods
 from recorded import write_result
 
 RANK = 8
+# Width of the matrices, and tokens of a layer alone; one token is a forward pass, as in generating.
+CASES = {"layer of width 2048": (2048, 512), "four layers of OPT-125m": (768, None), "one token forward": (2048, 1)}
 
 
 @torch.no_grad()
@@ -49,15 +51,15 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tables, cpu = {}, (torch.float32, "cpu")
-    for case, width in (("layer of width 2048", 2048), ("four layers of OPT-125m", 768), ("one token forward", 2048)):
+    for case, (width, tokens) in CASES.items():
         density = 2 * RANK / width
         only = ["lora r8", *(f"{name} {density:g}" for name in ("mask", "peft mask", "shira"))]
-        if width == 768:
+        if tokens is None:
             methods = model_methods("opt-125m-4-layers", [density], 4, 64, *cpu, only)
         else:
-            methods = layer_methods(width, density, 1 if case == "one token forward" else 512, *cpu, only)
-        one_token = {"rounds": 50 * options.rounds, "run": forward} if case == "one token forward" else {}
-        tables[case] = compare(methods, **{"rounds": options.rounds} | one_token)
+            methods = layer_methods(width, density, tokens, *cpu, only)
+        one_token = (50 * options.rounds, forward)
+        tables[case] = compare(methods, *(one_token if tokens == 1 else (options.rounds,)))
         print(f"\n{case}")
         for name, row in tables[case].items():
             figures = "  ".join(f"{row[f'to {other}']:.3f} of {other}" for other in ("mask", "shira", "lora r8"))

@@ -52,6 +52,12 @@ def make_base(kind: str, width: int) -> nn.Module:
     return layer.to("cpu").requires_grad_(False)
 
 
+def library_versions(kinds: list[str]) -> dict[str, str]:
+    """Versions of the libraries that quantised these kinds of bases."""
+    libraries = {"torchao" if kind == "torchao" else "bitsandbytes" for kind in kinds}
+    return {name: importlib.metadata.version(name) for name in sorted(libraries)}
+
+
 def make_methods(kind: str, width: int) -> dict[str, nn.Module]:
     """Layers by name; all on equal bases."""
     layers = {"base alone": make_base(kind, width)}
@@ -168,9 +174,7 @@ def main() -> None:
     sizes = {"width": given.width, "tokens": given.tokens, "rounds": given.rounds}
     rows = {kind: measure(kind, **sizes) for kind in given.kinds}
     if given.write:
-        libraries = {"torchao" if kind == "torchao" else "bitsandbytes" for kind in given.kinds}
-        versions = {name: importlib.metadata.version(name) for name in sorted(libraries)}
-        write_result("quantised_cpu", sizes | {"kinds": rows}, **versions)
+        write_result("quantised_cpu", sizes | {"kinds": rows}, **library_versions(given.kinds))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ torchao.
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import math
 import statistics
@@ -24,7 +23,7 @@ from functools import partial
 
 import numpy
 import torch
-from quantised import make_base
+from quantised import library_versions, make_base
 from recorded import write_result
 from scipy.optimize import least_squares
 from torch import nn
@@ -107,8 +106,7 @@ def main() -> None:
     found = {kind: summary(own) for kind, own in rows.items()}
     print(found)
     if given.write:
-        versions = {name: importlib.metadata.version(name) for name in ("bitsandbytes", "torchao")}
-        write_result("quantised_rule_cpu", {"constants": found, "rows": rows}, **versions)
+        write_result("quantised_rule_cpu", {"constants": found, "rows": rows}, **library_versions(given.kinds))
 
 
 if __name__ == "__main__":

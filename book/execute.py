@@ -109,7 +109,7 @@ def with_outputs(notebook: nbformat.NotebookNode, executed: nbformat.NotebookNod
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = NUMBER.sub(lambda _: next(numbers), cell.source)
-        if cell.cell_type == "code":
+        elif cell.cell_type == "code":
             done = next(outputs)
             cell.outputs, cell.execution_count = done.outputs, done.execution_count
             if "rmbook" in cell.metadata:  # its alt text has numbers of that run

@@ -36,7 +36,7 @@ METADATA = {
 }
 TEXTS = {"alt": "image", "caption": "figure"}  # what has numbers filled in, and where MyST-NB looks for it
 # A number of the prose that belongs to a variable: 0.83<!--{slope:.2f}-->. Readers do not see the comment.
-NUMBER = re.compile(r"(?<!\w)(?P<number>[-+\u2212]?\w+(?:[.,]\w+)*(?:(?<=e)[-+]\d+)?)<!--(?P<value>\{.+?\})-->")
+NUMBER = re.compile(r"(?<!\w)[-+\u2212]?\w+(?:[.,]\w+)*(?:(?<=e)[-+]\d+)?<!--(?P<value>\{.+?\})-->")
 COLAB_TAGS = ["colab-header", "remove-cell"]  # of use on Colab only, so the pages leave it out
 
 

@@ -5,6 +5,8 @@ it. Thresholds have reasons that do not come from what was measured: the claim's
 section 5 predicts, or a margin that was stated beforehand.
 """
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -71,13 +73,13 @@ def small_rate_catches_up(steps: pd.DataFrame, grid: pd.DataFrame) -> Evidence:
     steps = steps.query("density == 0.01 and learning_rate == 1e-3")
     long = steps.set_index(["base", "seed"])["test_accuracy"]
     short = best_scores(grid.query("scale == 1.0 and density == 0.01"))["mask"]
-    behind = (short - long).dropna()
+    found = estimate((short - long).dropna(), 0.9)
     return paired_evidence(
         f"At density 0.01, 1,600 steps at the learning rate 0.001 reach {long.mean():.1f} %, and 200 steps at the best "
         f"rate {short.mean():.1f} %: the small rate is {{value:.3g}} points behind.",
-        estimate(behind, 0.9),
+        found,
         f"at most {MARGIN:g} points (the margin of a match), by a one-sided test at 5 %; the interval is one of 90 %",
-        estimate(behind, 0.9).verdict(most=MARGIN),
+        found.verdict(most=MARGIN),
         steps,
     )
 
@@ -106,8 +108,8 @@ def rates_rise(table: pd.DataFrame) -> Evidence:
     densest, sparsest = best.index.max(), best.index.min()
     found = Estimate(slope, low, high, np.nan, np.nan, 0, np.nan)
     unit = unit_of(table).removesuffix("s")
-    each = pd.Series({key: rate_slope(runs)[0] for key, runs in table.groupby(unit)}).rename_axis("seed")
-    own = estimate(pd.concat({0: each}, names=["base"]))
+    each = pd.Series({key: rate_slope(runs)[0] for key, runs in table.groupby(unit)})
+    own = estimate(each.rename_axis("base"))  # one slope a unit, whatever the unit is
     verdicts = {one.verdict(most=-0.5) for one in (found, own)}
     return paired_evidence(
         f"The best learning rate rises from {best.loc[densest, 'learning_rate']:g} at density {densest:g} to "
@@ -130,13 +132,14 @@ def best_scores(table: pd.DataFrame) -> pd.DataFrame:
     return best_runs(table, ["method"]).pivot(index=["base", "seed"], columns="method", values="test_accuracy")
 
 
-def family_verdict(found: dict[float, Estimate], least: float = 0.0) -> str:
-    """Return the verdict on several means that are all claimed to be above `least`, by Holm's rule."""
+def family_verdict(found: dict, least: float = 0.0, wanted: Callable[[Iterable[bool]], bool] = all) -> str:
+    """Return the verdict on several means, of which `all` or `any` are claimed to be above `least`, by Holm's rule."""
     shifted = {key: one.p_above(least) for key, one in found.items()}
-    if all(holm(shifted).values()):
+    if wanted(holm(shifted).values()):
         return "holds"
+    refuted = all if wanted is any else any
     against = {key: 1 - p for key, p in shifted.items()}
-    return "contradicted" if any(holm(against).values()) else "inconclusive"
+    return "contradicted" if refuted(holm(against).values()) else "inconclusive"
 
 
 def paired_evidence(

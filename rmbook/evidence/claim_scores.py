@@ -8,7 +8,7 @@ import pandas as pd
 from rmbook.evidence.claim import Evidence
 from rmbook.evidence.claim_evidence import MARGIN, best_scores, family_verdict, paired_evidence
 from rmbook.evidence.grids import best_runs
-from rmbook.evidence.inference import equivalence, estimate, holm
+from rmbook.evidence.inference import equivalence, estimate
 
 SMALL = (0.01, 0.003, 0.001)  # densities at which random and structured masks are compared
 
@@ -99,14 +99,12 @@ def sparse_wins_with_few_data(table: pd.DataFrame) -> Evidence:
     ahead = {method: estimate(scores[method] - scores["full"]) for method in scores if method != "full"}
     listed = ", ".join(f"{score:.1f} % ({method})" for method, score in scores.mean().items())
     best = max(ahead.values(), key=lambda one: one.mean)
-    above = holm({method: one.p_above() for method, one in ahead.items()})
-    below = holm({method: 1 - one.p_above() for method, one in ahead.items()})
     return paired_evidence(
         f"On 50 examples the methods reach {listed}. The best of the others is {{value:+.3g}} points ahead of full "
         "fine-tuning.",
         best,
         "more than 0 for one of these methods at least, corrected by Holm's rule for their number",
-        "holds" if any(above.values()) else "contradicted" if all(below.values()) else "inconclusive",
+        family_verdict(ahead, wanted=any),
         table,
     )
 
