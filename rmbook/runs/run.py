@@ -8,16 +8,15 @@ written last; and while it is under way checkpoint.safetensors.
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
 
 from rmbook.engine.product_spops import check_spops
-from rmbook.errors import RmbookError
 from rmbook.files import write_json
 from rmbook.methods.saved import save_trained
 from rmbook.models.reuse import BaseModels
@@ -25,20 +24,14 @@ from rmbook.offline.made import resolve
 from rmbook.runs.config import RunConfig
 from rmbook.runs.fingerprints import describe_inputs
 from rmbook.runs.folder import MetricsFile, check_inputs, finite, first_process, run_config
+from rmbook.runs.memory import explaining_memory
 from rmbook.runs.prepare import PreparedRun, prepare_run, score_examples
 from rmbook.runs.result import RunError, read_result
 from rmbook.stamps import peak_memory, stamp
-from rmbook.tasks.catalog import find_task
 from rmbook.training.accelerator import shards_base
 from rmbook.training.checkpoint import Checkpoint, TrainingInterrupted
 from rmbook.training.config import TrainingResult
 from rmbook.training.train import train
-
-
-class MemoryShortage(RmbookError):
-    """The memory was too small; says which settings to change."""
-
-    exit_code = 1
 
 
 def start_run(
@@ -75,11 +68,12 @@ def start_run(
     _check_place(folder)
     if config.settings.get("backend") == "spops":
         check_spops()
-    inputs = describe_inputs(config)
-    with _explaining_memory(config):
+    with explaining_memory(config), ThreadPoolExecutor(1) as beside:
+        inputs = beside.submit(describe_inputs, config)  # it hashes files: that needs no interpreter
         prepared = prepare_run(config, bases, accelerator)
+    described = inputs.result()
     if prepared.accelerator.is_main_process:
-        _begin_folder(folder, config, inputs)
+        _begin_folder(folder, config, described)
     prepared.accelerator.wait_for_everyone()
     return _run(prepared, folder, progress, after_epoch)
 
@@ -115,7 +109,7 @@ def resume_run(
     check_inputs(folder, describe_inputs(config), config.data_dir, config.model)
     if first_process():
         _remove_leftovers(folder)
-    with _explaining_memory(config):
+    with explaining_memory(config):
         prepared = prepare_run(config, bases, accelerator)
     return _run(prepared, folder, progress, after_epoch)
 
@@ -164,7 +158,7 @@ def _run(
     config, accelerator = prepared.config, prepared.accelerator
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", writes=accelerator.is_main_process)
     metrics = MetricsFile(folder / "metrics.jsonl", *checkpoint.progress(), writes=accelerator.is_main_process)
-    with _explaining_memory(config, folder):
+    with explaining_memory(config, folder):
         with metrics as log, checkpoint.catching_signals(), _saying_how_to_go_on(folder):
             outcome = train(
                 prepared.model,
@@ -179,10 +173,7 @@ def _run(
                 progress=progress,
             )
         trained = outcome.best_epoch > 0  # else it diverged at once: there is nothing to keep
-        test = score_examples(prepared, prepared.splits.test, progress) if trained else None
-        distance = prepared.method.distance if trained else None  # by all processes: shards are gathered for it
-    if trained and (accelerator.is_main_process or shards_base(accelerator)):
-        save_trained(prepared.method, folder / "adapter.safetensors", prepared.fingerprint)
+        test, distance = _score_and_save(prepared, folder, progress) if trained else (None, None)
     if accelerator.is_main_process:
         write_json(folder / "result.json", _result(prepared, outcome, test, distance, metrics))
         checkpoint.path.unlink(missing_ok=True)
@@ -191,6 +182,32 @@ def _run(
         prepared.bases.put_back(prepared.method)
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result
+
+
+def _score_and_save(prepared: PreparedRun, folder: Path, progress: bool) -> tuple[dict[str, float], float | None]:
+    """Score the test examples and write adapter.safetensors; return the score and the distance from the start.
+
+    The adapter holds a hash of the whole base, which is made while the examples are scored. Processes that share a
+    model in shards do one after the other, as both of them talk to each other.
+    """
+    accelerator, method = prepared.accelerator, prepared.method
+
+    def save() -> None:
+        save_trained(method, folder / "adapter.safetensors", prepared.fingerprint)
+
+    def score() -> tuple[dict[str, float], float | None]:
+        return score_examples(prepared, prepared.splits.test, progress), method.distance
+
+    if shards_base(accelerator):
+        scored = score()
+        save()
+        return scored
+    with ThreadPoolExecutor(1) as beside:
+        saving = beside.submit(save) if accelerator.is_main_process else None
+        scored = score()
+    if saving:
+        saving.result()
+    return scored
 
 
 def _result(
@@ -245,20 +262,3 @@ def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
         yield
     except TrainingInterrupted as error:
         raise TrainingInterrupted(f"{error} To go on: rmbook train --resume {folder}") from None
-
-
-@contextmanager
-def _explaining_memory(config: RunConfig, folder: Path | None = None) -> Iterator[None]:
-    """Turn running out of memory into an error that says which setting to change."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not should_reduce_batch_size(error):
-            raise
-        size = config.micro_batch_size or config.batch_size
-        advice = [f"--micro-batch-size {size // 2} (now {size}; the step stays the same)"] if size > 1 else []
-        advice += [] if config.gradient_checkpointing else ["--gradient-checkpointing"]
-        onward = f" `rmbook train --resume {folder}` resumes it, with either of these." if folder and advice else ""
-        advice += [] if config.dtype in ("bfloat16", "float16") else ["a new run with --dtype bfloat16"]
-        advice += ["a new run with a smaller --max-length"] if find_task(config.task).has_prompts else []
-        raise MemoryShortage(f"out of memory: use {', or '.join(advice)}.{onward}") from None

@@ -22,8 +22,9 @@ from rmbook.errors import ConfigError, first_line
 from rmbook.models.reuse import BaseModels
 from rmbook.runs.config import make_config
 from rmbook.runs.fingerprints import PlannedRun
+from rmbook.runs.memory import MemoryShortage
 from rmbook.runs.result import RunError
-from rmbook.runs.run import MemoryShortage, resume_run, start_run
+from rmbook.runs.run import resume_run, start_run
 from rmbook.sweeps.folder import SweepFolder, outcome
 from rmbook.sweeps.ledger import Lease, Ledger
 from rmbook.sweeps.ledger_file import LedgerError

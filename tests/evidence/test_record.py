@@ -24,8 +24,8 @@ from rmbook.landscape.curvature import hessian_norm
 from rmbook.landscape.landscape import Landscape
 from rmbook.offline.sentences import write_generated_examples
 from rmbook.offline.smollm2 import PACKAGE
+from rmbook.runs.memory import MemoryShortage
 from rmbook.runs.result import RunError
-from rmbook.runs.run import MemoryShortage
 from rmbook.stamps import stamp
 
 SMALL = {"steps": 8, "train_size": 32}

@@ -86,6 +86,21 @@ def test_the_result_and_the_adapter_belong_together(settings, tmp_path):
     assert json.loads(answer.stdout) == {"task": "SST-2", "split": "test", "records": 20} | result["test"]
 
 
+def test_an_adapter_that_cannot_be_written_leaves_a_run_that_goes_on(settings, tmp_path):
+    adapter = tmp_path / "run" / "adapter.safetensors"
+
+    def block(row):
+        adapter.mkdir(exist_ok=True)
+        return False
+
+    with pytest.raises(OSError, match="folder"):
+        start_run(RunConfig(**settings), adapter.parent, progress=False, after_epoch=block)
+    assert not (adapter.parent / "result.json").exists()
+    adapter.rmdir()
+    result = resume_run(adapter.parent, progress=False)
+    assert result["status"] == "completed" and set(read_adapter(adapter).values) and result["test"]
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "adalora", "adapter", "prefix", "bitfit", "structured_masking"])
 def test_every_method_comes_back_from_its_file(method, settings, tmp_path):
     settings = settings | {"method": method, "epochs": 1, "learning_rate": 1e-3}

@@ -22,8 +22,9 @@ from tiny_sweep import DONE, SERVER, adapters, eight_runs, measure, same, table,
 
 from rmbook.errors import ConfigError
 from rmbook.runs.fingerprints import PlannedRun
+from rmbook.runs.memory import MemoryShortage
 from rmbook.runs.result import RunError
-from rmbook.runs.run import MemoryShortage, start_run
+from rmbook.runs.run import start_run
 from rmbook.sweeps.display import LiveListener
 from rmbook.sweeps.driver import Driver, SweepError, perform_run
 from rmbook.sweeps.folder import SweepFolder

@@ -18,7 +18,7 @@ from tiny_sweep import DONE, adapters, eight_runs, measure, same, three_angles
 from rmbook.errors import ConfigError
 from rmbook.runs.config import make_config
 from rmbook.runs.fingerprints import code_fingerprint
-from rmbook.runs.run import MemoryShortage
+from rmbook.runs.memory import MemoryShortage
 from rmbook.sweeps.driver import Driver, SweepError, perform_run
 from rmbook.sweeps.folder import SweepFolder
 from rmbook.sweeps.grid import expand, plan
