@@ -12,6 +12,8 @@ from types import ModuleType
 
 import torch
 
+from rmbook.engine.product_torch import transposed
+
 TOKEN_CHUNK = 4096  # spops widens its operands to float32 as a whole, so it gets them in pieces
 GET_IT = "It is built from source: follow the README of https://github.com/IST-DASLab/spops, with this torch installed"
 COMPILED = {"cpu": "spops_backend_cpu", "cuda": "spops_backend"}
@@ -82,8 +84,8 @@ def sampled_product(
             row_starts,
             by_size,
             columns,
-            left.t().float().contiguous(),  # (out, chunk)
-            right.t().float().contiguous(),  # (in, chunk)
+            transposed(left, torch.float32),  # (out, chunk)
+            transposed(right, torch.float32),  # (in, chunk)
             backend="sputnik" if on_gpu else "sddmm_v3",
         )
     return total

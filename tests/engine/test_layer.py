@@ -90,6 +90,19 @@ def test_sampled_product_equals_dense_product(tokens, out, width, density, seed)
     torch.testing.assert_close(got, sampled_product_reference(left, right, mask.rows, mask.columns), atol=1e-10, rtol=0)
 
 
+@given(st.integers(1, 90), st.integers(1, 70), st.integers(0, 3), st.booleans(), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_transposed_copies_every_number(tokens, width, first, turned, seed):
+    """By the fast way, which float32 takes where torch has it, and by the plain one, of any slice of any layout."""
+    numbers = torch.randn(width, tokens + first, generator=torch.Generator().manual_seed(seed))
+    source = numbers.t()[first:] if turned else numbers.t().contiguous()[first:]
+    for given_dtype in (torch.float32, torch.bfloat16, torch.float64):
+        wanted = source.to(given_dtype).t()
+        for dtype in (torch.float32, torch.float64):
+            copy = product_torch.transposed(source.to(given_dtype), dtype)
+            assert copy.is_contiguous() and torch.equal(copy, wanted.to(dtype))
+
+
 def test_row_blocks_larger_than_one_block():
     mask = sample_mask((1300, 12), 0.5, 0, "w")
     left, right = torch.randn(9, 1300, dtype=torch.float64), torch.randn(9, 12, dtype=torch.float64)
