@@ -145,6 +145,21 @@ def test_predictions_hide_their_answers(notebook):
             assert "remove-input" in cell.metadata["tags"] and cell.metadata["jupyter"]["source_hidden"]
 
 
+def test_the_answer_to_a_question_is_not_seen_at_once(notebook):
+    """After a "**Predict**" outputs are collapsed, in the page and in an editor, unless they are there to be moved."""
+    asked = False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            asked = "**Predict" in cell.source
+            continue
+        asked = asked and not re.search(r"^predict\(", cell.source, re.MULTILINE)  # a click on a guess answers that one
+        moves = any("data-rm" in output.get("data", {}).get("text/html", "") for output in cell.get("outputs", []))
+        if asked and cell.get("outputs") and not moves:
+            tags = cell.metadata.get("tags", [])
+            assert {"hide-output", "hide-cell", "remove-output"} & set(tags), cell.source
+            assert "remove-output" in tags or cell.metadata["jupyter"]["outputs_hidden"], cell.source
+
+
 def test_nothing_is_chosen_by_test_scores(notebook):
     """An explorer names a best point only for what is not measured on test data."""
     for cell in code_cells(notebook)[1:]:  # the first one installs, and is not quite Python
