@@ -11,6 +11,7 @@ handle to train, merge or remove them.
     maskable       which layers can be masked
     sharded        layers whose weight FSDP2 shards; shards has the tensors that it takes
     quantised      layers whose weight is quantised; dequantise says which these are, quantised_product computes
+    sparse_product x S^T alone, where it is cheaper than writing W + S
     gradient_check the error for a layer that no gradient reaches
     conv1d         layers that are saved in the form of GPT-2's Conv1D
     buffers        what training changes beside weights: the statistics of a batch norm

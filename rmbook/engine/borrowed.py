@@ -3,7 +3,8 @@
 `MaskedLinear` keeps W + S in the weight, which is the fastest. But other libraries read the weights of a base model
 past the layer (`named_parameters`, sharding, tied layers) and must find W. Here W + S is written for one matrix
 product, in the forward pass and again for the input's gradient, and W is restored bit for bit. That costs two writes of
-nnz entries a product. The gradient of the values is the tap's in both forms, and so are all results, bit for bit.
+nnz entries a product. The gradient of the values is the tap's in both forms, and so are all results, bit for bit, but
+for one case: a forward pass of few tokens, as in generating, is cheaper as x W^T + x S^T (`cheapest_way`).
 """
 
 import threading
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rmbook.engine.maskable import refuse_partitioned
+from rmbook.engine.sparse_product import cheapest_way, sparse_linear
 from rmbook.engine.tap import compact_columns, tapped, write_entries
 from rmbook.masks.sample import Mask
 
@@ -77,12 +79,13 @@ def masked_linear(input: torch.Tensor, layer: nn.Module, delta: torch.Tensor, ma
             "the weight of a layer with a random mask is on the meta device: accelerate offloads it, or it was never "
             "loaded. Keep masked layers on a device (device_map)."
         )
-    compiling = torch.compiler.is_compiling()
+    compiling, graph = torch.compiler.is_compiling(), torch.is_grad_enabled()
     if compiling and torch.is_autocast_enabled(input.device.type):  # eager products are cast inside
         input = input.to(torch.get_autocast_dtype(input.device.type))
-    product = torch.ops.rmbook.borrowed_linear if compiling else _BorrowedLinear.apply
-    output = product(input, weight, bias, delta.detach(), mask.positions, mask.transposed)
-    if not (torch.is_grad_enabled() and delta.requires_grad):
+    product = torch.ops.rmbook.borrowed_linear if compiling else _BorrowedLinear.apply if graph else forward
+    where = mask.positions, mask.mask.row_starts, mask.mask.columns
+    output = product(input, weight, bias, delta.detach(), *where, mask.transposed)
+    if not (graph and delta.requires_grad):
         return output
     return tapped(output, delta, input, mask)
 
@@ -95,12 +98,15 @@ def add_entries(weight: torch.Tensor, positions: torch.Tensor, delta: torch.Tens
     return original
 
 
+def _lock(weight: torch.Tensor) -> threading.Lock:
+    return _locks.get(weight.data_ptr()) or _locks.setdefault(weight.data_ptr(), threading.Lock())
+
+
 @torch.no_grad()
 def _borrow(weight, positions, delta, compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     # compute(weight) while the weight holds W + S. It gets no parameter: autocast keeps casts of those, of W + S here.
     weight = weight.detach()
-    lock = _locks.get(weight.data_ptr()) or _locks.setdefault(weight.data_ptr(), threading.Lock())
-    with lock:
+    with _lock(weight):
         original = add_entries(weight, positions, delta)
         try:
             return compute(weight)
@@ -108,7 +114,9 @@ def _borrow(weight, positions, delta, compute: Callable[[torch.Tensor], torch.Te
             write_entries(weight, positions, original)
 
 
-def _forward(input, weight, bias, delta, positions, transposed):
+def forward(input, weight, bias, delta, positions, row_starts, columns, transposed, way=None):
+    """Compute `masked_linear` without its gradients, in the cheaper way or in a `way` of `cheapest_way`."""
+
     def compute(weight):
         same = weight.dtype == input.dtype or torch.is_autocast_enabled(input.device.type)
         cast = weight if same else weight.to(input.dtype)  # differs in a compiled graph under autocast alone
@@ -118,7 +126,17 @@ def _forward(input, weight, bias, delta, positions, transposed):
         output = _flat(input) @ cast if bias is None else torch.addmm(own_bias, _flat(input), cast)  # as `Conv1D` does
         return output.view(*input.shape[:-1], weight.shape[1])
 
-    output = _borrow(weight, positions, delta, compute)
+    # In 16 bits W + S is rounded, which x W^T + x S^T is not: no pass may compute what another one does not.
+    alike = input.dtype == weight.dtype == delta.dtype and not torch.is_autocast_enabled("cpu")
+    if way is None and input.is_cpu and alike and input.numel():
+        tokens = input.numel() // input.shape[-1]
+        way = cheapest_way((len(row_starts) - 1, input.shape[-1]), tokens, len(delta), "plain")
+    if way == "add":
+        with _lock(weight):  # nobody writes into it meanwhile
+            output = compute(weight.detach())
+        output.add_(sparse_linear(input, delta, row_starts, columns))
+    else:
+        output = _borrow(weight, positions, delta, compute)
     if output._is_view():  # which autograd lets nobody change, of a custom function
         output = torch.ops.aten._unsafe_view.default(output, output.shape)
     return output
@@ -133,7 +151,7 @@ def _input_gradient(grad_output, weight, delta, positions, transposed):
 
 
 def _setup_context(ctx, inputs, output):
-    input, weight, _, delta, positions, ctx.transposed = inputs
+    input, weight, _, delta, positions, _, _, ctx.transposed = inputs
     trains_weight = ctx.needs_input_grad[1]
     ctx.save_for_backward(weight, delta, positions, input if trains_weight else None)
     ctx.input_dtype = input.dtype
@@ -155,7 +173,7 @@ def _backward(ctx, grad_output):
         grad_weight = (dense.t() if ctx.transposed else dense).to(weight.dtype)
     if ctx.needs_input_grad[2]:
         grad_bias = _flat(grad_output).sum(0)
-    return grad_input, grad_weight, grad_bias, None, None, None
+    return grad_input, grad_weight, grad_bias, None, None, None, None, None
 
 
 class _BorrowedLinear(torch.autograd.Function):
@@ -163,7 +181,7 @@ class _BorrowedLinear(torch.autograd.Function):
     def forward(ctx, *inputs):
         ctx.compiled = False
         _setup_context(ctx, inputs, None)
-        return _forward(*inputs)
+        return forward(*inputs)
 
     backward = staticmethod(_backward)
 
@@ -182,13 +200,15 @@ def _linear_op(
     bias: torch.Tensor | None,
     delta: torch.Tensor,
     positions: torch.Tensor,
+    row_starts: torch.Tensor,
+    columns: torch.Tensor,
     transposed: bool,
 ) -> torch.Tensor:
-    return _forward(input, weight, bias, delta, positions, transposed)
+    return forward(input, weight, bias, delta, positions, row_starts, columns, transposed)
 
 
 @_linear_op.register_fake
-def _(input, weight, bias, delta, positions, transposed):
+def _(input, weight, bias, delta, positions, row_starts, columns, transposed):
     return input.new_empty(*input.shape[:-1], weight.shape[1 if transposed else 0])
 
 

@@ -3,9 +3,8 @@
 For y = x (W + S)^T + b there are two exact ways, W being what the quantised numbers stand for:
 
 - **merge**: dequantise W into a buffer that lives for this product alone, write W + S, multiply once.
-- **add**: the base's own product for W, plus a sparse product for S. For few tokens or few entries, where the base has
-  a kernel that does not dequantise (torchao's int8); `cheapest_way` says from where on. On torchao's int8 of width 2048
-  with 512 tokens, its forward pass takes 0.91 of merge's at density 1e-4, and 1.31 at 1e-3.
+- **add**: the base's own product for W, plus a sparse product for S: for few tokens, and for few entries where the base
+  has a kernel that does not dequantise (torchao's int8); `cheapest_way` says from where on.
 
 The forward pass takes the cheaper way, and the backward pass merges: bitsandbytes itself dequantises in each backward
 pass, so that the write of S is all that comes on top.
@@ -23,30 +22,8 @@ from torch import nn
 from rmbook.engine.borrowed import add_entries
 from rmbook.engine.dequantise import dequantise
 from rmbook.engine.maskable import refuse_partitioned
-from rmbook.engine.product_torch import expand_rows
+from rmbook.engine.sparse_product import cheapest_way, sparse_linear
 from rmbook.engine.tap import compute_product, outside_graphs, refuse_second_derivative
-
-# Seconds on one core of a CPU, at widths 1024 and 2048, densities 1e-4 to 1e-2 and 1 to 64 tokens, of nf4 and of
-# torchao's int8: rounded means of what benchmarks/quantised_rule.py has fitted to both (its record has them). There
-# bitsandbytes dequantises in each product, so that merge is the cheaper way at every size. Not measured on a GPU.
-WRITE = 1.5e-8  # an entry that merge scatters into a matrix that is not in the cache
-ENTRY = 6.5e-8  # an entry of the sparse product, whatever the number of tokens
-ADD = 7.5e-9  # an entry and token of the sparse product
-CALL = 2e-4  # what the sparse product costs beside its work
-DEQUANTISE = {"bitsandbytes": 0.0, "torchao": 1.5e-9}  # a number that merge dequantises and the base's product does not
-
-
-def cheapest_way(shape: tuple[int, int], tokens: int, nnz: int, library: str) -> str:
-    """Return "merge" or "add", whichever costs less in the forward pass. Sizes alone decide, never timing.
-
-    Args:
-        shape: (out, in).
-        tokens: rows of the input.
-        nnz: entries of S.
-        library: "bitsandbytes" or "torchao".
-    """
-    merge = DEQUANTISE[library] * shape[0] * shape[1] + WRITE * nnz
-    return "add" if CALL + (ENTRY + ADD * tokens) * nnz < merge else "merge"
 
 
 class _Product(torch.autograd.Function):
@@ -112,11 +89,8 @@ def added(x: torch.Tensor, layer: nn.Linear, delta: torch.Tensor, operands: Any)
     """Return the base's own product of x (..., in), plus the sparse one; (..., out), without a gradient of S."""
     # By the class's own forward: the layer itself may be masked.
     output = _plain_class(layer).forward(layer, x)
-    flat, mask = x.reshape(-1, x.shape[-1]), operands.mask
-    terms = flat.index_select(1, mask.columns).to(delta.dtype) * delta.detach()
-    rows = expand_rows(operands.row_starts, mask.nnz)
-    sparse = terms.new_zeros(flat.shape[0], mask.shape[0]).index_add_(1, rows, terms)
-    return (output.to(sparse.dtype) + sparse.view(output.shape)).to(output.dtype)
+    sparse = sparse_linear(x, delta, operands.mask.row_starts, operands.mask.columns)
+    return (output.to(sparse.dtype) + sparse).to(output.dtype)
 
 
 def compute_dtype(layer: nn.Linear, input: torch.Tensor) -> torch.dtype:

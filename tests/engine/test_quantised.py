@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,9 +13,9 @@ from rmbook import apply_random_mask, load_adapter, sample_mask, save_adapter
 from rmbook.adapters.errors import AdapterBaseError
 from rmbook.engine.dequantise import count_parameters, dequantise, quantisation
 from rmbook.engine.quantised import QuantisedLinear
-from rmbook.engine.quantised_product import added, cheapest_way, has_own_product
+from rmbook.engine.quantised_product import added, has_own_product
+from rmbook.engine.sparse_product import cheapest_way
 from rmbook.engine.targets import TargetError
-from rmbook.evidence.recording import load_recorded
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
 
@@ -153,16 +152,3 @@ def test_layers_that_hold_no_quantised_numbers_yet_are_refused(kind):
         apply_random_mask(nn.Sequential(bitsandbytes.nn.Linear4bit(8, 8)), ["0"], density=0.5)
     with pytest.raises(TargetError, match="Linear8bitLt"):
         apply_random_mask(nn.Sequential(bitsandbytes.nn.Linear8bitLt(8, 8)), ["0"], density=0.5)
-
-
-def test_the_rule_names_the_way_that_was_measured_to_be_the_cheaper():
-    rows = load_recorded("benchmarks/quantised_rule_cpu")["rows"]
-    for kind, library in (("nf4", "bitsandbytes"), ("torchao", "torchao")):
-        times = []
-        for row in rows[kind]:
-            way = cheapest_way((row["width"], row["width"]), row["tokens"], row["nnz"], library)
-            times.append([row["base"] + cost for cost in (row[way], row["merge"], row["add"])])
-        chosen, merged, added = np.log(times).mean(0)
-        assert chosen <= np.log([min(t) for t in times]).mean() + 0.05 and chosen <= min(merged, added)
-    costs = [cheapest_way((2048, 2048), tokens, 4194, "torchao") for tokens in (1, 10, 100, 1000, 10000)]
-    assert costs == sorted(costs) and len(set(costs)) == 2  # "add" for few tokens, then "merge"
