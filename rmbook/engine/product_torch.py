@@ -142,7 +142,7 @@ def _sparse(grad_output, input, row_starts, columns):
 def transposed(source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return a contiguous copy (width, tokens), in `dtype`, of `source` (tokens, width)."""
     tokens, width = source.shape
-    if not (SHUFFLES and source.is_cpu and dtype == torch.float32):
+    if not (SHUFFLES and source.is_cpu and dtype == torch.float32 and source.numel()):
         return torch.empty((width, tokens), dtype=dtype, device=source.device).copy_(source.t())
     # Shuffling the channels of one pixel is a transposition, torch's only one with vector instructions: it takes an
     # eighth to a quarter of the time of other copies, which cost as much as the product itself.
