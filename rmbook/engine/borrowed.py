@@ -4,7 +4,7 @@
 past the layer (`named_parameters`, sharding, tied layers) and must find W. Here W + S is written for one matrix
 product, in the forward pass and again for the input's gradient, and W is restored bit for bit. That costs two writes of
 nnz entries a product. The gradient of the values is the tap's in both forms, and so are all results, bit for bit, but
-for one case: a forward pass of few tokens, as in generating, is cheaper as x W^T + x S^T (`cheapest_way`).
+for one case: sequences of one token, as in generating, are cheaper as x W^T + x S^T (`cheapest_way`).
 """
 
 import threading
@@ -128,7 +128,7 @@ def forward(input, weight, bias, delta, positions, row_starts, columns, transpos
 
     # In 16 bits W + S is rounded, which x W^T + x S^T is not: no pass may compute what another one does not.
     alike = input.dtype == weight.dtype == delta.dtype and not torch.is_autocast_enabled("cpu")
-    if way is None and input.is_cpu and alike and input.numel():
+    if way is None and input.is_cpu and alike and input.numel() and input.shape[-2:-1] in ((), (1,)):
         tokens = input.numel() // input.shape[-1]
         way = cheapest_way((len(row_starts) - 1, input.shape[-1]), tokens, len(delta), "plain")
     if way == "add":
