@@ -52,10 +52,14 @@ def make_base(kind: str, width: int) -> nn.Module:
     return layer.to("cpu").requires_grad_(False)
 
 
+def library_of(kind: str) -> str:
+    """What holds the weights of a kind of base: "plain" if they are not quantised."""
+    return {"float32": "plain", "torchao": "torchao"}.get(kind, "bitsandbytes")
+
+
 def library_versions(kinds: list[str]) -> dict[str, str]:
     """Versions of the libraries that quantised these kinds of bases."""
-    libraries = {"torchao" if kind == "torchao" else "bitsandbytes" for kind in kinds}
-    return {name: importlib.metadata.version(name) for name in sorted(libraries)}
+    return {name: importlib.metadata.version(name) for name in sorted({library_of(kind) for kind in kinds} - {"plain"})}
 
 
 def make_methods(kind: str, width: int) -> dict[str, nn.Module]:

@@ -25,7 +25,7 @@ from functools import partial
 
 import numpy
 import torch
-from quantised import library_versions, make_base
+from quantised import library_of, library_versions, make_base
 from recorded import write_result
 from scipy.optimize import least_squares
 from torch import nn
@@ -99,22 +99,17 @@ def fit(rows: list[dict], way: str, terms) -> list[float]:
 def summary(rows: list[dict]) -> dict:
     """The constants by these rows, and how the rule in the code does on them."""
     matrix, write = fit(rows, "merge", lambda row: (row["width"] ** 2, row["nnz"]))
-    parts = lambda row: (1, row["nnz"], row["nnz"] * row["tokens"], row["tokens"] * row["width"])  # noqa: E731
-    call, entry, add, output = fit(rows, "add", parts)
+    call, entry, add, output = fit(
+        rows, "add", lambda row: (1, row["nnz"], row["nnz"] * row["tokens"], row["tokens"] * row["width"])
+    )
     lost = []
     for row in rows:
-        way = named_way(row)
+        way = cheapest_way((row["width"], row["width"]), row["tokens"], row["nnz"], library_of(row["kind"]))
         best = row["base"] + min(row["merge"], row["add"])
         lost.append((row["base"] + row[way]) / best)
     loss = {"mean_time_to_best": math.exp(statistics.mean(map(math.log, lost))), "worst_time_to_best": max(lost)}
     found = {"MATRIX": matrix, "WRITE": write, "CALL": call, "ENTRY": entry, "ADD": add, "OUTPUT": output}
     return found | loss
-
-
-def named_way(row: dict) -> str:
-    """The way that the code takes in a row's case."""
-    weight = {"float32": "plain", "torchao": "torchao"}.get(row["kind"], "bitsandbytes")
-    return cheapest_way((row["width"], row["width"]), row["tokens"], row["nnz"], weight)
 
 
 def main() -> None:

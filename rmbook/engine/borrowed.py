@@ -83,7 +83,7 @@ def masked_linear(input: torch.Tensor, layer: nn.Module, delta: torch.Tensor, ma
     if compiling and torch.is_autocast_enabled(input.device.type):  # eager products are cast inside
         input = input.to(torch.get_autocast_dtype(input.device.type))
     product = torch.ops.rmbook.borrowed_linear if compiling else _BorrowedLinear.apply if graph else forward
-    where = mask.positions, mask.mask.row_starts, mask.mask.columns
+    where = mask.positions, mask.row_starts, mask.mask.columns
     output = product(input, weight, bias, delta.detach(), *where, mask.transposed)
     if not (graph and delta.requires_grad):
         return output
