@@ -73,11 +73,38 @@ def test_auto_explains_its_choice():
 
 
 def test_the_way_depends_on_sizes_alone():
-    assert product_torch.cheapest_way((100, 100), 300, torch.float32, "cpu")[0] == "sparse"
-    assert product_torch.cheapest_way((100, 100), 40, torch.float32, "cpu")[0] == "gather"
-    assert product_torch.cheapest_way((100, 100), 5000, torch.float32, "cpu")[0] == "dense"
-    assert product_torch.cheapest_way((100, 100), 1000, torch.bfloat16, "cpu")[0] == "dense"
-    assert product_torch.cheapest_way((100, 100), 300, torch.float32, "mps")[0] == "dense"
+    shape = (1000, 1000)
+    assert product_torch.cheapest_way(shape, 20_000, torch.float32, "cpu")[0] == "sparse"
+    assert product_torch.cheapest_way(shape, 400, torch.float32, "cpu")[0] == "gather"
+    assert product_torch.cheapest_way(shape, 300_000, torch.float32, "cpu")[0] == "dense"
+    assert product_torch.cheapest_way(shape, 300_000, torch.bfloat16, "cpu")[0] == "dense"
+    assert product_torch.cheapest_way(shape, 20_000, torch.float32, "mps")[0] == "dense"
+    assert product_torch.cheapest_way((100, 100), 300, torch.float32, "cpu")[0] == "dense"  # a small matrix
+
+
+@pytest.fixture
+def capabilities(monkeypatch):
+    """Sets what the processor is said to have."""
+
+    def say(**has):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+        product_torch._dense_dtype.cache_clear()
+
+    yield say
+    product_torch._dense_dtype.cache_clear()
+
+
+@pytest.mark.parametrize("dtype, instruction", [(torch.bfloat16, "amx_bf16"), (torch.float16, "avx512_fp16")])
+def test_a_dense_product_in_16_bits_is_in_float32_where_the_processor_lacks_them(capabilities, dtype, instruction):
+    mask = sample_mask((60, 50), 0.5, 0, "w")
+    left, right = torch.randn(300, 60).to(dtype), torch.randn(300, 50).to(dtype)
+    exact = (left.double().T @ right.double())[mask.rows.long(), mask.columns.long()]
+    for has, low, high in (({}, 0, 1e-6), ({instruction: False}, 0, 1e-6), ({instruction: True}, 1e-5, 1e-2)):
+        capabilities(**has)
+        got = product_torch.dense_product(left, right, mask.row_starts, mask.columns)
+        assert got.dtype == torch.float32 and low <= (got - exact).norm() / exact.norm() < high
+        way = product_torch.cheapest_way((1000, 1000), 80_000, dtype, "cpu")[0]
+        assert way == ("dense" if has.get(instruction) else "sparse")  # dense ones pay off later
 
 
 @pytest.mark.parametrize("backend, error", [("tritron", ValueError), ("triton", ValueError), (None, ValueError)])
