@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
+import uuid
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -40,12 +42,21 @@ class ForkedProcess:
         return self.process.exitcode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to the process."""
-        os.kill(self.pid, number)
+        """Send a signal to the process, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 class ForkedKernel(LocalProvisioner):
     """Starts ipykernel in a fork, and any other kernel as usual."""
+
+    async def pre_launch(self, **options):
+        """Choose where the kernel listens; see LocalProvisioner."""
+        if self.parent.transport != "ipc":  # else it starts again, where it was
+            # Files, not ports: while the libraries are loaded another program may take a port that was free.
+            self.parent.transport, self.parent.cache_ports = "ipc", False
+            self.parent.ip = str(Path(tempfile.gettempdir()) / f"kernel-{uuid.uuid4().hex[:12]}")
+        return await super().pre_launch(**options)
 
     async def launch_kernel(self, cmd, **options):
         """Start the kernel; see LocalProvisioner."""

@@ -15,8 +15,8 @@ import torch
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
-TOKEN_CHUNK = 64  # most tokens of a sparse call, and
-OPERAND_IN_CACHE = 2**17  # most numbers of the input's copy there: its rows are read in any order, from the cache
+# Bytes of the input's copy for one sparse call: its rows are read in any order, from a cache of 512 kB.
+OPERAND_IN_CACHE = 3 * 2**17
 SHUFFLES = "fbgemm" in torch.backends.quantized.supported_engines  # the library that shuffles channels fast (x86)
 GATHER_AT_ONCE = {"cpu": 2**16, "cuda": 2**24}  # numbers of a gathered operand: on a CPU it should stay in cache
 # Entries for each row and column: with fewer, copying the operands costs more than gathering.
@@ -144,11 +144,12 @@ def _gathered(grad_output, input, row_starts, columns):
 
 
 def _sparse(grad_output, input, row_starts, columns):
-    (tokens, out), width, device = grad_output.shape, input.shape[1], columns.device
+    out, width, device = grad_output.shape[1], input.shape[1], columns.device
     dtype = _result_dtype(grad_output, input)
     values = torch.zeros(columns.numel(), dtype=dtype, device=device)
     total = torch.sparse_csr_tensor(row_starts, columns, values, (out, width), check_invariants=False)
-    chunk = min(tokens, max(TOKEN_CHUNK // 2, min(TOKEN_CHUNK, OPERAND_IN_CACHE // width)))
+    # Powers of two, 32 at least: dot products of other lengths take twice as long.
+    chunk = 2 ** max(5, (OPERAND_IN_CACHE // (width * dtype.itemsize)).bit_length() - 1)
     for left, right in zip(grad_output.split(chunk), input.split(chunk), strict=True):  # (chunk, out), (chunk, in)
         # The kernel wants both operands with the tokens last in memory.
         torch.sparse.sampled_addmm(total, transposed(left, dtype), transposed(right, dtype).t(), out=total)

@@ -1,12 +1,15 @@
 """A chapter's kernel is a fork of a process that has loaded the large libraries: it does what any other kernel does."""
 
 import asyncio
+import multiprocessing
+import signal
 import sys
+import tempfile
 
 import nbformat
 import pytest
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
-from kernels import use_forked_kernels
+from kernels import ForkedProcess, use_forked_kernels
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -40,6 +43,20 @@ def test_outputs_are_those_of_an_ordinary_kernel(forked, tmp_path):
     forked.default_provisioner_name = "local-provisioner"
     assert found == run(LOOKS, tmp_path)
     assert "image/png" in found[1][0]["data"] and str(tmp_path) in found[2][0]["text"]
+
+
+def test_no_other_program_can_take_what_a_kernel_listens_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    look = "from ipykernel.connect import get_connection_info\nget_connection_info(unpack=True)['transport']"
+    assert run([look], tmp_path)[0][0]["data"]["text/plain"] == "'ipc'"
+    assert not [*tmp_path.iterdir()]  # nothing is left
+
+
+def test_a_signal_to_a_kernel_that_has_ended_is_no_error():
+    process = multiprocessing.get_context("forkserver").Process(target=int)
+    process.start()
+    process.join()
+    ForkedProcess(process).send_signal(signal.SIGINT)
 
 
 def test_kernels_share_nothing_but_what_was_loaded_before(tmp_path):
