@@ -2,7 +2,7 @@
 
 The design is *merged weight + tap*. The layer's own weight holds W + S, so the forward pass is the plain linear
 layer and autograd's own frozen path gives the input's gradient. A tiny autograd function, the identity on y, adds
-the gradient of the values by a sampled product. No dense copy of W and no dense gradient of W is ever made.
+the gradient of the values by a sampled product. No dense copy of W is ever made, and no dense gradient of a large W.
 """
 
 from collections.abc import Callable
