@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import tempfile
-import uuid
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +54,7 @@ class ForkedKernel(LocalProvisioner):
         if self.parent.transport != "ipc":  # else it starts again, where it was
             # Files, not ports: while the libraries are loaded another program may take a port that was free.
             self.parent.transport, self.parent.cache_ports = "ipc", False
-            self.parent.ip = str(Path(tempfile.gettempdir()) / f"kernel-{uuid.uuid4().hex[:12]}")
+            self.parent.ip = str(Path(tempfile.gettempdir()) / f"kernel-{self.kernel_id[:13]}")
         return await super().pre_launch(**options)
 
     async def launch_kernel(self, cmd, **options):

@@ -53,7 +53,7 @@ def test_no_other_program_can_take_what_a_kernel_listens_at(tmp_path, monkeypatc
 
 
 def test_a_signal_to_a_kernel_that_has_ended_is_no_error():
-    process = multiprocessing.get_context("forkserver").Process(target=int)
+    process = multiprocessing.get_context("spawn").Process(target=int)  # the server would start without the libraries
     process.start()
     process.join()
     ForkedProcess(process).send_signal(signal.SIGINT)
