@@ -9,7 +9,7 @@ out * in; `sampled_product` computes the wanted entries only.
 """
 
 import warnings
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -46,6 +46,7 @@ def sampled_product_reference(
     return (grad_output.T @ input)[rows.long(), columns.long()]
 
 
+@lru_cache(1024)  # it is called in every backward pass of every layer
 def cheapest_way(shape: tuple[int, int], nnz: int, dtype: torch.dtype, device_type: str) -> tuple[str, str]:
     """Choose how `sampled_product` computes, by fixed thresholds: results never depend on timing.
 
@@ -114,7 +115,7 @@ def dense_product(
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-@cache  # it is asked in every backward pass of every layer
+@cache
 def _dense_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
     """Return the dtype of the fastest dense product of operands in `dtype` that is at least as exact."""
     if device_type != "cpu" or dtype.itemsize > 2:

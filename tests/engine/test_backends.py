@@ -86,12 +86,16 @@ def test_the_way_depends_on_sizes_alone():
 def capabilities(monkeypatch):
     """Sets what the processor is said to have."""
 
+    def forget():
+        product_torch._dense_dtype.cache_clear()
+        product_torch.cheapest_way.cache_clear()
+
     def say(**has):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
-        product_torch._dense_dtype.cache_clear()
+        forget()
 
     yield say
-    product_torch._dense_dtype.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("dtype, instruction", [(torch.bfloat16, "amx_bf16"), (torch.float16, "avx512_fp16")])
