@@ -1,8 +1,8 @@
 """The ledger of the paper's claims: what each says, what was measured here, and whether it held.
 
 A claim's evidence is computed from recorded results (or, for the theory, at once), so that it cannot drift from them:
-`rmbook claims` writes results/claims/*.json and the page book/claims.md, and a test does the same and compares. Nothing
-on that page is typed in.
+`rmbook claims` writes results/claims/*.json and the page book/claims.md, and a test does the same and compares. On that
+page only the remarks are written by hand.
 """
 
 import json

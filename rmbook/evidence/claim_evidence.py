@@ -59,8 +59,8 @@ def steps_make_up(table: pd.DataFrame, density: float = 0.01, rate: float = 1e-3
     gains = curves.diff(axis=1).dropna(axis=1)
     whole = estimate(curves[1600] - curves[100])
     return paired_evidence(
-        f"At the small learning rate of {rate:g} and density {density:g}, accuracy rises from {curves[100].mean():.1f} "
-        f"% after 100 steps to {curves[1600].mean():.1f} % after 1,600: {{value:.3g}} points.",
+        f"At the small learning rate of {rate:g} and density {density:g}, dev accuracy rises from "
+        f"{curves[100].mean():.1f} % after 100 steps to {curves[1600].mean():.1f} % after 1,600: {{value:.3g}} points.",
         whole,
         "a rise at each doubling, as the claim says 'monotonically'; the four tests are corrected by Holm's rule",
         family_verdict({steps: estimate(gains[steps]) for steps in gains}),
@@ -75,8 +75,8 @@ def small_rate_catches_up(steps: pd.DataFrame, grid: pd.DataFrame) -> Evidence:
     short = best_scores(grid.query("scale == 1.0 and density == 0.01"))["mask"]
     found = estimate((short - long).dropna(), 0.9)
     return paired_evidence(
-        f"At density 0.01, 1,600 steps at the learning rate 0.001 reach {long.mean():.1f} %, and 200 steps at the best "
-        f"rate {short.mean():.1f} %: the small rate is {{value:.3g}} points behind.",
+        f"At density 0.01, 1,600 steps at the learning rate 0.001 reach {long.mean():.1f} % of the test digits, and "
+        f"200 steps at the best rate {short.mean():.1f} %: the small rate is {{value:.3g}} points behind.",
         found,
         f"at most {MARGIN:g} points (the margin of a match), by a one-sided test at 5 %; the interval is one of 90 %",
         found.verdict(most=MARGIN),

@@ -100,8 +100,8 @@ def sparse_wins_with_few_data(table: pd.DataFrame) -> Evidence:
     listed = ", ".join(f"{score:.1f} % ({method})" for method, score in scores.mean().items())
     best = max(ahead.values(), key=lambda one: one.mean)
     return paired_evidence(
-        f"On 50 examples the methods reach {listed}. The best of the others is {{value:+.3g}} points ahead of full "
-        "fine-tuning.",
+        f"On 50 examples the methods reach {listed}. The best of the others minus full fine-tuning: "
+        "{{value:+.3g}} points.",
         best,
         "more than 0 for one of these methods at least, corrected by Holm's rule for their number",
         family_verdict(ahead, wanted=any),

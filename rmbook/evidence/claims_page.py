@@ -12,8 +12,8 @@ TOP = f"""(ch-claims)=
 
 This page lists every numbered figure, table and result of the paper {{cite:p}}`xu2024random`, and the main claims of
 its text. Each entry names the chapter that shows it, the test of the code behind it, and the recorded evidence.
-`{COMMAND}` writes this page from the recorded results: no number in it is typed in, and a test fails if the page and
-the results differ.
+`{COMMAND}` writes this page from the recorded results: no measured number in it is typed in (only
+the remarks are written by hand), and a test fails if the page and the results differ.
 
 """
 
