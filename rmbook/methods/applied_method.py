@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rmbook.engine.dequantise import count_parameters
 from rmbook.engine.masking import RandomMask
 from rmbook.engine.shards import spread, whole
 from rmbook.methods.adalora import AdaLora
@@ -35,7 +36,7 @@ class AppliedMethod:
         budget: AdaLora | None = None,
     ) -> None:
         self.model, self.name, self.settings = model, name, settings
-        self.total: int = sum(parameter.numel() for parameter in base)
+        self.total = count_parameters(model, base)
         self.mask, self.budget, self._undo = mask, budget, undo
         known = {id(parameter) for parameter in base}
         # The model's own parameters that will be overwritten: few, except in full fine-tuning, which keeps no copy.

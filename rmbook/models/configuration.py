@@ -65,6 +65,12 @@ def empty_model(name: str, config: PretrainedConfig) -> PreTrainedModel:
         ) from None
 
 
+def refuse_quantized(name: str, config: PretrainedConfig) -> None:
+    """Raise ModelError if a configuration is that of quantized weights."""
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"{name} is quantized, which cannot be trained here: give the model as it was before.")
+
+
 def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """Return the class of the models of a configuration: CLIP's, or that of causal language models."""
     return CLIPModel if isinstance(config, CLIPConfig) else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from rmbook.models.device import model_device
 from rmbook.models.encoding import MAX_NEW_TOKENS, Encoding
 from rmbook.models.likelihood import left_padded
 from rmbook.models.option_scores import evaluation_mode, token_batches
@@ -52,7 +53,7 @@ def generate_answers(
     try:
         with evaluation_mode(model):
             for batch in token_batches(order, lambda n: (len(questions[n].input_ids), max_new_tokens), max_tokens):
-                padded = left_padded([questions[n].input_ids for n in batch], next(model.parameters()).device)
+                padded = left_padded([questions[n].input_ids for n in batch], model_device(model))
                 del padded["position_ids"]  # `generate` counts them itself, by the mask
                 new = model.generate(**padded, generation_config=config)[:, padded["input_ids"].shape[1] :]
                 for number, ids in zip(batch, new.tolist(), strict=True):

@@ -25,7 +25,8 @@ from transformers.utils import cached_file
 from rmbook.errors import first_line
 from rmbook.files import replacing_folder
 from rmbook.methods.architectures import conv1d_to_linear
-from rmbook.models.configuration import read_config
+from rmbook.models.configuration import read_config, refuse_quantized
+from rmbook.models.device import model_device
 from rmbook.models.files import PREPROCESSING, ModelError, check_files, find_folder, find_model, quiet, share
 from rmbook.models.likelihood import left_padded
 from rmbook.models.option_scores import evaluation_mode
@@ -124,7 +125,7 @@ def _check_padding(name: str, model: PreTrainedModel) -> None:
     is seven tokens; a model that cannot be called so is refused, too.
     """
     longer = [number % model.config.get_text_config().vocab_size for number in range(1, 8)]
-    device = next(model.parameters()).device
+    device = model_device(model)
     try:
         with evaluation_mode(model):
             alone, padded = (
@@ -157,6 +158,5 @@ def _read_config(name: str, folder: str | Path) -> PretrainedConfig:
             f"{name} is of type {family!r}, without the attention mask and the cache of keys and values that options "
             "are scored with; give another one, such as OPT or Llama."
         )
-    if getattr(config, "quantization_config", None):
-        raise ModelError(f"{name} is quantized, which cannot be trained here: give the model as it was before.")
+    refuse_quantized(name, config)
     return config

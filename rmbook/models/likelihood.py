@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rmbook.models.device import model_device
 from rmbook.models.encoding import Encoding
 
 
@@ -45,7 +46,7 @@ def option_log_probabilities(model: nn.Module, encodings: Sequence[Encoding]) ->
             f"an option must have at least one token and a context before it, got {wrong[0].option_length} of "
             f"{len(wrong[0].input_ids)} tokens: encode with encode_options."
         )
-    device = next(model.parameters()).device
+    device = model_device(model)
     longest = max(encoding.option_length for encoding in encodings)
     batch = left_padded([encoding.input_ids for encoding in encodings], device)
     logits = model(**batch, use_cache=False, logits_to_keep=longest + 1).logits[:, :-1]  # (n, longest, vocabulary)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Cache
 
+from rmbook.models.device import model_device
 from rmbook.models.encoding import Encoding
 from rmbook.models.likelihood import left_padded
 
@@ -142,7 +143,7 @@ def _score_batch(model, prompts, shared: Sequence[int], max_tokens: int) -> list
     ]
     # Log-probabilities of tokens in their order; an option's own are the last ones.
     parts = [[] for _ in options]
-    mask, cache = torch.empty(len(prompts), 0, dtype=torch.int64, device=_device(model)), None
+    mask, cache = torch.empty(len(prompts), 0, dtype=torch.int64, device=model_device(model)), None
     if max(shared):
         contexts = [encodings[0].input_ids[:count] for encodings, count in zip(prompts, shared, strict=True)]
         scored = max(map(_scored_length, prompts, shared))
@@ -165,7 +166,7 @@ def _score_batch(model, prompts, shared: Sequence[int], max_tokens: int) -> list
 
 def _run_contexts(model, contexts, scored: int, options) -> tuple[torch.Tensor, Cache, list[list[torch.Tensor]]]:
     """The contexts' mask, their keys and values, and log-probabilities of `scored` tokens up to each option's first."""
-    batch = left_padded(contexts, _device(model))
+    batch = left_padded(contexts, model_device(model))
     outputs = model(**batch, use_cache=True, logits_to_keep=scored)
     inside = _log_probabilities(
         outputs.logits[:, :-1], batch["input_ids"][:, batch["input_ids"].shape[1] - scored + 1 :]
@@ -217,7 +218,3 @@ def _log_probabilities(logits: torch.Tensor, targets: torch.Tensor) -> torch.Ten
     logits = logits if logits.dtype == torch.float64 else logits.float()
     losses = F.cross_entropy(logits.flatten(0, 1), targets.to(logits.device).flatten(), reduction="none")
     return -losses.view(targets.shape)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

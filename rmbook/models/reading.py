@@ -9,7 +9,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rmbook.errors import first_line, shown
-from rmbook.models.configuration import empty_model, own_attention
+from rmbook.models.configuration import empty_model, own_attention, refuse_quantized
 from rmbook.models.files import ModelError, quiet
 
 ROOM = 10**7  # parameters that a model may have beyond the bytes of its weights, before its memory is taken
@@ -58,8 +58,10 @@ def read_model(
         settings: of `from_pretrained`.
 
     Raises:
-        ModelError: config.json describes no model, or the weights are not those of the model that it describes.
+        ModelError: config.json describes no model, or a quantized one, or the weights are not those of the model that
+            it describes.
     """
+    refuse_quantized(name, config)
     described = sum(parameter.numel() for parameter in empty_model(name, config).parameters())
     held = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))  # bytes: no parameter takes less
     if settings.get("use_safetensors") and described > held + ROOM:

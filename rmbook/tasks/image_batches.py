@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from rmbook.errors import TaskError
 from rmbook.models.clip_preprocessing import Preprocessing
+from rmbook.models.device import model_device
 from rmbook.tasks.image_example import ImageExample
 from rmbook.training.objectives import Classification
 
@@ -57,7 +58,7 @@ class ImageClassification(Classification):
 
     @override
     def _batch(self, model, examples):
-        return make_batch(self.preprocessing, examples, next(model.parameters()).device)
+        return make_batch(self.preprocessing, examples, model_device(model))
 
 
 def make_batch(
@@ -133,7 +134,7 @@ def predict_classes(
         TaskError: an image is damaged, or too thin.
     """
     model.eval()
-    device, answers = next(model.parameters()).device, []
+    device, answers = model_device(model), []
     starts = range(0, len(examples), EVALUATION_IMAGES)
     for batch in prepare_ahead(preprocessing, [examples[start : start + EVALUATION_IMAGES] for start in starts]):
         pixels = make_batch(preprocessing, batch, device)["pixel_values"]

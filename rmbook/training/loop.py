@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from rmbook.engine.shards import whole
+from rmbook.errors import first_line
 from rmbook.json_files import check_fields
 from rmbook.methods.applied_method import AppliedMethod
 from rmbook.methods.settings import MethodError
@@ -209,11 +212,12 @@ class TrainingLoop:
         if self.checkpoint and (found := self.checkpoint.load()):
             try:
                 self._restore_state(self.checkpoint.path, *found)
-            except (AttributeError, IndexError, LookupError, MethodError, RuntimeError, TypeError, ValueError) as error:
-                if isinstance(error, CheckpointError):
+            except (AttributeError, LookupError, MethodError, RuntimeError, TypeError, ValueError) as error:
+                if should_reduce_batch_size(error) or isinstance(error, dist.DistError):  # not the file's fault
                     raise
                 raise CheckpointError(
-                    f"{self.checkpoint.path} is not of this run, or damaged: remove it to start from the beginning."
+                    f"{self.checkpoint.path} is not of this run, or damaged ({first_line(error)}): remove it to start "
+                    "from the beginning."
                 ) from None
 
     def _restore_state(self, path: Path, info: dict, tensors: dict[str, torch.Tensor]) -> None:
@@ -221,13 +225,22 @@ class TrainingLoop:
         # The size of parts changes the memory and not the step: a run that needed too much may go on with smaller ones.
         saved = asdict(type(self.config)(**info["config"] | {"micro_batch_size": self.config.micro_batch_size}))
         if saved != asdict(self.config):  # older files lack settings that then had one value, today's default
-            raise CheckpointError(
-                f"{path} is of a run with other settings, {info['config']}: use these, or remove it."
-            )
+            raise CheckpointError(f"{path} is of a run with other settings, {info['config']}: use these, or remove it.")
         groups = {"now": {}, "best": {}, "optimizer": {}, "random": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition("/")
             groups[group][rest] = tensor
+        wrote, here = len(groups["random"]["cpu"]), self.accelerator.num_processes
+        if wrote < here:  # each has a random state of its own; with fewer processes some are not needed
+            raise CheckpointError(
+                f"{path} was written by {wrote} process(es), and now there are {here}: resume it with {wrote} at most, "
+                "or remove the file to start from the beginning."
+            )
+        if info["scaler"] and self.accelerator.scaler is None:
+            raise CheckpointError(
+                f"{path} is of a run in mixed precision whose gradients were scaled (fp16), and this one scales none: "
+                "resume it in fp16, or remove the file to start from the beginning."
+            )
         self._load_weights(groups["now"])
         self.best, self.state = groups["best"], TrainingState(**info["state"])
         restore_optimizer(self.optimizer, groups["optimizer"])

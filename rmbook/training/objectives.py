@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import default_collate
 from typing_extensions import override
 
+from rmbook.models.device import model_device
 from rmbook.models.encoding import Question
 from rmbook.models.likelihood import mean_log_probabilities, option_log_probabilities
 from rmbook.models.option_scores import score_options, token_batches
@@ -78,7 +79,7 @@ class Classification(Objective):
         return output.loss.detach().double() * len(examples), right
 
     def _batch(self, model, examples) -> dict[str, torch.Tensor]:
-        device = next(model.parameters()).device
+        device = model_device(model)
         return {name: tensor.to(device) for name, tensor in self.collate(list(examples)).items()}
 
 

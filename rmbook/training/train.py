@@ -58,7 +58,7 @@ def train(
 
     Raises:
         ValueError: if nothing in the model is trainable or a data set is empty.
-        CheckpointError: the checkpoint is damaged, or that of another run.
+        CheckpointError: the checkpoint is damaged, or that of another run or of fewer processes.
         TrainingInterrupted: `checkpoint.stop_requested` was set; the state is saved.
     """
     method = method or AppliedMethod(model, "as it is", {}, list(model.parameters()), None)

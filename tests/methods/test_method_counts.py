@@ -1,9 +1,13 @@
 """The number of parameters that each method trains, against the Params column of the paper (table 5)."""
 
 import csv
+from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
+from quantised_layers import every_kind, quantise
+from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
 from rmbook import ratio_to_density, sample_mask
@@ -82,6 +86,37 @@ def test_the_printed_column_is_the_papers(shared):
         for size, percent in zip(SIZES, printed, strict=True):
             assert rows[size, method] == pytest.approx(float(percent) / 100)
     assert {method for _, method in rows} <= set(METHODS)
+
+
+def three_layers(kind=None):
+    """Two targets, quantised in some way, and a plain layer."""
+    torch.manual_seed(0)
+    targets = {"first": nn.Linear(64, 48), "second": nn.Linear(48, 32)}
+    targets = {name: quantise(layer, kind) if kind else layer for name, layer in targets.items()}
+    return nn.Sequential(OrderedDict(targets | {"last": nn.Linear(32, 3)}))
+
+
+METHODS_ON_LAYERS = {"random_masking": {"ratio": 0.01}, "lora": {"rank": 2}, "bitfit": {}}
+
+
+@every_kind
+@pytest.mark.parametrize("method", METHODS_ON_LAYERS)
+def test_counts_on_a_quantised_base_are_those_of_the_dense_one(kind, method):
+    settings = METHODS_ON_LAYERS[method]
+    settings = settings if method == "bitfit" else settings | {"targets": ["first", "second"]}
+    packed, dense = (apply_method(three_layers(how), method, **settings) for how in (kind, None))
+    assert (packed.total, packed.trainable, packed.ratio) == (dense.total, dense.trainable, dense.ratio)
+    assert packed.mask is None or packed.ratio == packed.mask.ratio
+
+
+def test_entries_that_share_a_byte_count_one_by_one():
+    """Where bitsandbytes is not installed: a layer as it makes them, two numbers in each byte."""
+    named = {"__module__": "bitsandbytes.nn.modules"}
+    layer = type("Linear4bit", (nn.Linear,), named)(8, 6)
+    layer.weight = nn.Parameter(torch.zeros(24, 1, dtype=torch.uint8), requires_grad=False)
+    layer.quant_state = SimpleNamespace(nested=False, quant_type="nf4", blocksize=64)
+    applied = apply_method(nn.Sequential(layer, nn.Linear(6, 2)), "bitfit")
+    assert applied.total == 8 * 6 + 6 + 6 * 2 + 2 and applied.ratio == (6 + 2) / applied.total
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -189,6 +189,16 @@ def test_a_checkpoint_without_a_file_is_refused(file, part, clip, tmp_path):  # 
     one_line(error)
 
 
+@pytest.mark.parametrize("how", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes"}])
+def test_quantized_weights_are_refused_as_such(how, clip, tmp_path):  # noqa: F811
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"quantization_config": how}))
+    with pytest.raises(ModelError, match="is quantized, which cannot be trained here: give the model as") as error:
+        IMAGE_TASKS["MNIST"].load_model(folder)
+    one_line(error)
+
+
 def test_weights_in_an_old_file_are_converted_once(clip, tmp_path):  # noqa: F811
     old = shutil.copytree(clip, tmp_path / "old")
     torch.save(CLIPModel.from_pretrained(clip).state_dict(), old / "pytorch_model.bin")

@@ -6,11 +6,13 @@ import json
 import pytest
 import safetensors.torch
 import torch
+from accelerate import Accelerator
 from test_objectives import questions
 from transformers import OPTConfig, OPTForCausalLM
 
 from rmbook import TrainingConfig, train
 from rmbook.methods.apply import apply_method
+from rmbook.training import loop
 from rmbook.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -146,6 +148,58 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match="Remove|remove"):
             run(before, checkpoint=Checkpoint(path))
         assert all(torch.equal(state[name], tensor) for name, tensor in before.state().items())
+
+
+@pytest.mark.parametrize("wrote, here, process", [(1, 2, 0), (1, 2, 1), (2, 3, 2)])
+def test_more_processes_than_wrote_a_checkpoint_are_refused_by_each(wrote, here, process, tmp_path, monkeypatch):
+    """Each has a random state of its own: with more of them some have none."""
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(Killed):
+        run(start(), checkpoint=Checkpoint(path, every=0), log=interrupted_log(3, []))
+    info, tensors = Checkpoint(path).load()
+    Checkpoint(path).save(info, tensors | {"random/cpu": tensors["random/cpu"].repeat(wrote, 1)})
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: here))
+    monkeypatch.setattr(Accelerator, "process_index", property(lambda self: process))
+    applied = start()
+    before = applied.state()
+    with pytest.raises(CheckpointError, match=f"by {wrote} process.*now there are {here}.*with {wrote}"):
+        run(applied, checkpoint=Checkpoint(path))
+    assert all(torch.equal(before[name], tensor) for name, tensor in applied.state().items())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+        torch.distributed.DistBackendError("NCCL error: remote process exited"),
+    ],
+    ids=["GPU", "CPU", "Python", "process"],
+)
+def test_what_goes_wrong_beside_a_checkpoint_is_not_put_down_to_it(error, tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    run(start(), checkpoint=Checkpoint(path))
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(loop, "restore_optimizer", fails)
+    with pytest.raises(type(error)) as raised:
+        run(start(), checkpoint=Checkpoint(path))
+    assert raised.value is error
+
+
+def test_a_checkpoint_that_does_not_fit_says_what_came(tmp_path):
+    path = tmp_path / "c.safetensors"
+    run(start(), checkpoint=Checkpoint(path))
+    info, tensors = Checkpoint(path).load()
+    Checkpoint(path).save(info, tensors | {"random/cpu": tensors["random/cpu"][:, :-1]})
+    with pytest.raises(CheckpointError, match="damaged .RuntimeError: .*size.*: remove it"):
+        run(start(), checkpoint=Checkpoint(path))
+    Checkpoint(path).save(info | {"scaler": {"scale": 65536.0}}, tensors)
+    with pytest.raises(CheckpointError, match="gradients were scaled .fp16., and this one scales none: resume"):
+        run(start(), checkpoint=Checkpoint(path))
 
 
 @pytest.mark.parametrize(
