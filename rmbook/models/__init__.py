@@ -9,6 +9,7 @@ preprocessing; scores of options, written answers. What the prompts are about is
     language, clip      language models; CLIP's image encoder with its fixed head
     clip_preprocessing  images as CLIP wants them
     encoding            prompts as tokens
+    device              where a model computes
     likelihood          log probabilities of options; option_scores scores many at once
     generation          answers that a model writes
     reuse               a model that stays loaded from one run to the next
