@@ -101,7 +101,7 @@ def sparse_wins_with_few_data(table: pd.DataFrame) -> Evidence:
     best = max(ahead.values(), key=lambda one: one.mean)
     return paired_evidence(
         f"On 50 examples the methods reach {listed}. The best of the others minus full fine-tuning: "
-        "{{value:+.3g}} points.",
+        "{value:+.3g} points.",
         best,
         "more than 0 for one of these methods at least, corrected by Holm's rule for their number",
         family_verdict(ahead, wanted=any),
