@@ -4,7 +4,7 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from rmbook import RandomMaskConfig
-from rmbook.integrations.peft_layer import RandomMaskLayer
+from rmbook.integrations.peft_layer import RandomMaskLinear
 
 TARGETS = ["q_proj", "v_proj"]
 IDS = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(5))
@@ -22,7 +22,7 @@ def config(**changed):
 
 
 def layers(model):
-    return {name: module for name, module in model.named_modules() if isinstance(module, RandomMaskLayer)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, RandomMaskLinear)}
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def shaken(model, seed=0, size=0.1, adapter="default"):
     generator = torch.Generator().manual_seed(seed)
     for layer in layers(model).values():
         if adapter in layer.rmbook_values:
-            values = layer.rmbook_values[adapter]
+            values = layer.rmbook_values[adapter].weight
             values.copy_(size * torch.randn(values.shape, generator=generator))
     return model
 

@@ -127,7 +127,7 @@ def forward(input, weight, bias, delta, positions, row_starts, columns, transpos
         return output.view(*input.shape[:-1], weight.shape[1])
 
     # In 16 bits W + S is rounded, which x W^T + x S^T is not: no pass may compute what another one does not.
-    alike = input.dtype == weight.dtype == delta.dtype and not torch.is_autocast_enabled("cpu")
+    alike = input.dtype == weight.dtype == delta.dtype and weight.itemsize > 2 and not torch.is_autocast_enabled("cpu")
     if way is None and input.is_cpu and alike and input.numel() and input.shape[-2:-1] in ((), (1,)):
         tokens = input.numel() // input.shape[-1]
         way = cheapest_way((len(row_starts) - 1, input.shape[-1]), tokens, len(delta), "plain")

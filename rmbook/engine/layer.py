@@ -231,14 +231,16 @@ class MaskedLinear(nn.Linear):
         # Moves and casts W, not W + S: the values keep their precision and are merged anew.
         self._restore()
         values = self._parameters.pop("values")
-        super()._apply(fn, recurse)
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._parameters["values"] = values
         to = partial(torch.Tensor.to, device=working_device(self.weight), dtype=_values_dtype(self.weight))
         if self.weight.is_meta:  # accelerate does so before it shards, and loads the state afterwards
             self._parameters["values"] = nn.Parameter(to(values.data), values.requires_grad)
             return self
         for tensor in (values,) if values.grad is None else (values, values.grad):
             tensor.data = fn(tensor.data) if is_sharded(tensor) else to(tensor.data)
-        self._parameters["values"] = values
         self.backend, self.backend_reason = choose_backend(self.wanted_backend, self.weight)
         self._set_mask(self.mask.to(values.device))
         self._save_original()

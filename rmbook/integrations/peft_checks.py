@@ -18,6 +18,7 @@ from rmbook.engine.targets import TargetError
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import Mask
 
+VALUES = "rmbook_values.weight"  # as a file names them, after the name of their layer
 KEPT = ("rmbook_digest", "rmbook_positions")  # buffers that stay off the meta device
 HASH_BYTES = 32
 DIGEST_BYTES = 2 * HASH_BYTES
@@ -97,7 +98,7 @@ def check_loaded(layer: nn.Module, adapter_name: str, mask: Mask, positions: tor
     """Return the mask of the values that a layer holds now, or raise.
 
     Args:
-        layer: a `RandomMaskLayer`.
+        layer: a `RandomMaskLinear`.
         adapter_name: of the adapter.
         mask: as drawn here.
         positions: as saved, if they were.
@@ -106,7 +107,7 @@ def check_loaded(layer: nn.Module, adapter_name: str, mask: Mask, positions: tor
         MaskMismatchError: the values are for other positions.
         AdapterCorruptError: a value is not finite, or the positions are no mask.
     """
-    values, saved = layer.rmbook_values[adapter_name], layer.rmbook_digest[adapter_name].cpu()
+    values, saved = layer.rmbook_values[adapter_name].weight, layer.rmbook_digest[adapter_name].cpu()
     wanted = bytes(saved[:HASH_BYTES].tolist()).hex()
     if wanted != mask.digest() and positions is not None:
         mask = checked_mask(mask.shape, positions, layer.name)

@@ -28,6 +28,7 @@ from rmbook.checks import check_density, check_seed, scale_factor
 from rmbook.engine.backends import BACKENDS
 from rmbook.errors import ConfigError, closest, shown
 from rmbook.files import UnreadableFileError
+from rmbook.integrations.peft_checks import VALUES
 from rmbook.integrations.peft_tuner import DensityOfRatio, RandomMaskModel
 from rmbook.masks.recipe import STRUCTURES
 from rmbook.tensor_files import Layout, read_header
@@ -105,7 +106,7 @@ class RandomMaskConfig(PeftConfig):
             text = isinstance(value, str) and field != "modules_to_save"
             names = isinstance(value, list | tuple | set) and all(isinstance(name, str) for name in value)
             _require(value is None or text or names, field, value, "names of modules")
-            setattr(self, field, set(value) if names and field.endswith("e_modules") else value)
+            setattr(self, field, set(value) if names and field.endswith("_modules") else value)  # as in peft
         layers: Any = self.layers_to_transform
         several = isinstance(layers, Iterable) and not isinstance(layers, str | bytes | Mapping)
         numbers = list(layers) if several else [] if layers is None else [layers]
@@ -113,6 +114,14 @@ class RandomMaskConfig(PeftConfig):
         _require(sound, "layers_to_transform", layers, "a number of a layer, or a list of them")
         numbers = [int(number) for number in numbers]  # as JSON has them
         self.layers_to_transform = numbers if several else numbers[0] if numbers else None
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        for field in ("layers_to_transform", "layers_pattern") if isinstance(self.target_modules, str) else ():
+            value = getattr(self, field)
+            _require(value is None, field, value, "left out, or target_modules a list of names and no string")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ConfigError("layers_pattern says where the numbers of layers_to_transform stand: give both.")
 
     def factor(self) -> float:
         """Return the scale as a number; the density must be known."""
@@ -126,9 +135,7 @@ class RandomMaskConfig(PeftConfig):
         return saved | {"rmbook_version": __version__}
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
-    ) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
         """Read a configuration, as peft does, and with it the sizes of the values, which are loaded later.
 
         Raises:
@@ -136,7 +143,7 @@ class RandomMaskConfig(PeftConfig):
         """
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         weights = os.path.join(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
-        if not os.path.isfile(weights):  # on the hub: peft loads it from there, or from the cache, right afterwards
+        if not os.path.isdir(pretrained_model_name_or_path):  # peft loads it from the hub or the cache afterwards
             place = {"subfolder": subfolder} | cls._split_kwargs(kwargs)[0]
             with contextlib.suppress(HfHubHTTPError, OSError, ValueError):
                 weights = hf_hub_download(pretrained_model_name_or_path, SAFETENSORS_WEIGHTS_NAME, **place)
@@ -150,8 +157,8 @@ def _stored_values(path: str) -> dict[str, Layout]:
         _, layouts = read_header(path)
     except UnreadableFileError as error:
         raise AdapterCorruptError(str(error)) from None
-    parts = ((key.removeprefix(PREFIX).rpartition("."), layout) for key, layout in layouts.items())
-    return {name: layout for (name, _, part), layout in parts if part == "rmbook_values"}
+    parts = ((key.removeprefix(PREFIX).partition(f".{VALUES}"), layout) for key, layout in layouts.items())
+    return {name: layout for (name, part, _), layout in parts if part}
 
 
 def _require(sound: bool, field: str, value: Any, expected: str) -> None:

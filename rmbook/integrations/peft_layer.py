@@ -6,7 +6,7 @@ is W + S, and W's entries are kept.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -18,6 +18,7 @@ from rmbook.engine.borrowed import BorrowedMask, masked_linear
 from rmbook.engine.dequantise import quantisation
 from rmbook.engine.quantised_product import quantised_linear
 from rmbook.engine.sharded import GradientAverage
+from rmbook.engine.shards import is_sharded
 from rmbook.engine.tap import outside_graphs
 from rmbook.integrations.peft_checks import (
     DIGEST_BYTES,
@@ -31,33 +32,20 @@ from rmbook.integrations.peft_checks import (
 )
 from rmbook.integrations.peft_merging import MergingLayer
 from rmbook.integrations.peft_shards import average_gradients, check_gathered
-from rmbook.masks.sample import Mask
+from rmbook.integrations.peft_values import Drawn, Values
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The mask of one adapter in one layer.
-
-    Attributes:
-        mask: on the weight's device.
-        scale: S = scale * values.
-        backend: as asked for; see `rmbook.engine.backends`.
-    """
-
-    mask: Mask
-    scale: float
-    backend: str
-
-
-class RandomMaskLayer(MergingLayer):
+class RandomMaskLinear(MergingLayer):
     """y = x (W + sum over the active adapters of strength * scale * values)^T + b.
+
+    By "Linear" in its name peft sees that "all-linear" of a further adapter means it, too.
 
     Args:
         base_layer: `nn.Linear`, also a quantised one, or GPT-2's `Conv1D`.
         name: of the layer in its model, for messages.
 
     Attributes:
-        rmbook_values: (nnz,) parameter of each adapter; float32, or float64 for a float64 weight.
+        rmbook_values: of each adapter, `Values` whose weight (nnz,) is float32, or float64 for a float64 weight.
         rmbook_digest: (64,) bytes of each adapter, saved with it: SHA-256 of the positions, then of W there.
         rmbook_positions: (nnz,) positions once more, of adapters that save them.
         rmbook_drawn: what is drawn again when an adapter is loaded.
@@ -72,7 +60,7 @@ class RandomMaskLayer(MergingLayer):
         self.base_layer, self.name = base_layer, name
         self.transposed, self.quantised = isinstance(base_layer, Conv1D), quantisation(base_layer) is not None
         self.out_features, self.in_features = matrix_shape(base_layer)
-        self.rmbook_values = nn.ParameterDict()
+        self.rmbook_values = nn.ModuleDict()
         self.rmbook_digest, self.rmbook_positions = BufferDict(persistent=True), BufferDict(persistent=True)
         self.rmbook_drawn: dict[str, Drawn] = {}
         self.rmbook_strength: dict[str, float] = {}
@@ -100,13 +88,16 @@ class RandomMaskLayer(MergingLayer):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
+        weight = self.base_layer.weight
+        if self._shares(weight):  # of a process that got the model through torch.multiprocessing; tied weights stay so
+            weight.data = weight.data.clone()
         average_gradients(self)  # a copied parameter has no hooks
 
     def set_mask(self, adapter_name: str, drawn: Drawn, values: torch.Tensor) -> None:
         """Set what an adapter has in this layer: where, and which values (nnz,)."""
         device = self.base_layer.weight.device
         self.rmbook_drawn[adapter_name] = replace(drawn, mask=drawn.mask.to(device))
-        self.rmbook_values[adapter_name] = nn.Parameter(values.to(device))
+        self.rmbook_values[adapter_name] = Values(values.to(device))
         # FSDP cannot reduce an empty gradient.
         self.frozen_peft_weight_names[adapter_name] = () if drawn.mask.nnz else ("rmbook_values",)
         entries = None if self.merged else entries_of(self.base_layer, drawn.mask)
@@ -121,7 +112,7 @@ class RandomMaskLayer(MergingLayer):
             return self.base_layer(x, *args, **kwargs)
         if not torch.compiler.is_compiling():
             check_gathered(self.base_layer.weight)
-        for name in self._names:
+        for name in () if getattr(self, "_is_replica", False) else self._names:  # nn.DataParallel copies buffers
             if self.rmbook_digest[name] is not self._checked[name]:
                 self.check(name)  # transformers puts tensors in their places without any call to the layer
         if self._together.positions.device != x.device:  # FSDP moves weights past the layer
@@ -132,7 +123,7 @@ class RandomMaskLayer(MergingLayer):
 
     def delta(self, adapter_name: str) -> torch.Tensor:
         """Entries of S of one adapter, (nnz,)."""
-        values, scale = self.rmbook_values[adapter_name], self.rmbook_drawn[adapter_name].scale
+        values, scale = self.rmbook_values[adapter_name].weight, self.rmbook_drawn[adapter_name].scale
         values, strength = values if scale == 1 else scale * values, self.rmbook_strength[adapter_name]
         return values if strength == 1 else strength * values
 
@@ -164,9 +155,9 @@ class RandomMaskLayer(MergingLayer):
         if adapter in self.rmbook_strength:
             self.rmbook_strength[adapter] = float(scale)
 
-    def train(self, mode: bool = True) -> "RandomMaskLayer":
+    def train(self, mode: bool = True) -> "RandomMaskLinear":
         """Set the mode; on a quantised base, also make float32 again of values that trl has cast to bfloat16."""
-        for values in self.rmbook_values.values() if self.quantised else ():  # small steps would be rounded away
+        for values in self.rmbook_values.parameters() if self.quantised else ():  # small steps would be rounded away
             values.data = values.data.to(torch.promote_types(values.dtype, torch.float32))
         return super().train(mode)
 
@@ -187,17 +178,20 @@ class RandomMaskLayer(MergingLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # peft also casts to the base layer's dtype here: bfloat16 would lose what was trained.
-        device, values = device or self.base_layer.weight.device, self.rmbook_values
-        if adapter_name in values and not values[adapter_name].is_meta and device.type != "meta":
-            moved = nn.Parameter(values[adapter_name].data.to(device), values[adapter_name].requires_grad)
-            values[adapter_name] = values[adapter_name] if values[adapter_name].device == device else moved
+        device, own = device or self.base_layer.weight.device, self.rmbook_values
+        if adapter_name in own and device not in (own[adapter_name].weight.device, torch.device("meta")):
+            values = own[adapter_name].weight
+            if not values.is_meta:
+                own[adapter_name].weight = nn.Parameter(values.data.to(device), values.requires_grad)
 
     def _apply(self, fn, recurse=True):
         # Casts W. Values are moved, and cast to a higher precision only. What no state holds stays off the meta device.
         checked = [name for name in self._checked if self._checked[name] is self.rmbook_digest[name]]
         kept = {name: self._modules.pop(name) for name in ("rmbook_values", *KEPT)}
-        super()._apply(fn, recurse)
-        self._modules.update(kept)
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._modules.update(kept)
         if not self.base_layer.weight.is_meta:
             [kept[name]._apply(fn) for name in KEPT]
 
@@ -207,7 +201,7 @@ class RandomMaskLayer(MergingLayer):
 
         self.rmbook_values._apply(keep)
         weight = self.base_layer.weight
-        if not self.quantised and weight.is_cpu and weight.is_shared():
+        if self._shares(weight):
             raise RuntimeError(
                 "a layer with a random mask writes to its weight while it computes, so processes cannot share the "
                 "weight's memory (share_memory): merge the adapter first (merge_and_unload)."
@@ -221,7 +215,13 @@ class RandomMaskLayer(MergingLayer):
         self._plan()
         return self
 
+    def _shares(self, weight: torch.Tensor) -> bool:
+        return not self.quantised and weight.is_cpu and weight.is_shared()
+
     def _move_masks(self, device: torch.device) -> None:
+        for values in self.rmbook_values.parameters():
+            if values.device != device and not (is_sharded(values) or values.is_meta):
+                values.data = values.data.to(device)  # they may be in FSDP's ignored_params
         moved = {name: replace(drawn, mask=drawn.mask.to(device)) for name, drawn in self.rmbook_drawn.items()}
         self.rmbook_drawn = moved  # a new one: replicas on other devices share the old one
         self._plan()
@@ -242,7 +242,7 @@ class RandomMaskLayer(MergingLayer):
         return f"rmbook.{super().__repr__()}"
 
 
-def _check_loaded(layer: RandomMaskLayer, incompatible_keys) -> None:
+def _check_loaded(layer: RandomMaskLinear, incompatible_keys) -> None:
     for name in layer.rmbook_drawn:
         layer.check(name)
     layer._plan()  # there is none for weights on the meta device

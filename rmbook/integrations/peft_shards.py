@@ -16,7 +16,7 @@ from rmbook.engine.shards import FSDP1, is_flattened, is_sharded
 def values_of(layer: Any) -> tuple[Any, Iterable[torch.Tensor]]:
     """Return the mesh of a layer's weight, None if it is not sharded now, and the values of its adapters."""
     weight = layer.base_layer.weight
-    return weight.device_mesh if is_sharded(weight) else None, layer.rmbook_values.values()
+    return weight.device_mesh if is_sharded(weight) else None, layer.rmbook_values.parameters()
 
 
 def check_gathered(weight: torch.Tensor) -> None:
@@ -37,6 +37,6 @@ def average_gradients(layer: Any) -> None:
     the end of a backward pass, when weights are sharded again.
     """
     layer.average = layer.average or GradientAverage(None, [layer], values_of)  # None: of a copy
-    for values in layer.rmbook_values.values():
-        if not (is_sharded(values) or values.is_inference()):
+    for values in layer.rmbook_values.parameters():
+        if values.is_leaf and not (is_sharded(values) or values.is_inference()):  # nn.DataParallel's are no leaves
             announce(layer, values)

@@ -4,6 +4,7 @@ import copy
 import math
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -15,9 +16,17 @@ from rmbook.engine.dequantise import count_parameters
 from rmbook.engine.quantised_product import refuse_merge
 from rmbook.engine.sharded import GradientAverage, spread_state
 from rmbook.engine.targets import plain_names, refuse_parallel, refuse_tied
-from rmbook.integrations.peft_checks import MaskMismatchError, check_stored, check_target, checked_mask, matrix_shape
-from rmbook.integrations.peft_layer import Drawn, RandomMaskLayer
+from rmbook.integrations.peft_checks import (
+    VALUES,
+    MaskMismatchError,
+    check_stored,
+    check_target,
+    checked_mask,
+    matrix_shape,
+)
+from rmbook.integrations.peft_layer import RandomMaskLinear
 from rmbook.integrations.peft_shards import values_of
+from rmbook.integrations.peft_values import Drawn
 from rmbook.masks.recipe import MaskRecipe
 from rmbook.masks.sample import ratio_to_density
 
@@ -35,7 +44,7 @@ class RandomMaskModel(BaseTuner):
     """
 
     prefix = "rmbook_"
-    tuner_layer_cls = RandomMaskLayer
+    tuner_layer_cls = RandomMaskLinear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     _surveyed: str | None = None  # the adapter whose targets were found and checked last
     _average: GradientAverage | None = None
@@ -79,10 +88,11 @@ class RandomMaskModel(BaseTuner):
         # Drawn on the CPU: the same numbers on every device.
         start = torch.zeros if peft_config.init_weights else torch.randn
         values = start(mask.nnz, dtype=torch.promote_types(torch.float32, base.weight.dtype))
-        layer = target if isinstance(target, RandomMaskLayer) else RandomMaskLayer(target, name).train(target.training)
+        masked = isinstance(target, RandomMaskLinear)
+        layer = target if masked else RandomMaskLinear(target, name).train(target.training)
         drawn = Drawn(mask, peft_config.factor(), peft_config.backend)
         layer.add(adapter_name, drawn, values, peft_config.store_positions, peft_config.inference_mode)
-        if layer is not target:
+        if not masked:
             self._average = self._average or GradientAverage(self.model, [], values_of)
             self._average.layers.append(layer)
             layer.average = self._average
@@ -100,6 +110,8 @@ class RandomMaskModel(BaseTuner):
                 inside = (*inside, f"{name}.")
             if name and self._check_target_module_exists(config, name):
                 targets[name] = _base_layer(module)
+        if not targets:  # peft says so
+            return
         refuse_parallel(self.model, targets)
         for name, layer in targets.items():
             check_target(layer, name)
@@ -113,7 +125,7 @@ class RandomMaskModel(BaseTuner):
         # Values are float32 from the start. autocast_adapter_dtype=False asks for the base's dtype.
         layers = [] if autocast_adapter_dtype else _layers(self.model, adapter_name).values()
         for layer in layers:
-            values, dtype = layer.rmbook_values[adapter_name], layer.base_layer.weight.dtype
+            values, dtype = layer.rmbook_values[adapter_name].weight, layer.base_layer.weight.dtype
             values.data = values.data.to(values.dtype if layer.quantised else dtype)
 
     # A tied weight can be borrowed, since W is back before anybody else reads it; merging would change the others.
@@ -129,6 +141,14 @@ class RandomMaskModel(BaseTuner):
             self._untie()
         return super()._unload_and_optionally_merge(merge=merge, **kwargs)
 
+    def add_weighted_adapter(self, *args, **kwargs) -> None:
+        """Refuse: a sum of adapters has more positions than any one of them draws."""
+        raise NotImplementedError(
+            "random masks have no weighted sum of adapters as a new one (add_weighted_adapter): make several active at "
+            "once (model.base_model.set_adapter with a list of names; set_scale of each layer sets a strength), or use "
+            "rmbook.AdapterBank, whose activate takes strengths."
+        )
+
     def _refuse_quantised(self) -> None:
         if any(layer.quantised for layer in _layers(self.model).values()):
             refuse_merge()
@@ -143,7 +163,7 @@ class RandomMaskModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
         layers = _layers(model, adapter_name)
         own = {name.removeprefix(PREFIX): layer for name, layer in layers.items()}
-        saved = {key: key.rpartition(".rmbook_values")[0].removeprefix(PREFIX) for key in state_dict}
+        saved = {key: key.rpartition(f".{VALUES}")[0].removeprefix(PREFIX) for key in state_dict}
         if differing := {name for name in saved.values() if name} ^ set(own):
             raise MaskMismatchError(
                 f"the adapter's values are for other layers than this model has; they differ at "
@@ -154,26 +174,26 @@ class RandomMaskModel(BaseTuner):
             positions = state_dict.get(f"{PREFIX}{name}.rmbook_positions")
             positions = state_dict.get(f"{name}.rmbook_positions") if positions is None else positions
             if positions is not None:
-                _adopt(layer, adapter_name, positions)
+                _adopt(layer, adapter_name, positions, frozen=config.inference_mode)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
-def _adopt(layer: RandomMaskLayer, adapter_name: str, positions: torch.Tensor) -> None:
-    drawn, old = layer.rmbook_drawn[adapter_name], layer.rmbook_values[adapter_name]
+def _adopt(layer: RandomMaskLinear, adapter_name: str, positions: torch.Tensor, frozen: bool) -> None:
+    drawn, dtype = layer.rmbook_drawn[adapter_name], layer.rmbook_values[adapter_name].weight.dtype
     mask = checked_mask(drawn.mask.shape, positions, layer.name)
     layer.rmbook_positions[adapter_name] = mask.positions.to(layer.base_layer.weight.device)
     if mask.digest() != drawn.mask.digest():
-        values = torch.zeros(mask.nnz, dtype=old.dtype)
-        layer.set_mask(adapter_name, Drawn(mask, drawn.scale, drawn.backend), values)
-        layer.set_adapter(layer.active_adapters, inference_mode=not old.requires_grad)
+        layer.set_mask(adapter_name, replace(drawn, mask=mask), torch.zeros(mask.nnz, dtype=dtype))
+        layer.rmbook_values[adapter_name].requires_grad_(mask.nnz > 0 and not frozen)
+        layer._plan()
 
 
 def _base_layer(module: nn.Module) -> nn.Module:
-    return module.base_layer if isinstance(module, RandomMaskLayer) else module
+    return module.base_layer if isinstance(module, RandomMaskLinear) else module
 
 
-def _layers(model: nn.Module, adapter_name: str | None = None) -> dict[str, RandomMaskLayer]:
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, RandomMaskLayer)}
+def _layers(model: nn.Module, adapter_name: str | None = None) -> dict[str, RandomMaskLinear]:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, RandomMaskLinear)}
     return {name: layer for name, layer in layers.items() if adapter_name in (None, *layer.rmbook_drawn)}
 
 

@@ -67,7 +67,7 @@ def test_the_folder_has_values_and_digests_and_a_density(tmp_path):
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved["ratio"] is None and saved["density"] == model.peft_config["default"].density
     tensors = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
-    assert {key.rpartition(".")[2] for key in tensors} == {"rmbook_values", "rmbook_digest"}
+    assert {key.partition("_proj.")[2] for key in tensors} == {"rmbook_values.weight", "rmbook_digest"}
     assert torch.equal(logits(PeftModel.from_pretrained(tiny(), tmp_path)), logits(model))
 
 
@@ -149,19 +149,23 @@ def test_another_base_is_noticed_and_a_cast_one_is_not(folder):
         PeftModel.from_pretrained(tiny(torch.bfloat16), folder)
 
 
+def part_of(key):
+    return key.split(".rmbook_")[1].removesuffix(".weight")
+
+
 def forged(**parts):
     """Every tensor of these kinds changed."""
-    return lambda tensors: {key: parts.get(key.rpartition(".")[2], lambda t: t)(t) for key, t in tensors.items()}
+    return lambda tensors: {key: parts.get(part_of(key), lambda t: t)(t) for key, t in tensors.items()}
 
 
 @pytest.mark.parametrize("load", [PeftModel.from_pretrained, load_from_peft])
 @pytest.mark.parametrize(
     "change",
     [
-        forged(rmbook_values=lambda t: torch.full_like(t, torch.nan)),
-        forged(rmbook_values=lambda t: t[:-40].clone()),
-        forged(rmbook_values=lambda t: t[None]),
-        forged(rmbook_digest=lambda t: t.flip(0)),
+        forged(values=lambda t: torch.full_like(t, torch.nan)),
+        forged(values=lambda t: t[:-40].clone()),
+        forged(values=lambda t: t[None]),
+        forged(digest=lambda t: t.flip(0)),
         lambda tensors: dict(list(tensors.items())[2:]),
     ],
 )
@@ -383,5 +387,5 @@ def test_a_new_process_loads_the_adapter_and_trains_with_this_one(tmp_path, base
     for _ in range(2):
         loss(alone).backward(), optimizer.step(), optimizer.zero_grad()
     for mine, theirs in zip(layers(alone).values(), layers(model).values(), strict=True):
-        torch.testing.assert_close(mine.rmbook_values["default"], theirs.rmbook_values["default"])
+        torch.testing.assert_close(mine.rmbook_values["default"].weight, theirs.rmbook_values["default"].weight)
     assert same(base_bits(model), base_bits(tiny()))

@@ -28,7 +28,7 @@ VALUES = "rmbook_values"
 def copied_into(masking, model, adapter="default"):
     with torch.no_grad():
         for name, layer in masking.layers.items():
-            layer.values.copy_(layers(model)[f"base_model.model.{name}"].rmbook_values[adapter])
+            layer.values.copy_(layers(model)[f"base_model.model.{name}"].rmbook_values[adapter].weight)
 
 
 # -- the same as apply_random_mask ---------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def test_masks_logits_gradients_and_merged_weights_are_those_of_apply_random_mas
     for name, layer in masking.layers.items():
         own = layers(model)[f"base_model.model.{name}"]
         assert own.rmbook_drawn["default"].mask.digest() == layer.mask.digest()
-        assert torch.equal(own.rmbook_values["default"].grad, layer.values.grad)
+        assert torch.equal(own.rmbook_values["default"].weight.grad, layer.values.grad)
     assert same(base_bits(model.merge_and_unload()), base_bits(masking.merge()))
 
 
@@ -60,7 +60,7 @@ def test_autocast_too(dtype):
     assert torch.equal(mine, other)
     mine.backward(), other.backward()
     for name, layer in masking.layers.items():
-        gradient = layers(model)[f"base_model.model.{name}"].rmbook_values["default"].grad
+        gradient = layers(model)[f"base_model.model.{name}"].rmbook_values["default"].weight.grad
         torch.testing.assert_close(gradient, layer.values.grad)
 
 
@@ -81,7 +81,7 @@ def test_conv1d_and_a_base_that_is_trained_too_equal_the_dense_layer(conv):
         mask, target = layer.rmbook_drawn["default"].mask, dense.get_submodule(name)
         expected = (target.weight.grad.t() if conv else target.weight.grad)[mask.rows.long(), mask.columns.long()]
         close = {"atol": 1e-6, "rtol": 1e-4}
-        torch.testing.assert_close(layer.rmbook_values["default"].grad, expected, **close)
+        torch.testing.assert_close(layer.rmbook_values["default"].weight.grad, expected, **close)
         torch.testing.assert_close(layer.base_layer.weight.grad, target.weight.grad, **close)
         torch.testing.assert_close(layer.base_layer.bias.grad, target.bias.grad, **close)
     merged = model.merge_and_unload()
@@ -297,6 +297,9 @@ def test_switching_and_summing_adapters_equal_the_adapter_bank(tmp_path):
         ({"target_modules": [1]}, "target_modules must be"),
         ({"modules_to_save": "lm_head"}, "modules_to_save must be"),
         ({"layers_to_transform": ["0"]}, "layers_to_transform must be"),
+        ({"target_modules": "all-linear", "layers_to_transform": 0}, "layers_to_transform must be left out"),
+        ({"target_modules": ".*_proj", "layers_pattern": ["h"]}, "layers_pattern must be left out"),
+        ({"target_modules": ["q_proj"], "layers_pattern": ["h"]}, "layers_to_transform stand: give both"),
     ],
 )
 def test_wrong_settings(changed, message):
@@ -314,6 +317,12 @@ def test_numbers_of_numpy_and_any_list_of_layers_are_taken(tmp_path):
         RandomMaskConfig(layers_to_transform=["0", True])
 
 
+def test_names_become_sets_as_in_peft(tmp_path):
+    RandomMaskConfig(target_modules=["b", "a"], exclude_modules=("c",), modules_to_save=["d"]).save_pretrained(tmp_path)
+    again = RandomMaskConfig.from_pretrained(tmp_path)
+    assert (again.target_modules, again.exclude_modules, again.modules_to_save) == ({"a", "b"}, {"c"}, ["d"])
+
+
 def test_a_ratio_is_one_of_each_model_that_uses_the_configuration(tmp_path):
     config, saved = RandomMaskConfig(target_modules=["0"], ratio=0.01), []
     models = [get_peft_model(nn.Sequential(*(nn.Linear(64, 64) for _ in range(n))), config) for n in (2, 20, 2)]
@@ -323,6 +332,8 @@ def test_a_ratio_is_one_of_each_model_that_uses_the_configuration(tmp_path):
     counts = [model.get_nb_trainable_parameters()[0] for model in models]
     assert counts[0] == counts[2] and 8 < counts[1] / counts[0] < 12
     assert saved[0].density == saved[2].density and saved[1].density == pytest.approx(10 * saved[0].density)
+    with pytest.raises(ValueError, match="Target modules .* not found"):
+        get_peft_model(nn.ModuleDict({"other": nn.Linear(4, 4)}), config)
     other = dataclasses.replace(config, seed=1)
     assert (other.ratio, other.density) == (0.01, None)
     model = models[1]

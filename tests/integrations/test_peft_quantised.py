@@ -67,7 +67,7 @@ def test_a_layer_equals_the_dense_reference_and_apply_random_mask(kind):
     model, theirs = masked(one_layer(kind)), one_layer(kind)
     (layer,) = layers(model).values()
     masking = apply_random_mask(theirs, ["0"], density=0.1)
-    masking.layers["0"].values.data.copy_(layer.rmbook_values["default"])
+    masking.layers["0"].values.data.copy_(layer.rmbook_values["default"].weight)
     layer.base_layer.bias.requires_grad_(True)
     weight = (dequantise(layer.base_layer, torch.float32) + layer.get_delta_weight("default")).detach().requires_grad_()
     x = torch.randn(3, 5, 96, requires_grad=True)
@@ -77,7 +77,7 @@ def test_a_layer_equals_the_dense_reference_and_apply_random_mask(kind):
     (bias,) = torch.autograd.grad(wanted, layer.base_layer.bias, gradient, retain_graph=True)
     for each in (output, theirs(third), wanted):
         each.backward(gradient, inputs=None if each is output else [third if each is not wanted else other])
-    mask, grad = layer.rmbook_drawn["default"].mask, layer.rmbook_values["default"].grad
+    mask, grad = layer.rmbook_drawn["default"].mask, layer.rmbook_values["default"].weight.grad
     assert near(x.grad, other.grad, 1e-6) and near(layer.base_layer.bias.grad, bias, 1e-6)
     assert near(grad, (gradient.flatten(0, 1).t() @ x.detach().flatten(0, 1)).view(-1)[mask.positions.long()], 1e-6)
     with torch.no_grad():  # the way without gradients may be another one
@@ -117,7 +117,7 @@ def test_several_adapters_are_summed(kind):
     model(x).sum().backward()
     dense = (torch.ones(64, 4) @ x).view(-1)
     for name in "ab":
-        mask, grad = layer.rmbook_drawn[name].mask, layer.rmbook_values[name].grad
+        mask, grad = layer.rmbook_drawn[name].mask, layer.rmbook_values[name].weight.grad
         assert near(grad, dense[mask.positions.long()], 1e-6)
 
 
@@ -159,7 +159,7 @@ def test_adapters_travel_between_peft_and_apply_random_mask(kind, tmp_path):
 def test_trainer_trains_it_and_the_adapter_loads(kind, base, tmp_path):
     model = get_peft_model(prepare_model_for_kbit_training(quantised(base, kind)), config())
     trainer = trained(model, tmp_path / "run")
-    assert all(layer.rmbook_values["default"].any() for layer in layers(model).values())
+    assert all(layer.rmbook_values["default"].weight.any() for layer in layers(model).values())
     trainer.save_model(tmp_path / "adapter")
     model.eval()
     with warnings.catch_warnings():
@@ -184,7 +184,7 @@ def test_sft_trainer_leaves_the_values_in_float32(kind, base, tmp_path):  # it c
     trainer = trl.SFTTrainer(quantised(base, kind), settings, peft_config=config(), **given)
     trainer.train()
     for layer in layers(trainer.model).values():
-        values = layer.rmbook_values["default"]
+        values = layer.rmbook_values["default"].weight
         assert values.dtype == torch.float32 and values.any() and not torch.equal(values, values.bfloat16().float())
 
 

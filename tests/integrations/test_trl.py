@@ -1,9 +1,11 @@
 """Random masks in trl's trainers; skipped where trl is not installed."""
 
+import math
+
 import pytest
 import torch
-from peft import PeftModel
-from peft_models import base_bits, config, layers, logits, same, tiny
+from peft import PeftModel, get_peft_model
+from peft_models import base_bits, config, layers, logits, same, shaken, tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -27,7 +29,7 @@ def rows(**columns):
 
 def check_trained(trainer):
     model = trainer.accelerator.unwrap_model(trainer.model)
-    assert any(layer.rmbook_values["default"].any() for layer in layers(model).values())
+    assert any(layer.rmbook_values["default"].weight.any() for layer in layers(model).values())
     assert same(base_bits(model), base_bits(tiny()))
     return model.eval()
 
@@ -53,4 +55,21 @@ def test_grpo_trainer_with_the_base_as_its_reference(tmp_path):
         peft_config=config(),
     )
     trainer.train()
+    check_trained(trainer)
+
+
+def test_dpo_trainer_takes_a_trained_adapter_for_its_reference(tmp_path):
+    model = shaken(get_peft_model(tiny(), config()))
+    before = {name: layer.rmbook_values["default"].weight.detach().clone() for name, layer in layers(model).items()}
+    sizes = {"per_device_train_batch_size": 4, "max_length": 16, "logging_steps": 1}
+    trainer = trl.DPOTrainer(
+        model=model,
+        args=trl.DPOConfig(str(tmp_path), **SETTINGS, **sizes, max_steps=2, save_strategy="no"),
+        train_dataset=rows(prompt=["abc", "hi"] * 2, chosen=["good", "yes"] * 2, rejected=["bad", "no"] * 2),
+        processing_class=letters(),
+    )
+    trainer.train()
+    reference = {name: layer.rmbook_values["ref"].weight for name, layer in layers(model).items()}
+    assert same(reference, before)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # the policy is the reference
     check_trained(trainer)
