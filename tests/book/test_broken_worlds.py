@@ -59,6 +59,9 @@ NOT_ASKED = {
         "4456f55b": "a damaged file stops before it reaches the model, and no world lets it pass",
         "'theory' not in cycle": "it is about the package's sources, to which no world adds an import",
     },
+    "runs_and_resuming": {
+        "all((p.stat().st_mtime_ns == t for p, t in done.items()))": "no world performs a run of a sweep twice"
+    },
     "sparse_delta_layers": {"layer.weight.grad is None": A_CLASS},
 }
 
