@@ -34,6 +34,7 @@ OWN = {
     " far-checks; fc279a47; steep-checks",
     "from_example_to_score": "01d11d91; 4a3f711e; 4ac86cbe; cell-15; cell-28; cell-37; superglue-checks",
     "further_from_home": "cell-08; check-real",
+    "how_much_data": "power-checks",
     "how_the_package_is_built": "50f3d0bd; built-10; built-17; built-20; built-26; built-29",
     "in_the_tools_you_already_use": "base; check-compare; check-trl; folder",
     "it_is_the_pretraining": "len(gaps) == 2; count['bits'].min() > 3 * labels",
