@@ -106,12 +106,15 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, str], dict[str,
 
     Raises:
         UnreadableFileError: it is no such file.
+        MemoryError: its tensors do not fit in memory.
     """
     metadata, layouts = read_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             return metadata, {name: file.get_tensor(name) for name in layouts}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        if "allocate memory" in str(error):  # torch says so in a RuntimeError
+            raise MemoryError(f"{path} does not fit in memory ({error})") from None
         raise UnreadableFileError(f"{path} is no readable safetensors file ({error}); fetch it again.") from None
 
 

@@ -3,7 +3,9 @@
 import json
 import os
 import socket
+import sys
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -21,7 +23,7 @@ from rmbook.adapters.merged import save_merged
 from rmbook.adapters.shira import save_as_shira
 from rmbook.adapters.shira_folder import ShiraError
 from rmbook.methods.architectures import conv1d_to_linear
-from rmbook.tensor_files import HEADER_LIMIT
+from rmbook.tensor_files import HEADER_LIMIT, read_safetensors
 
 MEBIBYTE = 2**20
 
@@ -179,6 +181,26 @@ def test_a_sparse_file_of_50_gigabytes_is_refused(tmp_path):
     refused(path, error=AdapterCorruptError)
     with pytest.raises(AdapterCorruptError):
         check_adapter(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory as Linux does")
+@pytest.mark.parametrize("times", [0.5, 1.5])  # the file is mapped twice: by safetensors, then by torch
+def test_too_little_memory_is_no_fault_of_the_file(tmp_path, times):
+    import resource
+
+    size = 2**28
+    path = raw(tmp_path / "a.safetensors", {"a": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}})
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) + size)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + int(times * size), before[1]))
+    try:
+        with pytest.raises(MemoryError):
+            read_safetensors(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert read_safetensors(path)[1]["a"].shape == (size // 4,)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="has no such files")
