@@ -99,7 +99,8 @@ def experiment_content(grid: dict, runs: list[PlannedRun], results: list[dict]) 
 def interference_content(grid: dict, runs: list[PlannedRun], results: list[dict]) -> dict:
     """Return what the recorded file of a grid of merged tasks holds."""
     cells = [_without(result, "config", "status") for result in results]
-    return {"about": grid["description"], "strengths": STRENGTHS, "base": base_accuracies(), "cells": cells}
+    before = [{"base": base} | base_accuracies(base) for base in sorted({cell["base"] for cell in cells})]
+    return {"about": grid["description"], "strengths": STRENGTHS, "before": before, "cells": cells}
 
 
 def _without(result: dict, *names: str) -> dict:

@@ -17,6 +17,7 @@ from rmbook.evidence.interference import (
     STRENGTHS,
     TASKS,
     Cell,
+    base_accuracies,
     interference_tables,
     learn_task,
     measure_pair,
@@ -145,6 +146,18 @@ def test_what_was_learned_gives_the_recorded_accuracy():
         assert not change.flatten()[~inside].any()
 
 
+def test_each_network_is_measured_on_its_own_division():
+    changes, record = learn_task("mirrored", "mask", 0.1, 1e-2, seed=0, base=2)
+    model = combine(load_backbone("vit", 2).model(), (changes, 1.0))
+    assert record["base"] == 2 and view_accuracy(model, "mirrored", base=2) == record["test_accuracy"]
+    task = measure_task(load_backbone("vit", 2).model(), "mirrored", changes, seed=0, base=2)
+    assert task["views"]["mirrored"] == record["test_accuracy"]
+    pair = measure_pair(load_backbone("vit", 2).model(), ("mirrored", "turned"), [changes, {}], seed=0, base=2)
+    assert pair["test"][-1][0] == record["test_accuracy"] != view_accuracy(model, "mirrored")
+    before = base_accuracies(2)
+    assert before["upright"] == view_accuracy(load_backbone("vit", 2).model(), base=2) != base_accuracies()["upright"]
+
+
 def test_measures_of_a_pair_and_a_task(base, learned):
     pair = measure_pair(base, ("mirrored", "negative"), learned[:2], seed=0)
     for place, strength in enumerate(STRENGTHS):
@@ -164,17 +177,19 @@ def test_measures_of_a_pair_and_a_task(base, learned):
 def test_a_grid_holds_every_task_and_pair(learned):
     calls = []
 
-    def learn(view, method, density, learning_rate, seed):
-        calls.append((method, view, seed))
+    def learn(view, method, density, learning_rate, seed, base):
+        calls.append((method, density, view, seed, base))
         return learned[seed], {"trainable": 1, "status": "completed", "dev_accuracy": 50.0}
 
-    cells = [Cell("lora", None, 1e-3, [0]), Cell("mask", 0.05, 1e-2, [0, 1])]
+    cells = [Cell("lora", None, 1e-3, [0]), Cell("mask", 0.05, 1e-2, [0, 1], base=1), Cell("mask", 1.0, 1e-3, [0])]
     results = [run_cell(cell, learn, TASKS[:2]) | {"status": "completed", "config": {}} for cell in cells]
     content = json.loads(json.dumps(interference_content({"description": "Made."}, [], results)))
     tasks, pairs, rest = interference_tables(content | {"stamp": {}})
-    assert len(set(calls)) == len(calls) == len(tasks) == 2 + 4
+    assert len(set(calls)) == len(calls) == len(tasks) == 2 + 4 + 2
+    assert tasks["base"].tolist() == [call[-1] for call in calls] == [0] * 2 + [1] * 4 + [0] * 2
     assert pairs.groupby(["method", "masks"]).size().to_dict() == {
         ("lora", "none"): 1,
+        ("mask", "none"): 1,  # all entries
         ("mask", "independent"): 2,
         ("mask", "same"): 2,
     }
@@ -182,13 +197,14 @@ def test_a_grid_holds_every_task_and_pair(learned):
     own = [sum(int((c != 0).sum()) for c in changes.values()) for changes in learned]
     assert (same["shared"] == same["seed"].map(dict(enumerate(own)))).all() and (same["cosine"] > 0.999).all()
     assert (pairs.query("masks == 'independent'")["shared"] < min(own) / 10).all()
-    assert rest["base"]["upright"] > 85 and rest.keys() == {"stamp", "about", "strengths", "base"}
+    assert rest.keys() == {"stamp", "about", "strengths", "before"}
+    assert [row["base"] for row in rest["before"]] == [0, 1] and all(row["upright"] > 85 for row in rest["before"])
     recorded = load_recorded("science/interference")
     assert list(recorded) == ["stamp", *content] and recorded["cells"][0].keys() == content["cells"][0].keys()
 
 
 def test_the_record_has_the_cells_of_the_grid():
     cells = list(combinations(read_recorded_grid("interference")))
-    names = ("method", "density", "learning_rate")
+    names = ("method", "density", "learning_rate", "base")
     recorded = load_recorded("science/interference")["cells"]
     assert [{name: cell[name] for name in names} for cell in recorded] == [{n: c[n] for n in names} for c in cells]
