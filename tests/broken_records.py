@@ -162,4 +162,5 @@ class Records(Library):
         if "runs" in content:
             runs = self.world(pd.DataFrame(content["runs"]).astype(object)).to_dict("records")
             return content | {"runs": runs, "zero_shot": content["zero_shot"] / 2}
-        return content | {"base": {name: value / 2 for name, value in content["base"].items()}}
+        halves = [{name: value / 2 for name, value in row.items()} | {"base": row["base"]} for row in content["before"]]
+        return content | {"before": halves}
