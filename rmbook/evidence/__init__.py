@@ -7,6 +7,7 @@ page.
     curvature_cells the Hessian's norm before training under one mask
     mask_choices    ways to choose which entries are trained
     changes         what training did to the weights, added up and compared
+    connections     what lies on the way to a solution, and between two
     interference    what becomes of two tasks when their changes are added
     language_grids  runs of a language model on a task
     grids           the recorded grids: their runs, and their results as tables

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rmbook.errors import ConfigError
 from rmbook.evidence.backbones import load_backbone
+from rmbook.evidence.connections import ConnectionCell, measure_connections
 from rmbook.evidence.curvature_cells import CurvatureCell, measure_cell
 from rmbook.evidence.experiment import Experiment, run_experiment
 from rmbook.evidence.grids import read_recorded_grid, recorded_grids
@@ -114,6 +115,7 @@ def _measured(content: Callable, *given) -> Kind:
 KINDS = {
     "experiment": _measured(experiment_content, Experiment, run_experiment),
     "curvature": _measured(experiment_content, CurvatureCell, measure_cell),
+    "connections": _measured(experiment_content, ConnectionCell, measure_connections),
     "interference": _measured(interference_content, Cell, run_cell),
     "fine_tuning": Kind(plan_language, perform_language, language_content),
 }
