@@ -28,7 +28,7 @@ class ConnectionCell:
     density: float
     method: str = "mask"
     base: int = 0
-    steps: int | None = None
+    steps: int = 200
 
 
 def solve(cell: ConnectionCell, mask: int, order: int) -> tuple[dict, dict[str, torch.Tensor]]:
