@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rmbook.evidence.backbones import Backbone, load_backbone
-from rmbook.evidence.changes import combine, weight_changes
+from rmbook.evidence.changes import Changes, combine, weight_changes
 from rmbook.evidence.experiment import Experiment, accuracy, look_at, run_experiment
 from rmbook.landscape.slices import loss_along_path
 
@@ -31,7 +31,7 @@ class ConnectionCell:
     steps: int = 200
 
 
-def solve(cell: ConnectionCell, mask: int, order: int) -> tuple[dict, dict[str, torch.Tensor]]:
+def solve(cell: ConnectionCell, mask: int, order: int) -> tuple[dict, Changes]:
     """Train one mask with one order of the examples.
 
     Returns:
@@ -45,11 +45,11 @@ def solve(cell: ConnectionCell, mask: int, order: int) -> tuple[dict, dict[str, 
     flat = torch.cat([part.flatten() for part in change.values()]).abs().double()
     path = loss_along_path(landscape, torch.zeros_like(landscape.point()), fractions=FRACTIONS)
     found = {"mask": mask, "order": order, "status": result["status"], "test_accuracy": result["test_accuracy"]}
-    found |= {"l1": float(flat.sum()), "l2": float(flat.norm()), "linf": float(flat.max()), "path": path.tolist()}
+    found |= {"l1": float(flat.sum()), "l2": result["distance"], "linf": float(flat.max()), "path": path.tolist()}
     return found, change
 
 
-def barrier(backbone: Backbone, first: tuple[dict, dict], second: tuple[dict, dict]) -> dict[str, float]:
+def barrier(backbone: Backbone, first: tuple[dict, Changes], second: tuple[dict, Changes]) -> dict[str, float]:
     """Measure the point half way between two solutions, each as `solve` returns it.
 
     Returns:

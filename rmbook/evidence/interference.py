@@ -6,7 +6,7 @@ Each of these has its own division of the digits, so what measures one is told i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import combinations
 
 import pandas as pd
@@ -17,7 +17,7 @@ from rmbook.evidence.backbones import load_backbone
 from rmbook.evidence.changes import Changes, combine, cosine, flip_signs, norm, shared_entries, weight_changes
 from rmbook.evidence.experiment import Experiment, run_experiment
 from rmbook.evidence.recording import load_recorded
-from rmbook.offline.digits import VIEWS, Digits, base_config
+from rmbook.offline.digits import VIEWS
 
 TASKS = ("mirrored", "upside_down", "turned", "negative")
 STRENGTHS = (0.5, 0.7, 1.0)
@@ -65,14 +65,11 @@ def learn_task(
 @torch.no_grad()
 def view_accuracy(model: nn.Module, *views: str, split: str = "test", base: int = 0) -> float:
     """Return right answers in percent on digits seen through views, the first one applied first; none means upright."""
-    images = (data := _digits(split, base)).images
+    images = (data := load_backbone("vit:upright", base).data[split]).images
     for view in views:
         images = VIEWS[view](images)
     answers = model.eval()(pixel_values=images).logits.argmax(1)
     return 100 * float((answers == data.labels).double().mean())
-
-
-_digits = cache(lambda split, base: Digits(split, "upright", division=base_config(base).division))
 
 
 def measure_pair(model: nn.Module, views: Sequence[str], changes: Sequence[Changes], seed: int, base: int = 0) -> dict:

@@ -167,7 +167,10 @@ def test_too_little_memory_takes_no_other_run_along_and_other_errors_are_told(gr
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kind: experiments", "must be one of experiment, curvature, connections, interference, fine_tuning, got"),
+        (
+            "kind: experiments",
+            "kind of the grid .* must be one of experiment, curvature, connections, interference, fine_tuning, got",
+        ),
         ("kind: experiment\nfixed: {learning_rate: 1e-2, densty: 0.1}", "unexpected keyword argument 'densty'"),
         ("kind: experiment\nfixed: {learning_rate: 1e-2}", "a mask needs a density"),
         ("kind: experiment\naxes: {method: {best_in: vit_grids}}", "there is no recorded result 'science/vit_grids'"),
