@@ -62,6 +62,14 @@ def first_line(error: Exception, longest: int = 120) -> str:
     return f"{type(error).__name__}: {printable(str(error), longest)}"
 
 
+def is_memory_shortage(error: Exception) -> bool:
+    """Tell whether an error says that memory ran out, the machine's or a GPU's: what was read is not to blame."""
+    from accelerate.utils.memory import should_reduce_batch_size  # only where something went wrong: it loads torch
+
+    mapped = "Cannot allocate memory" in str(error)  # what torch and safetensors say of a file, in errors of any kind
+    return isinstance(error, MemoryError) or mapped or should_reduce_batch_size(error)
+
+
 def printable(text: str, longest: int) -> str:
     """Return a text as one line, cut in the middle to `longest` characters; what steers a terminal is escaped."""
     if len(text) > 8 * longest:  # of a million characters only the ends matter

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
+from rmbook.errors import is_memory_shortage
 from rmbook.files import UnreadableFileError, read_bytes, replacing, unique_names
 
 HEADER_LIMIT = 2**22  # bytes of a safetensors file's header: enough for 10,000 masked layers, little to take apart
@@ -113,7 +114,7 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, str], dict[str,
         with safe_open(path, framework="pt") as file:
             return metadata, {name: file.get_tensor(name) for name in layouts}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        if "allocate memory" in str(error):  # torch says so in a RuntimeError
+        if is_memory_shortage(error):
             raise MemoryError(f"{path} does not fit in memory ({error})") from None
         raise UnreadableFileError(f"{path} is no readable safetensors file ({error}); fetch it again.") from None
 

@@ -28,7 +28,9 @@ def noise(seed: int, signs: tuple[int, ...] = (1,)) -> Callable:
         if real.size > 1 and 0 in real.strides:  # as `wide` makes them
             return np.broadcast_to(number(real[..., 0].copy())[..., None], real.shape)
         size = np.nan_to_num(np.abs(real), posinf=1.0).mean() if real.size else 1.0
-        return (size or 1.0) * np.exp(random.normal(0, 1.5, real.shape)) * random.choice(signs, real.shape)
+        count = min(real.size, 2**16 + 1)  # of different ones: a model has millions
+        drawn = (size or 1.0) * np.exp(random.normal(0, 1.5, count)) * random.choice(signs, count)
+        return np.resize(drawn, real.shape)
 
     return number
 

@@ -10,6 +10,10 @@ pytest_plugins = ["tiny_runs"]  # fixtures of tiny runs
 
 # Before torch is loaded: its threads else spin while they wait, which starves tiny models where others use the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Where several processes test, each has its share of the cores, and so have the kernels and commands that it starts.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402

@@ -187,5 +187,3 @@ def _summary(result: dict, folder) -> str:
     count = result["cut_prompts"]
     cut = f"; {count} prompts were cut to {result['max_length']} tokens" if count else ""
     return f"{result['status']}: {best}{', ' if test else ''}{test}; {trained}{cut}; see {folder}"
-
-

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -22,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from rmbook.errors import first_line
+from rmbook.errors import first_line, is_memory_shortage
 from rmbook.files import replacing_folder
 from rmbook.methods.architectures import conv1d_to_linear
 from rmbook.models.configuration import read_config, refuse_quantized
@@ -133,7 +132,7 @@ def _check_padding(name: str, model: PreTrainedModel) -> None:
                 for rows in ([longer[:3]], [longer[:3], longer])
             )
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if should_reduce_batch_size(error):
+        if is_memory_shortage(error):
             raise
         why = f"cannot be called with padding on the left ({first_line(error)})"
         raise ModelError(f"{name} {why}: give another model.") from None

@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils.memory import should_reduce_batch_size
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from rmbook.errors import first_line, shown
+from rmbook.errors import first_line, is_memory_shortage, shown
 from rmbook.models.configuration import empty_model, own_attention, refuse_quantized
 from rmbook.models.files import ModelError, quiet
 
@@ -76,7 +75,7 @@ def read_model(
                 folder, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True, **settings
             )
     except Exception as error:
-        if isinstance(error, MemoryError) or should_reduce_batch_size(error) or getattr(error, "errno", None):
+        if is_memory_shortage(error) or getattr(error, "errno", None):
             raise
         raise ModelError(f"{name} cannot be loaded ({first_line(error)}): get its files again.") from None
     for key, in_file, in_model in info["mismatched_keys"]:

@@ -176,4 +176,3 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold lines like 'task: RTE', got {shown(values)}.")
     return values
-

@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from accelerate.utils.memory import should_reduce_batch_size
-
-from rmbook.errors import RmbookError
+from rmbook.errors import RmbookError, is_memory_shortage
 from rmbook.runs.config import RunConfig
 from rmbook.tasks.catalog import find_task
 
@@ -28,7 +26,7 @@ def explaining_memory(config: RunConfig, folder: Path | None = None) -> Iterator
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not should_reduce_batch_size(error):
+        if not is_memory_shortage(error):
             raise
         size = config.micro_batch_size or config.batch_size
         advice = [f"--micro-batch-size {size // 2} (now {size}; the step stays the same)"] if size > 1 else []

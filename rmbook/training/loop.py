@@ -12,12 +12,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils.memory import should_reduce_batch_size
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from rmbook.engine.shards import whole
-from rmbook.errors import first_line
+from rmbook.errors import first_line, is_memory_shortage
 from rmbook.json_files import check_fields
 from rmbook.methods.applied_method import AppliedMethod
 from rmbook.methods.settings import MethodError
@@ -213,7 +212,7 @@ class TrainingLoop:
             try:
                 self._restore_state(self.checkpoint.path, *found)
             except (AttributeError, LookupError, MethodError, RuntimeError, TypeError, ValueError) as error:
-                if should_reduce_batch_size(error) or isinstance(error, dist.DistError):  # not the file's fault
+                if is_memory_shortage(error) or isinstance(error, dist.DistError):  # not the file's fault
                     raise
                 raise CheckpointError(
                     f"{self.checkpoint.path} is not of this run, or damaged ({first_line(error)}): remove it to start "

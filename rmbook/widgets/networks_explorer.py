@@ -26,6 +26,4 @@ def explore_networks(problem: Problem, method: str, batch: int | None = None, se
 
     title = f"Density and learning rate, {'Adam' if method == 'adam' else 'gradient descent'}"
     lost = "ends above its start"
-    return Explorer(
-        run, DENSITIES, RATES[method], STEPS, title=title, lost_label=lost, density=0.1, learning_rate=1.0
-    )
+    return Explorer(run, DENSITIES, RATES[method], STEPS, title=title, lost_label=lost, density=0.1, learning_rate=1.0)

@@ -17,6 +17,7 @@ import torch
 from broken_chapters import CHAPTERS, Chapter, changed, exchanged, halved, reworded
 from broken_library import WORLDS, Library, answers, with_wrong
 from broken_records import RECORDS, Records, lost, unbroken
+from transformers import Trainer
 
 # Cells, or parts of asserts, about what the chapter computes by itself, or from fixed data: no library reaches them.
 OWN = {
@@ -65,6 +66,18 @@ NOT_ASKED = {
     },
     "sparse_delta_layers": {"layer.weight.grad is None": A_CLASS},
 }
+
+
+@pytest.fixture(autouse=True)
+def two_steps(monkeypatch):
+    """End each training of transformers early: what it learns is broken afterwards, whatever it is."""
+    real = Trainer.train
+
+    def train(trainer, *arguments, **options):
+        trainer.args.max_steps = 2
+        return real(trainer, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "train", train)
 
 
 @pytest.fixture(autouse=True)

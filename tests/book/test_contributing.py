@@ -58,7 +58,7 @@ def test_chapter():
     exec(chapter.cells[2].source, names)
     assert abs(names["mask"].nnz - 10_000) < 5 * 100  # as its exercise says
     (entry,) = yaml.safe_load(line)
-    assert f"nbformat.write(chapter, \"{entry['file']}.ipynb\")" in code
+    assert f'nbformat.write(chapter, "{entry["file"]}.ipynb")' in code
 
 
 def test_task(registered, tmp_path):

@@ -19,6 +19,7 @@ from rmbook.engine.targets import TargetError
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
 
+
 class Quantised(nn.Module):
     """Two quantised targets and a plain layer."""
 

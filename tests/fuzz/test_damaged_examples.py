@@ -67,9 +67,7 @@ def test_texts(name, tmp_path):
     read_all(task, tmp_path)
     for number in seeds(60):
         forged = name != "SST-2" and draw.random() < 0.5
-        path.write_bytes(
-            original(name, damaged_value(draw, TEXTS[name])) if forged else damaged_bytes(draw, content)
-        )
+        path.write_bytes(original(name, damaged_value(draw, TEXTS[name])) if forged else damaged_bytes(draw, content))
         before = contents(tmp_path)
         error = refusal(lambda: read_all(task, tmp_path), (name, number))
         assert error is None or path.name in str(error), (name, number, str(error)[:300])

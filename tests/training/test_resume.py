@@ -172,10 +172,11 @@ def test_more_processes_than_wrote_a_checkpoint_are_refused_by_each(wrote, here,
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("unable to mmap 2048 bytes from file <c.safetensors>: Cannot allocate memory (12)"),
         MemoryError(),
         torch.distributed.DistBackendError("NCCL error: remote process exited"),
     ],
-    ids=["GPU", "CPU", "Python", "process"],
+    ids=["GPU", "CPU", "file", "Python", "process"],
 )
 def test_what_goes_wrong_beside_a_checkpoint_is_not_put_down_to_it(error, tmp_path, monkeypatch):
     path = tmp_path / "c.safetensors"

@@ -16,9 +16,7 @@ FIRST = (3, 300, 0.1, 0.05, 1.0)
 
 @pytest.fixture(scope="module")
 def explorer():
-    return BoundsExplorer(
-        (2, 3), (100, 300), (0.01, 0.1, 0.5), (0.5, 0.05), (0.01, 1.0, 10.0), masks=40, first=FIRST
-    )
+    return BoundsExplorer((2, 3), (100, 300), (0.01, 0.1, 0.5), (0.5, 0.05), (0.01, 1.0, 10.0), masks=40, first=FIRST)
 
 
 @pytest.mark.parametrize("choice", [FIRST, (2, 100, 0.5, 0.5, 0.01), (3, 100, 0.01, 0.05, 10.0)])

@@ -22,9 +22,7 @@ def curves(exponent, places=PLACES, bend=0.0):
 
 
 def explorer(exponent=0.7, **changes):
-    return CollapseExplorer(
-        **({"curves": curves(exponent), "exponents": EXPONENTS, "first": 0.0, **NAMES} | changes)
-    )
+    return CollapseExplorer(**({"curves": curves(exponent), "exponents": EXPONENTS, "first": 0.0, **NAMES} | changes))
 
 
 @given(st.sampled_from(EXPONENTS), st.sampled_from(EXPONENTS))

@@ -10,9 +10,7 @@ from browser import needs_browser, open_page
 
 from rmbook.widgets.method_explorer import MethodExplorer
 
-TABLE = pd.DataFrame(
-    {"score": [50.0, 60.0, 40.0], "size": [1e3, np.nan, 1e6]}, index=["LoRA <8>", "mask", "full"]
-)
+TABLE = pd.DataFrame({"score": [50.0, 60.0, 40.0], "size": [1e3, np.nan, 1e6]}, index=["LoRA <8>", "mask", "full"])
 GROUPS = pd.Series(["lora", "mask", "full"], index=TABLE.index)
 HALVES = {"score": pd.Series([2.0, 3.0, 2.0], index=TABLE.index)}
 MEASURES = {"score": "score, %", "size": "numbers"}
