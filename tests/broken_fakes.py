@@ -106,7 +106,7 @@ class Look:
         return self.curvature * vector
 
 
-def look_at(model, *_):
+def look_at(model, *_, **__):
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     return Look([*trained], torch.tensor(ramp(sum(trained.values()))).float())
 
